@@ -1,0 +1,1 @@
+"""Where attempts execute: one small protocol (`base`) and its implementations, each a package of its own."""

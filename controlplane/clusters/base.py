@@ -1,0 +1,157 @@
+"""The protocol between the control plane and whatever executes its manifests, with its own errors and observations.
+
+Callers see objects (one per attempt) and their pods, never a process, a socket or a client library. A cluster knows
+nothing of runs beyond the labels of `controlplane.render`: what an observation means for a run is decided elsewhere.
+
+    ClusterError
+    ├── Unavailable     nothing was decided: ask again later
+    ├── NameConflict    the name belongs to something else: final
+    └── Rejected        the manifest cannot be executed here, field by field: final
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeAlias
+
+Manifest: TypeAlias = dict[str, Any]  # a Kubernetes object as JSON
+PodPhase: TypeAlias = Literal["Pending", "Running", "Succeeded", "Failed"]
+PodRole: TypeAlias = Literal["master", "worker"]
+
+
+class ClusterError(Exception):
+    """What a cluster says instead of doing what was asked."""
+
+
+class Unavailable(ClusterError):
+    """The cluster could not be reached or could not answer; nothing is known about the request. Retry it."""
+
+
+class NameConflict(ClusterError):
+    """An object of that name exists and belongs to another run, attempt or spec. Final."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One field of a manifest that cannot be honoured: its `path`, what was `given`, what is `allowed`."""
+
+    path: str
+    given: object
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: got {self.given!r}; allowed: {self.allowed}"
+
+
+class Rejected(ClusterError):
+    """A manifest that this cluster can never execute, with every field that stands in the way (`problems`). Final."""
+
+    def __init__(self, problems: Iterable[Refusal]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has in all and free now: CPUs, bytes of memory, GPUs and their type (None: no GPU)."""
+
+    cpus: int
+    memory: int
+    gpus: int
+    gpu_type: str | None
+    free_cpus: int
+    free_memory: int
+    free_gpus: int
+
+
+@dataclass(frozen=True)
+class ObservedPod:
+    """A pod as last seen.
+
+    `reason` and `message` say why it is Pending ("Queued", "needs 4 cpus, 2 free") or how it ended ("Error", "Lost",
+    "StartError"). `exit_code` is the container's (128 + n for a signal n, which `signal` names, as "SIGKILL"); both are
+    None while it lives, and when it was lost. `termination` is its termination message where that is a JSON object;
+    any other text stands in `message`.
+    """
+
+    name: str
+    uid: str
+    role: PodRole
+    index: int
+    phase: PodPhase
+    reason: str | None = None
+    message: str | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    termination: dict[str, Any] | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ObservedJob:
+    """An object of ours as last seen, with every pod it should have. Times are aware and in UTC."""
+
+    name: str
+    uid: str
+    run_id: str
+    attempt: int
+    spec_hash: str
+    created_at: datetime
+    deleting: bool
+    pods: tuple[ObservedPod, ...]
+
+
+class Cluster(Protocol):
+    """Executes manifests. Every method is thread-safe and may raise Unavailable."""
+
+    @property
+    def name(self) -> str:
+        """The cluster's name, as runs show it."""
+        ...
+
+    def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
+        """Take on an object and return its uid; its pods start as soon as they fit, in order of arrival.
+
+        `secret` holds the values that the manifest's `secretKeyRef`s name by key; they are stored beside the object
+        under its name and never shown. Idempotent: an object of that name with the same run-id, attempt and spec-hash
+        is adopted, also after its deletion (it does not run again). Raises NameConflict and Rejected.
+        """
+        ...
+
+    def observe(self) -> list[ObservedJob]:
+        """Every object of ours, live, finished or being deleted, until its deletion is complete. Cheap."""
+        ...
+
+    def delete(self, name: str, uid: str | None = None) -> None:
+        """End an object: SIGTERM to its pods, SIGKILL after their grace period. Returns at once.
+
+        The object stays in `observe` with `deleting` set until its last pod has ended. An unknown name, or a name that
+        meanwhile belongs to another `uid`, is success.
+        """
+        ...
+
+    def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        """Up to `limit` bytes of what a pod wrote, from byte `offset`; empty past the end or for an unknown pod.
+
+        Readable while the pod lives and until `forget`.
+        """
+        ...
+
+    def forget(self, name: str) -> None:
+        """Remove what is left of a deleted object: logs and records. Anything else of that name is left alone."""
+        ...
+
+    def capacity(self) -> Capacity:
+        """What there is and what is free."""
+        ...
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake`, from any thread, soon after what `observe` returns has changed. A hint: look now and then too."""
+        ...
+
+    def close(self) -> None:
+        """Stop looking after the objects. Their pods go on; another instance takes them up again."""
+        ...
