@@ -1,0 +1,333 @@
+"""A small synchronous client of the HTTP API: what the command line uses, and what a script needs.
+
+It knows the wire and nothing else: no store, no cluster, no pydantic, so that importing it stays cheap. Replies are
+the API's JSON objects with their keys typed. Streams reconnect by themselves and resume by `Last-Event-ID`.
+
+    ClientError
+    ├── Unreachable   nobody answers at the URL
+    └── ApiError      the API refused: `status`, `code`, `problem` (RFC 9457), `errors` with a pointer each
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NotRequired, Self, TypedDict, cast
+from urllib.parse import quote
+
+import httpx
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0  # between reconnections of a stream
+HEARTBEATS_MISSED_S = 45.0  # the server pings every 15 s; a stream silent for longer is dead
+
+JsonObject = dict[str, Any]
+
+
+class Progress(TypedDict):
+    """How far a run is: the newest point of its curve."""
+
+    step: int
+    steps: int
+    loss: float | None
+    val_loss: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+
+
+class Run(TypedDict):
+    """A run as the API shows it. `resolved["config"]` holds every setting of the trainer, given or derived."""
+
+    id: str
+    name: str
+    phase: str
+    desired: str
+    reason: str | None
+    message: str | None
+    attempt: int
+    size: str
+    spec: JsonObject
+    resolved: JsonObject
+    progress: Progress | None
+    kubernetes: JsonObject
+    folder: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    retry_of: str | None
+    links: dict[str, str]
+
+
+class Attempt(TypedDict):
+    """One execution of a run on a cluster."""
+
+    attempt: int
+    name: str
+    phase: str
+    reason: str | None
+    message: str | None
+    exit_code: int | None
+    rank: int | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Event(TypedDict):
+    """Something that happened to a run. `seq` grows by one with each event of the run."""
+
+    seq: int
+    time: str
+    kind: str
+    attempt: int | None
+    message: str
+    data: NotRequired[JsonObject]
+
+
+Point = dict[str, Any]  # seq, step, time, loss, lr, grad_norm, tokens_per_s, ..., attempt; val_loss on evaluation
+
+
+class ClientError(Exception):
+    """The call did not work; the text is one sentence for a person."""
+
+
+class Unreachable(ClientError):
+    """Nobody answers at `url`."""
+
+    def __init__(self, url: str, cause: Exception) -> None:
+        self.url = url
+        super().__init__(f"no control plane answers at {url} ({str(cause) or type(cause).__name__})")
+
+
+class ApiError(ClientError):
+    """The API refused the call. `errors` holds `{pointer, code, detail}` of every bad field."""
+
+    def __init__(self, problem: JsonObject) -> None:
+        self.problem = problem
+        self.status = int(problem.get("status", 500))
+        self.code = str(problem.get("code", "unknown"))
+        self.errors = cast("list[dict[str, str]]", problem.get("errors") or [])
+        fields = "".join(f"\n  {error['pointer'] or '(body)'}: {error['detail']}" for error in self.errors)
+        super().__init__(f"{problem.get('detail') or problem.get('title')}{fields}")
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One message of a stream: `id` to resume after, `event` its kind, `data` its parsed JSON."""
+
+    id: str
+    event: str
+    data: Any
+
+
+class Client:
+    """The API at `url`. `token` is sent as a bearer token; `timeout_s` bounds every call but the streams.
+
+    Every method raises Unreachable where nobody answers and ApiError where the API refuses. Runs are named by id, or
+    by name while they live. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self, url: str = "http://127.0.0.1:8000", token: str | None = None, *, timeout_s: float = 30.0
+    ) -> None:
+        self.url = url.rstrip("/")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=timeout_s, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._http.close()
+
+    def ready(self) -> JsonObject:
+        """`{"ready": bool, "components": {name: {"ready": bool, "detail": str}}}`, also where it is not ready."""
+        response = self._send("GET", "/readyz", expect=(200, 503))
+        return cast("JsonObject", response.json())
+
+    def sizes(self) -> list[JsonObject]:
+        """The named sizes with their shapes and parameter counts."""
+        return cast("list[JsonObject]", self._json("GET", "/sizes")["items"])
+
+    def plan(self, request: Mapping[str, Any]) -> JsonObject:
+        """How the run described by `request` (a run's spec) would be laid out and what it needs; nothing is created."""
+        return self._json("POST", "/plans", json=request)
+
+    def create(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> Run:
+        """Create a run. The same key with the same spec gives the same run; without one, each call makes a new run."""
+        headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
+        return cast("Run", self._json("POST", "/runs", json=spec, headers=headers))
+
+    def preview(self, spec: Mapping[str, Any]) -> JsonObject:
+        """What `create` would do: `{resolved, plan, manifest, environment: {pod: {...}}, warnings}`; nothing is made."""
+        return self._json("POST", "/runs:preview", json=spec)
+
+    def runs(
+        self, *, phase: Sequence[str] = (), label: Sequence[str] = (), q: str | None = None, limit: int | None = None
+    ) -> Iterator[Run]:
+        """Runs, newest first, page by page; at most `limit`. `label` holds `key=value`, `q` is part of a name or id."""
+        query: JsonObject = {"phase": list(phase), "label": list(label), "q": q}
+        left, cursor = limit, None
+        while left is None or left > 0:
+            page = self._json("GET", "/runs", params={**query, "cursor": cursor, "limit": min(left or 100, 100)})
+            yield from cast("list[Run]", page["items"])
+            cursor = page["next_cursor"]
+            left = left and left - len(page["items"])
+            if not cursor:
+                return
+
+    def run(self, run: str) -> Run:
+        """One run."""
+        return cast("Run", self._json("GET", _path(run)))
+
+    def cancel(self, run: str) -> Run:
+        """Ask for the run to stop. It writes a checkpoint first; a run that has ended stays as it is."""
+        return cast("Run", self._json("POST", _path(run, "cancel")))
+
+    def retry(self, run: str) -> Run:
+        """A new run (`retry_of`) that goes on from a finished run's last checkpoint."""
+        return cast("Run", self._json("POST", _path(run, "retry")))
+
+    def manifest(self, run: str, attempt: int | None = None) -> JsonObject:
+        """The object that was, or would be, given to the cluster for an attempt (the newest unless given)."""
+        return self._json("GET", _path(run, "manifest"), params={"attempt": attempt})
+
+    def attempts(self, run: str) -> list[Attempt]:
+        """The run's attempts, oldest first."""
+        return cast("list[Attempt]", self._json("GET", _path(run, "attempts"))["items"])
+
+    def events(self, run: str, *, after: int = 0) -> list[Event]:
+        """The run's events with a `seq` beyond `after`, oldest first."""
+        return cast("list[Event]", self._json("GET", _path(run, "events"), params={"after": after})["items"])
+
+    def metrics(self, run: str, *, keys: Sequence[str] = (), downsample: int | None = None) -> list[Point]:
+        """The run's curve, one point a step; `keys` picks values, `downsample` is the most points wanted."""
+        query = {"keys": ",".join(keys) or None, "downsample": downsample}
+        return cast("list[Point]", self._json("GET", _path(run, "metrics"), params=query)["points"])
+
+    def logs(self, run: str, *, rank: int = 0, attempt: int | None = None, tail: int | None = None) -> str:
+        """What a rank printed in an attempt (the newest unless given); `tail` is the number of last lines."""
+        query = {"rank": rank, "attempt": attempt, "tail": tail}
+        return self._send("GET", _path(run, "logs"), params=query).text
+
+    def stream_logs(
+        self, run: str, *, rank: int = 0, attempt: int | None = None, tail: int | None = None, after: str | None = None
+    ) -> Iterator[str]:
+        """A rank's lines as they are printed, over every attempt from `attempt` on, until the run has ended."""
+        query = {"rank": rank, "attempt": attempt, "tail": tail}
+        for event in self.stream(_path(run, "logs", "stream"), query, after=after):
+            yield str(event.data["line"])
+
+    def stream_events(self, run: str, *, after: str | None = None) -> Iterator[Event]:
+        """The run's events as they happen, until the run has ended."""
+        for event in self.stream(_path(run, "events", "stream"), {}, after=after):
+            yield cast("Event", event.data)
+
+    def stream_metrics(self, run: str, *, after: str | None = None) -> Iterator[Point]:
+        """The run's metric points as they come in, until the run has ended."""
+        for event in self.stream(_path(run, "metrics", "stream"), {}, after=after):
+            yield cast("Point", event.data)
+
+    def stream(
+        self, path: str, query: JsonObject, *, after: str | None = None, patience_s: float = 60.0
+    ) -> Iterator[ServerEvent]:
+        """Messages of an event stream until its end, over as many connections as it takes.
+
+        Raises Unreachable once no connection was made for `patience_s` seconds.
+        """
+        pause, silent_since = FIRST_PAUSE_S, time.monotonic()
+        while True:
+            try:
+                for event in self._connect(path, query, after):
+                    if event.event == "end":
+                        return
+                    after = event.id or after
+                    pause = FIRST_PAUSE_S
+                    yield event
+                    silent_since = time.monotonic()
+            except httpx.TransportError as error:
+                if time.monotonic() - silent_since > patience_s:
+                    raise Unreachable(self.url, error) from error
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _connect(self, path: str, query: JsonObject, after: str | None) -> Iterator[ServerEvent]:
+        """Messages of one connection."""
+        headers = {"accept": "text/event-stream", **({"last-event-id": after} if after else {})}
+        timeout = httpx.Timeout(self._http.timeout.connect, read=HEARTBEATS_MISSED_S)
+        with self._http.stream("GET", path, params=_given(query), headers=headers, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                raise ApiError(_problem(response))
+            yield from parse_events(response.iter_lines())
+
+    def _json(self, method: str, path: str, **options: Any) -> JsonObject:
+        return cast("JsonObject", self._send(method, path, **options).json())
+
+    def _send(self, method: str, path: str, *, expect: tuple[int, ...] = (), **options: Any) -> httpx.Response:
+        options["params"] = _given(options.get("params") or {})
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, error) from error
+        if response.is_success or response.status_code in expect:
+            return response
+        raise ApiError(_problem(response))
+
+
+@dataclass
+class _Message:
+    """A message of a stream while its lines come in."""
+
+    id: str = ""
+    event: str = "message"
+    data: list[str] = field(default_factory=list[str])
+
+
+def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+    """Messages of a `text/event-stream` (WHATWG HTML, section 9.2.6); one without data is dropped, as there."""
+    message = _Message()
+    for line in lines:
+        if not line:
+            if message.data:
+                yield ServerEvent(message.id, message.event, json.loads("\n".join(message.data)))
+            message = _Message(message.id)
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            message.data.append(value)
+        elif name == "id":
+            message.id = value
+        elif name == "event":
+            message.event = value
+
+
+def _path(run: str, *parts: str) -> str:
+    return "/".join(("/runs", quote(run, safe=""), *parts))
+
+
+def _given(query: Mapping[str, Any]) -> JsonObject:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _problem(response: httpx.Response) -> JsonObject:
+    """The reply's problem document, or one that says what came instead of it."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if isinstance(problem, dict) and "status" in problem:
+        return cast("JsonObject", problem)
+    detail = f"{response.url} answered {response.status_code} {response.reason_phrase} without a problem document"
+    return {"status": response.status_code, "code": "unexpected_reply", "title": "Unexpected reply", "detail": detail}
