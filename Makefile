@@ -1,0 +1,47 @@
+# Every target sets up .venv by itself; nothing needs activating. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help install check test coverage build demo clean
+SHELL := /bin/bash -o pipefail
+
+BIN := .venv/bin
+CACHE ?= .cache# of the checkers; .ci/run puts it outside the checkout
+export RUFF_CACHE_DIR := $(CACHE)/ruff
+export MYPY_CACHE_DIR := $(CACHE)/mypy
+export COVERAGE_FILE := $(abspath $(CACHE))/coverage/data
+WORKERS ?= 2
+TESTS ?=
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: ## make .venv with everything that development needs
+	@tools/setup.sh dev
+
+check: install ## ruff, format, mypy, pyright, import layers, line count, generated docs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --cache-dir $(CACHE)/import-linter
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/python tools/generate.py --check
+
+test: check ## every check, then every test with coverage
+	@$(MAKE) --no-print-directory coverage
+
+coverage: install ## the tests, and coverage of both packages
+	@rm -rf $(CACHE)/coverage && mkdir -p $(CACHE)/coverage
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile -o cache_dir=$(CACHE)/pytest $(TESTS) | tee $(CACHE)/pytest.log
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --include='teragpt/*'
+	$(BIN)/coverage report --include='controlplane/*'
+	@tail -n 1 $(CACHE)/pytest.log
+
+build: install ## the wheel and the source archive, in dist/
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+demo: ## train the tiny size through POST /runs and sample from it
+	@tools/setup.sh all
+	@$(BIN)/teragpt demo
+
+clean: ## remove everything that make made, .venv and the demo's runs included
+	rm -rf .venv .cache .teragpt dist build
