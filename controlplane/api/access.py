@@ -1,0 +1,81 @@
+"""Who may call: checks before any route runs, so that no page in a browser on this machine can reach the API.
+
+A browser names the page's origin and the host it believes to talk to; a page of another origin, or one that bound its
+own name to our address (DNS rebinding), is told apart by them. Where a token is required, everything but probes and
+documentation needs it. The token of a single run is not known here: its route checks that.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from controlplane.api.problems import Refusal, render
+
+OPEN_PATHS = re.compile(r"(/v1)?/(livez|readyz|docs(/[\w.-]+)?|openapi\.json)")
+RUN_TOKEN_PATHS = re.compile(r"(/v1)?/runs/[^/]+/metrics")  # POST only
+
+
+class Access:
+    """Refuses callers. `hosts`: names the API goes by; `token`: what callers must show, if anything."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str], *, any_address: bool, token: str | None) -> None:
+        self.app, self.hosts, self.any_address = app, hosts, any_address
+        self.token = token.encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with a refusal."""
+        if scope["type"] == "http" and (refusal := self._refusal(scope)):
+            await render(refusal, scope)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._known(host):
+            return Refusal("forbidden_host", f"got Host {host!r}; allowed: {', '.join(sorted(self.hosts))}")
+        if origin is not None and not _same(origin, host):
+            return Refusal("forbidden_origin", f"got Origin {origin!r}; allowed: this API's own, or none")
+        if self.token and not _open(scope) and not _shows(headers.get("authorization", ""), self.token):
+            challenge = {"www-authenticate": "Bearer"}
+            return Refusal("unauthorized", "send the header Authorization: Bearer TOKEN", headers=challenge)
+        return None
+
+    def _known(self, host: str) -> bool:
+        """Whether a Host header is a name of ours. An address cannot be rebound: any will do where all are bound."""
+        try:
+            parts = urlsplit(f"//{host}")
+            name, _ = parts.hostname or "", parts.port
+        except ValueError:
+            return False
+        return name in self.hosts or (self.any_address and _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _same(origin: str, host: str) -> bool:
+    """Whether a page of `origin` was served from `host`."""
+    scheme, _, netloc = origin.partition("://")
+    return scheme in {"http", "https"} and netloc.lower() == host.lower()
+
+
+def _open(scope: Scope) -> bool:
+    path, method = str(scope["path"]), scope["method"]
+    return bool(OPEN_PATHS.fullmatch(path) or (method == "POST" and RUN_TOKEN_PATHS.fullmatch(path)))
+
+
+def _shows(header: str, token: bytes) -> bool:
+    scheme, _, shown = header.partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), token)

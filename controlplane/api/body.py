@@ -1,0 +1,126 @@
+"""Reads a request's body: bounded, JSON only, and free of values that no field could hold.
+
+JSON as Python reads it is wider than JSON as others do: NaN and Infinity, integers of any length, halves of surrogate
+pairs. They are refused here with a pointer, so that nothing behind has to think of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, cast
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from controlplane.api.problems import FieldProblem, Refusal, invalid, pointer
+
+DEEPEST = 32  # levels of nesting; a run's spec has four
+LARGEST_INTEGER = (1 << 63) - 1
+MOST_REPORTED = 100
+
+Path = tuple[str | int, ...]
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is read by `JsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, given our request."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(JsonRequest(request.scope, request.receive))
+
+        return handle
+
+
+class JsonRequest(Request):
+    """A request with a bounded body that is JSON."""
+
+    async def body(self) -> bytes:
+        """The body. Raises Refusal as soon as it is known to be too large, without reading on, or not to be JSON."""
+        if not hasattr(self, "_bytes"):
+            self._bytes = await self._read()
+        return self._bytes
+
+    async def json(self) -> Any:
+        """The body's value. Raises Refusal."""
+        return parse(await self.body())
+
+    async def _read(self) -> bytes:
+        limit = cast("int", self.app.state.settings.max_body_bytes)
+        length = self.headers.get("content-length", "0")
+        body = b""
+        if length.isdigit() and int(length) <= limit:
+            async for chunk in self.stream():
+                body += chunk
+                if len(body) > limit:
+                    break
+        if len(body) > limit or not length.isdigit() or int(length) > limit:
+            detail = f"a body may have {limit:,} bytes; this one has more"
+            raise Refusal("body_too_large", detail, headers={"connection": "close"})
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if body and kind != "application/json":
+            detail = f"got content-type {kind or 'none'}; allowed: application/json"
+            raise Refusal("unsupported_media_type", detail)
+        return body
+
+
+def parse(body: bytes) -> Any:
+    """The value of a JSON text. Raises Refusal: 400 where it is no JSON, 422 with pointers for values beyond it."""
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise Refusal("invalid_json", f"nested deeper than {DEEPEST} levels") from None
+    except UnicodeDecodeError as error:
+        raise Refusal("invalid_json", f"not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise Refusal("invalid_json", f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError:  # Python reads integers up to 4,300 digits
+        raise Refusal("invalid_json", "a number has thousands of digits") from None
+    errors = [problem for problem, _ in zip(oddities(value), range(MOST_REPORTED), strict=False)]
+    if errors:
+        raise invalid(errors)
+    return value
+
+
+def oddities(value: Any, path: Path = ()) -> Iterator[FieldProblem]:
+    """Values inside `value` that JSON's other readers would not take, or that nothing stores."""
+    if isinstance(value, dict | list):
+        if len(path) >= DEEPEST:
+            yield FieldProblem(pointer=pointer(path), code="too_deep", detail=f"at most {DEEPEST} levels of nesting")
+            return
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            if isinstance(key, str) and (problem := _odd(key)):
+                yield FieldProblem(pointer=pointer(path), code="invalid_key", detail=f"a key holds {problem}")
+            elif isinstance(entry, dict | list):
+                yield from oddities(entry, (*path, key))
+            elif problem := _odd(entry):
+                yield FieldProblem(pointer=pointer((*path, key)), code="invalid_value", detail=problem)
+    elif problem := _odd(value):
+        yield FieldProblem(pointer=pointer(path), code="invalid_value", detail=problem)
+
+
+def _odd(value: Any) -> str | None:
+    """What is odd about one value."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "a NUL character"
+        return None if value.isascii() or _encodes(value) else "half of a surrogate pair"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is no JSON number; allowed: finite numbers"
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return "allowed: integers of 64 bits"
+    return None
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

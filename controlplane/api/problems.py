@@ -1,0 +1,179 @@
+"""What the API says when it refuses: RFC 9457 documents with a stable code and a pointer to every bad field.
+
+Everything that goes wrong in a request ends here as a `Refusal`: the routes and the checks before them raise it, and
+the handlers below translate what frameworks raise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came from
+
+CODES: dict[str, tuple[int, str]] = {
+    "invalid_json": (400, "The body is not JSON"),
+    "unauthorized": (401, "A token is needed"),
+    "forbidden_host": (403, "The Host header names another machine"),
+    "forbidden_origin": (403, "Pages of other origins may not call this API"),
+    "unknown_route": (404, "No such address"),
+    "run_not_found": (404, "No such run"),
+    "attempt_not_found": (404, "No such attempt"),
+    "method_not_allowed": (405, "The address does not know this method"),
+    "name_taken": (409, "A live run has this name"),
+    "run_not_finished": (409, "The run has not ended"),
+    "conflict": (409, "The run's state does not allow this"),
+    "body_too_large": (413, "The body is too large"),
+    "unsupported_media_type": (415, "The body must be JSON"),
+    "invalid_request": (422, "The request has bad fields"),
+    "idempotency_key_reused": (422, "The Idempotency-Key stands for another request"),
+    "internal": (500, "The control plane made a mistake"),
+    "unavailable": (503, "The control plane cannot do this now"),
+}
+
+
+class FieldProblem(BaseModel):
+    """One bad field of a request."""
+
+    pointer: str = Field(
+        description="JSON pointer (RFC 6901) into the body; `?name` for a query parameter, `header:name` for a header.",
+        examples=["/compute/nodes"],
+    )
+    code: str = Field(description="What is wrong with it, as a stable word.", examples=["greater_than_equal"])
+    detail: str = Field(description="What was given and what is allowed.", examples=["at least 1; got 0"])
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457, `application/problem+json`)."""
+
+    type: str = Field(description="Identifies the kind of problem.", examples=["urn:teragpt:problem:invalid_request"])
+    title: str = Field(description="The kind of problem in words.", examples=["The request has bad fields"])
+    status: int = Field(description="The HTTP status.", examples=[422])
+    detail: str = Field(description="What is wrong with this request.", examples=["1 field is wrong: /compute/nodes"])
+    instance: str = Field(description="The address that was asked.", examples=["/v1/runs"])
+    code: str = Field(description="The kind of problem as a stable word.", examples=["invalid_request"])
+    errors: list[FieldProblem] = Field(
+        default=[],
+        description="Every bad field.",
+        examples=[[{"pointer": "/compute/nodes", "code": "greater_than_equal", "detail": "at least 1; got 0"}]],
+    )
+    request_id: str = Field(
+        description="Names this request in the server's log.", examples=["01jd3m7x9k5v2q8r4t6w0y1z2a"]
+    )
+
+
+class Refusal(HTTPException):
+    """Refuses the request with one of `CODES`; `extra` members are added to the document (RFC 9457, section 3.2)."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        errors: Sequence[FieldProblem] = (),
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        self.code, self.errors, self.extra = code, errors, extra
+        super().__init__(CODES[code][0], detail, dict(headers or {}))
+
+
+def invalid(errors: Sequence[FieldProblem]) -> Refusal:
+    """The refusal of a request with bad fields."""
+    fields = ", ".join(error.pointer or "the body" for error in errors)
+    return Refusal(
+        "invalid_request", f"{len(errors)} field{'s are' if len(errors) > 1 else ' is'} wrong: {fields}", errors
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer with problem documents."""
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals have no code of ours yet."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error, Refusal):
+        return render(error, request.scope)
+    status, headers = error.status_code, error.headers
+    if status == HTTPStatus.NOT_FOUND:
+        detail = f"{request.method} {request.url.path} is no address of this API; /docs lists them"
+        return render(Refusal("unknown_route", detail), request.scope)
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (headers or {}).get("Allow", "")
+        detail = f"{request.url.path} does not know {request.method}; allowed: {allowed}"
+        return render(Refusal("method_not_allowed", detail, headers=headers), request.scope)
+    return render(Refusal("invalid_json", str(error.detail), headers=headers), request.scope)
+
+
+async def _on_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    field = getattr(request.scope.get("route"), "body_field", None)
+    body = getattr(getattr(field, "field_info", None), "annotation", None)
+    errors = [field_problem(cast("Mapping[str, Any]", entry), body) for entry in error.errors()]
+    return render(invalid(errors), request.scope)
+
+
+def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None) -> FieldProblem:
+    """A bad field, from one of pydantic's errors; `body` is the model that was asked for."""
+    place, *path = entry["loc"]
+    code, detail = str(entry["type"]), str(entry["msg"]).removeprefix("Value error, ")
+    if place != "body":
+        prefix = "?" if place == "query" else f"{place}:"
+        return FieldProblem(pointer=prefix + ".".join(map(str, path)), code=code, detail=f"{detail}; got {echo(entry)}")
+    if code == "missing":
+        return FieldProblem(pointer=pointer(path), code=code, detail="this field is required")
+    if code == "extra_forbidden":
+        return FieldProblem(pointer=pointer(path), code=code, detail=_unknown_field(path, body))
+    return FieldProblem(pointer=pointer(path), code=code, detail=f"{detail}; got {echo(entry)}")
+
+
+def pointer(path: Sequence[str | int]) -> str:
+    """The JSON pointer (RFC 6901) of a path into a body."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def echo(entry: Mapping[str, Any]) -> str:
+    """The value that was given, shortened."""
+    text = json.dumps(entry.get("input"), default=str, ensure_ascii=False)
+    return text if len(text) <= LONGEST_ECHO else text[: LONGEST_ECHO - 1] + "…"
+
+
+def _unknown_field(path: Sequence[str | int], body: type[BaseModel] | None) -> str:
+    """Says what stands in the place of a field that does not exist, where the model is known."""
+    model = body
+    for part in path[:-1]:
+        entry = model.model_fields.get(str(part)) if model else None
+        model = entry.annotation if entry and isinstance(entry.annotation, type) else None
+    if not model or not issubclass(model, BaseModel):
+        return "no such field"
+    close = difflib.get_close_matches(str(path[-1]), model.model_fields, n=1)
+    return f"no such field; {f'did you mean {close[0]}? ' if close else ''}allowed: {', '.join(model.model_fields)}"
+
+
+def render(refusal: Refusal, scope: Mapping[str, Any]) -> Response:
+    """The reply to a refused request."""
+    status, title = CODES[refusal.code]
+    problem = Problem(
+        type=f"urn:teragpt:problem:{refusal.code}",
+        title=title,
+        status=status,
+        detail=str(refusal.detail),
+        instance=str(scope.get("path", "")),
+        code=refusal.code,
+        errors=list(refusal.errors),
+        request_id=str(scope.get("request_id", "")),
+    )
+    text = json.dumps(problem.model_dump() | refusal.extra)
+    return Response(text, status, media_type=MEDIA_TYPE, headers=dict(refusal.headers or {}))

@@ -1,0 +1,110 @@
+"""What the API tells about itself: one log line and one measurement a request, and its Prometheus page.
+
+The outermost layer of the app: it names every request, and an error that nobody caught ends here as a problem
+document without a word of its trace, which goes to the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from controlplane.api.problems import Refusal, render
+
+log = logging.getLogger("controlplane.http")
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
+
+Gauges = Callable[[], Mapping[str, float]]
+
+
+class Measurements:
+    """The registry of one process's measurements. `phases` counts runs by phase when the page is asked for."""
+
+    def __init__(self, phases: Gauges) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "teragpt_http_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "teragpt_http_request_seconds", "Seconds to answer, streams apart.", ("route",), registry=self.registry
+        )
+        self.streams = Gauge("teragpt_http_streams", "Event streams now open.", registry=self.registry)
+        self.registry.register(_Labelled("teragpt_runs", "Runs by phase.", "phase", phases))
+
+    def page(self) -> bytes:
+        """The Prometheus page."""
+        return generate_latest(self.registry)
+
+
+class _Labelled(Collector):
+    """A gauge of one label, read when it is asked for."""
+
+    def __init__(self, name: str, help: str, label: str, read: Gauges) -> None:
+        self.name, self.help, self.label, self.read = name, help, label, read
+
+    def describe(self) -> Iterable[Metric]:
+        """Its name alone, so that registering it reads nothing."""
+        return [GaugeMetricFamily(self.name, self.help, labels=[self.label])]
+
+    def collect(self) -> Iterable[Metric]:
+        """Its values."""
+        family = GaugeMetricFamily(self.name, self.help, labels=[self.label])
+        for label, value in self.read().items():
+            family.add_metric([label], value)
+        yield family
+
+
+class Telemetry:
+    """Names, measures and logs every request."""
+
+    def __init__(self, app: ASGIApp, measurements: Measurements) -> None:
+        self.app, self.measurements = app, measurements
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; answer 500 where it fails."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        scope["request_id"] = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        start, status, streams = time.perf_counter(), 0, False
+
+        async def named(message: Message) -> None:
+            nonlocal status, streams
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = scope["request_id"]
+                headers["x-content-type-options"] = "nosniff"
+                status, streams = message["status"], headers.get("content-type", "").startswith("text/event-stream")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except Exception:
+            log.exception("request failed", extra={"request": scope["request_id"], "path": scope["path"]})
+            if not status:
+                refusal = Refusal("internal", "see the server's log for the request's id")
+                await render(refusal, scope)(scope, receive, named)
+        finally:
+            self._record(scope, status, time.perf_counter() - start, streams=streams)
+
+    def _record(self, scope: Scope, status: int, seconds: float, *, streams: bool) -> None:
+        route = getattr(scope.get("route"), "path", "(none)")
+        self.measurements.requests.labels(scope["method"], route, str(status)).inc()
+        if not streams:
+            self.measurements.seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if route.removeprefix("/v1") in QUIET else logging.INFO
+        fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
+        log.log(level, "request", extra={**fields, "request": scope["request_id"]})

@@ -1,0 +1,225 @@
+"""Every setting of the control plane in one frozen tree: its flag, its variable, its default, what is allowed.
+
+Read once at start from a command line and an environment (the command line wins) and passed in from there: no module
+reads a setting at import, and none below the process's wiring knows flags or variables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+PREFIX = "TERAGPT_"
+DEFAULT_HOME = Path("~/.teragpt")
+SERVICE_LINK = "tcp://"  # Kubernetes sets TERAGPT_PORT=tcp://... in pods beside a Service named teragpt
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the text names it, what was given and what is allowed. Exit code 2."""
+
+
+def option(default: object, help: str, read: Callable[[str], object]) -> Any:
+    """A leaf of the tree: `read` makes its value of a text, raising ValueError that says what is allowed."""
+    return field(default=default, metadata={"help": help, "read": read})
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Reads a number from `low` to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Reads a whole number from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def word(*words: str) -> Callable[[str], str]:
+    """Reads one of `words`."""
+
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return text
+
+    return read
+
+
+def switch(text: str) -> bool:
+    """Reads true or false."""
+    return word("true", "false")(text.lower()) == "true"
+
+
+def folder(text: str) -> Path:
+    """Reads the path of a folder; `~` is the user's home."""
+    if not text or "\0" in text:
+        raise ValueError("the path of a folder")
+    return Path(text).expanduser().absolute()
+
+
+def address(text: str) -> str:
+    """Reads an IP address or a host name; brackets around an IPv6 address are dropped."""
+    if not text or any(letter.isspace() or letter in "/\0" for letter in text):
+        raise ValueError("an IP address or a host name")
+    return text.removeprefix("[").removesuffix("]")
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where the API listens."""
+
+    host: str = option("127.0.0.1", "Address to listen on. Any other than loopback demands a token.", address)
+    port: int = option(
+        8000, "Port to listen on; 0 takes a free one, which `server.json` in the home names.", whole(0, 65535)
+    )
+
+
+@dataclass(frozen=True)
+class Streams:
+    """How event streams behave."""
+
+    heartbeat_s: float = option(15.0, "Seconds of silence after which a stream sends a ping.", number(0.05, 300))
+    poll_s: float = option(0.3, "Seconds between looks for news of a followed run.", number(0.01, 60))
+    queue: int = option(2048, "Messages that wait for a slow client before it is closed.", whole(1, 1 << 20))
+    send_timeout_s: float = option(
+        20.0, "Seconds a client may leave one message unread before it is closed.", number(0.1, 600)
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole tree."""
+
+    home: Path = field(
+        default=DEFAULT_HOME, metadata={"help": "Folder of the store, the runs and the local cluster.", "read": folder}
+    )
+    listen: Listen = Listen()
+    streams: Streams = Streams()
+    require_token: bool = option(
+        default=False, help="Ask every caller for the token in the home's file `token`.", read=switch
+    )
+    max_body_bytes: int = option(1 << 20, "Largest body of a request, in bytes.", whole(1 << 10, 1 << 30))
+    log_level: str = option("info", "Least severe log line written.", word(*LOG_LEVELS))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the API."""
+        return is_loopback(self.listen.host)
+
+    @property
+    def token_required(self) -> bool:
+        """Whether callers need the token: where it was asked for, and wherever others can reach the API."""
+        return self.require_token or not self.loopback
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine's loopback interface."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in LOOPBACK_NAMES
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A leaf of the tree: the groups that lead to it, and the field itself."""
+
+    groups: tuple[str, ...]
+    field: dataclasses.Field[Any]
+
+    @property
+    def flag(self) -> str:
+        """Its option on a command line."""
+        return "--" + self.field.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return PREFIX + self.field.name.upper()
+
+    def read(self, text: str, source: str) -> object:
+        """Its value from a text found at `source`. Raises SettingsError."""
+        try:
+            return self.field.metadata["read"](text)
+        except ValueError as error:
+            raise SettingsError(f"{source}: got {text!r}; allowed: {error}") from None
+
+
+def leaves(tree: type[Any] = Settings, groups: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    """Every setting, in the order of declaration."""
+    for entry in dataclasses.fields(tree):
+        if dataclasses.is_dataclass(entry.default):
+            yield from leaves(type(entry.default), (*groups, entry.name))
+        else:
+            yield Leaf(groups, entry)
+
+
+def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """The settings that a command line and an environment give. Raises SettingsError; `--help` exits."""
+    given = vars(_parser().parse_args(arguments))
+    return build({name: text for name, text in given.items() if text is not None}, environ)
+
+
+def build(given: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    """The settings in which the texts `given` by name win over the variables. Raises SettingsError."""
+    settings = Settings(home=DEFAULT_HOME.expanduser())
+    for leaf in leaves():
+        name = leaf.field.name
+        if name in given:
+            settings = _replaced(settings, leaf.groups, name, leaf.read(given[name], leaf.flag))
+        elif (text := environ.get(leaf.variable, "")) and not text.startswith(SERVICE_LINK):
+            settings = _replaced(settings, leaf.groups, name, leaf.read(text, leaf.variable))
+    return settings
+
+
+def hosts(settings: Settings) -> frozenset[str]:
+    """Names under which a caller may address the API: loopback's, the bound one, this machine's where all are bound."""
+    bound = settings.listen.host.lower()
+    everywhere = {socket.gethostname().lower()} if bound in {"0.0.0.0", "::"} else set[str]()
+    return LOOPBACK_NAMES | {bound} | everywhere
+
+
+def _replaced(tree: Any, groups: tuple[str, ...], name: str, value: object) -> Any:
+    if not groups:
+        return dataclasses.replace(tree, **{name: value})
+    branch = _replaced(getattr(tree, groups[0]), groups[1:], name, value)
+    return dataclasses.replace(tree, **{groups[0]: branch})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help lists the options")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m controlplane.server", description="The control plane, with a cluster of this machine."
+    )
+    for leaf in leaves():
+        truth: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.field.metadata["read"] is switch else {}
+        text = f"{leaf.field.metadata['help']} [{leaf.variable}; default: {leaf.field.default}]"
+        parser.add_argument(leaf.flag, dest=leaf.field.name, metavar="VALUE", help=text.replace("%", "%%"), **truth)
+    return parser
