@@ -25,11 +25,11 @@ class ClusterError(Exception):
     """What a cluster says instead of doing what was asked."""
 
 
-class Unavailable(ClusterError):
+class Unavailable(ClusterError):  # noqa: N818 - the tree above reads as what happened
     """The cluster could not be reached or could not answer; nothing is known about the request. Retry it."""
 
 
-class NameConflict(ClusterError):
+class NameConflict(ClusterError):  # noqa: N818 - as above
     """An object of that name exists and belongs to another run, attempt or spec. Final."""
 
 
@@ -45,7 +45,7 @@ class Refusal:
         return f"{self.path}: got {self.given!r}; allowed: {self.allowed}"
 
 
-class Rejected(ClusterError):
+class Rejected(ClusterError):  # noqa: N818 - as above
     """A manifest that this cluster can never execute, with every field that stands in the way (`problems`). Final."""
 
     def __init__(self, problems: Iterable[Refusal]) -> None:
@@ -149,7 +149,7 @@ class Cluster(Protocol):
         ...
 
     def watch(self, wake: Callable[[], None]) -> None:
-        """Call `wake`, from any thread, soon after what `observe` returns has changed. A hint: look now and then too."""
+        """Call `wake`, from any thread, soon after what `observe` returns has changed. A hint, not a promise."""
         ...
 
     def close(self) -> None:
