@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+
+from controlplane.api.problems import Refusal
+from controlplane.api.streams import END, PING, Batch, EventStream, Hub, Message, Position, parse_position
+from controlplane.settings import Streams
+
+QUICK = Streams(heartbeat_s=5.0, poll_s=0.01, queue=10_000, send_timeout_s=5.0)
+
+
+class Counter:
+    """A source of numbered messages that grows while it is read."""
+
+    def __init__(self, count: int = 0, *, ended: bool = False) -> None:
+        self.count, self.ended, self.reads = count, ended, 0
+
+    def read(self, after: Position, limit: int) -> Batch:
+        self.reads += 1
+        ended, last = self.ended, self.count
+        messages = [Message((n,), "tick", {"n": n}) for n in range(after[0] + 1, min(last, after[0] + limit) + 1)]
+        return Batch(messages, messages[-1].position if messages else after, ended and not messages)
+
+
+def ids(chunks: bytes) -> list[int]:
+    return [int(line[4:]) for line in chunks.decode().splitlines() if line.startswith("id: ")]
+
+
+async def gather(stream: AsyncGenerator[bytes], until: Callable[[bytes], bool] = lambda _: False) -> bytes:
+    text = b""
+    async for chunk in stream:
+        text += chunk
+        if until(text):
+            break
+    await stream.aclose()
+    return text
+
+
+def test_a_stream_that_has_ended_is_told_whole_and_ends() -> None:
+    text = asyncio.run(gather(Hub(QUICK).follow("a", Counter(1234, ended=True).read, (0,))))
+    assert ids(text) == list(range(1, 1235))
+    assert text.endswith(END)
+
+
+def test_a_stream_goes_on_after_the_position_it_is_given() -> None:
+    text = asyncio.run(gather(Hub(QUICK).follow("a", Counter(20, ended=True).read, (15,))))
+    assert ids(text) == [16, 17, 18, 19, 20]
+
+
+def test_past_and_live_join_without_a_gap_or_a_repetition() -> None:
+    async def scene() -> list[bytes]:
+        hub, source = Hub(QUICK), Counter(700)
+        clients = [asyncio.create_task(gather(hub.follow("a", source.read, (after,)))) for after in (0, 300, 699)]
+        for _ in range(100):
+            source.count += 7
+            await asyncio.sleep(0.001)
+            if len(clients) < 5:
+                clients.append(asyncio.create_task(gather(hub.follow("a", source.read, (source.count - 50,)))))
+        source.ended = True
+        return await asyncio.gather(*clients)
+
+    for text in asyncio.run(scene()):
+        told = ids(text)
+        assert told == list(range(told[0], 1401))
+        assert text.endswith(END)
+
+
+def test_any_number_of_clients_share_one_tail() -> None:
+    async def scene() -> tuple[int, int]:
+        hub, source = Hub(Streams(poll_s=0.02, heartbeat_s=5)), Counter(3)
+        clients = [asyncio.create_task(gather(hub.follow("a", source.read, (0,)))) for _ in range(50)]
+        while hub.open < 50 or source.reads < 153:  # three reads of the past a client
+            await asyncio.sleep(0.01)
+        before = source.reads
+        await asyncio.sleep(0.2)
+        during = source.reads - before
+        source.ended = True
+        await asyncio.gather(*clients)
+        return during, hub.open
+
+    during, left = asyncio.run(scene())
+    assert during < 50
+    assert left == 0
+
+
+def test_silence_is_filled_with_pings() -> None:
+    hub = Hub(Streams(poll_s=0.01, heartbeat_s=0.05))
+    text = asyncio.run(gather(hub.follow("a", Counter().read, (0,)), lambda text: text.count(PING) >= 3))
+    assert text == PING * 3
+
+
+def test_a_client_that_does_not_read_is_dropped_and_others_are_not() -> None:
+    async def scene() -> tuple[bytes, bytes]:
+        hub, source = Hub(Streams(poll_s=0.01, heartbeat_s=5, queue=5)), Counter(1)
+        slow, quick = hub.follow("a", source.read, (0,)), hub.follow("a", source.read, (0,))
+        reader = asyncio.create_task(gather(quick))
+        first = await anext(slow) + await anext(slow)
+        waiting = asyncio.create_task(anext(slow))
+        await asyncio.sleep(0.05)
+        source.count += 1
+        first += await waiting  # it is live now, and stops reading
+        for _ in range(20):
+            source.count += 1
+            await asyncio.sleep(0.02)
+        rest = await gather(slow)
+        source.ended = True
+        return first + rest, await reader
+
+    slow, quick = asyncio.run(scene())
+    assert ids(slow) == [1, 2]
+    assert END not in slow
+    assert ids(quick) == list(range(1, 23))
+
+
+def test_closing_the_hub_ends_streams_without_saying_that_the_run_ended() -> None:
+    async def scene() -> bytes:
+        hub, source = Hub(QUICK), Counter(2)
+        client = asyncio.create_task(gather(hub.follow("a", source.read, (0,))))
+        while source.reads < 5:
+            await asyncio.sleep(0.01)
+        hub.close()
+        late = await gather(hub.follow("a", source.read, (0,)))
+        assert END not in late
+        return await client
+
+    text = asyncio.run(scene())
+    assert ids(text) == [1, 2]
+    assert END not in text
+
+
+def test_a_tail_that_fails_ends_its_clients_so_that_they_come_back(caplog: pytest.LogCaptureFixture) -> None:
+    source = Counter(2)
+
+    def read(after: Position, limit: int) -> Batch:
+        if source.reads > 4:
+            raise OSError("disk gone")
+        return source.read(after, limit)
+
+    text = asyncio.run(gather(Hub(QUICK).follow("a", read, (0,))))
+    assert ids(text) == [1, 2]
+    assert END not in text
+    assert "tail failed" in caplog.text
+
+
+def test_a_message_is_one_ascii_line_of_data() -> None:
+    wire = Message((2, 7), "log", {"line": "ein\u2028Wört\r\n"}).encode()
+    assert wire == b'id: 2.7\nevent: log\ndata: {"line": "ein\\u2028W\\u00f6rt\\r\\n"}\n\n'
+
+
+@pytest.mark.parametrize("text", ["", "x", "1", "1.2.3", "-1.2", "1.²", "1." + "9" * 30])
+def test_an_id_of_another_stream_is_refused(text: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        parse_position(text, 2)
+    assert caught.value.fields[0].pointer == "header:last-event-id"
+
+
+def test_an_id_names_its_position() -> None:
+    assert parse_position("3.44", 2) == (3, 44)
+    assert parse_position(None, 2) is None
+
+
+class Wire:
+    """The server's end of a connection: takes `room` messages, then blocks."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.sent: list[dict[str, Any]] = []
+        self.gone = asyncio.Event()
+
+    async def send(self, message: Any) -> None:
+        if len(self.sent) >= self.room:
+            await asyncio.Event().wait()
+        self.sent.append(message)
+
+    async def receive(self) -> dict[str, Any]:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+
+def test_a_client_that_leaves_a_message_unread_is_let_go() -> None:
+    async def scene() -> int:
+        hub, wire = Hub(QUICK), Wire(room=2)
+        await EventStream(hub.follow("a", Counter(5).read, (0,)), 0.05)({}, wire.receive, wire.send)
+        return hub.open
+
+    assert asyncio.run(scene()) == 0
+
+
+def test_a_client_that_goes_frees_its_place() -> None:
+    async def scene() -> int:
+        hub, wire = Hub(QUICK), Wire(room=100)
+        task = asyncio.create_task(
+            EventStream(hub.follow("a", Counter(5).read, (0,)), 5)({}, wire.receive, wire.send)  # type: ignore[arg-type]
+        )
+        while len(wire.sent) < 3:
+            await asyncio.sleep(0.01)
+        wire.gone.set()
+        await task
+        return hub.open
+
+    assert asyncio.run(scene()) == 0

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlplane.settings import Listen, Settings, SettingsError, build, hosts, leaves, read
+
+
+def test_nothing_given_is_a_loopback_server_without_a_token() -> None:
+    settings = read([], {"HOME": "/somewhere"})
+    assert (settings.listen.host, settings.listen.port) == ("127.0.0.1", 8000)
+    assert settings.loopback
+    assert not settings.token_required
+    assert settings.home == Path("~/.teragpt").expanduser()
+
+
+def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default() -> None:
+    environ = {"TERAGPT_PORT": "9001", "TERAGPT_HEARTBEAT_S": "2.5"}
+    settings = read(["--port", "9002"], environ)
+    assert settings.listen.port == 9002
+    assert settings.streams.heartbeat_s == 2.5
+
+
+@pytest.mark.parametrize("words", [["--require-token"], ["--require-token", "true"]])
+def test_a_switch_needs_no_value(words: list[str]) -> None:
+    assert read(words, {}).require_token
+    assert not read(["--require-token", "false"], {"TERAGPT_REQUIRE_TOKEN": "true"}).require_token
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "allowed"),
+    [
+        (["--port", "-1"], "--port", "0 to 65535"),
+        (["--port=65536"], "--port", "0 to 65535"),
+        (["--port", "９"], "--port", "0 to 65535"),
+        (["--port", "http"], "--port", "0 to 65535"),
+        (["--heartbeat-s", "nan"], "--heartbeat-s", "0.05 to 300"),
+        (["--heartbeat-s", "soon"], "--heartbeat-s", "0.05 to 300"),
+        (["--log-level", "loud"], "--log-level", "debug, info, warning, error"),
+        (["--require-token", "maybe"], "--require-token", "true, false"),
+        (["--host", ""], "--host", "an IP address or a host name"),
+        (["--host", "a b"], "--host", "an IP address or a host name"),
+        (["--home", ""], "--home", "the path of a folder"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(words: list[str], named: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(words, {})
+    assert named in str(caught.value)
+    assert allowed in str(caught.value)
+
+
+def test_a_bad_variable_is_named_as_the_variable() -> None:
+    with pytest.raises(SettingsError, match="TERAGPT_PORT: got 'x'"):
+        build({}, {"TERAGPT_PORT": "x"})
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--colour"):
+        read(["--colour", "red"], {})
+
+
+def test_the_variable_that_kubernetes_sets_for_a_service_is_not_ours() -> None:
+    assert read([], {"TERAGPT_PORT": "tcp://10.0.0.7:8000"}).listen.port == 8000
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
+def test_a_bind_that_others_can_reach_demands_a_token(host: str) -> None:
+    assert Settings(listen=Listen(host=host)).token_required
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost", "LOCALHOST"])
+def test_loopback_demands_none(host: str) -> None:
+    assert not Settings(listen=Listen(host=host)).token_required
+
+
+def test_brackets_of_an_ipv6_address_are_dropped() -> None:
+    assert read(["--host", "[::1]"], {}).listen.host == "::1"
+
+
+def test_the_api_goes_by_loopback_and_by_what_it_is_bound_to() -> None:
+    assert hosts(Settings()) == {"127.0.0.1", "localhost", "::1"}
+    assert "box.example" in hosts(Settings(listen=Listen(host="Box.example")))
+    assert socket.gethostname().lower() in hosts(Settings(listen=Listen(host="0.0.0.0")))
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().home = Path("/")  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_means_and_has_a_name_of_its_own() -> None:
+    names = [leaf.field.name for leaf in leaves()]
+    assert len(set(names)) == len(names)
+    assert all(leaf.field.metadata["help"].endswith(".") for leaf in leaves())
+
+
+def test_every_setting_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+    for leaf in leaves():
+        assert f"`{leaf.flag}`" in text
+        assert f"`{leaf.variable}`" in text
+
+
+def test_help_lists_every_flag_and_variable() -> None:
+    command = [sys.executable, "-c", "import sys; from controlplane.settings import read; read(['--help'], {})"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
+    words = "".join(done.stdout.split())
+    assert all(leaf.flag in words and leaf.variable in words for leaf in leaves())
