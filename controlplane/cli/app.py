@@ -1,0 +1,31 @@
+"""Puts the commands together. Commands import what they need when they run, so that `teragpt --help` is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from controlplane.cli import contexts, demo, host, plans, runs, trainer
+
+app = typer.Typer(
+    help="From a model size to a trained GPT with one REST call.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """From a model size to a trained GPT with one REST call."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(installed("teragpt"))
+        raise typer.Exit
+
+
+for group in (host, runs, plans, trainer, demo):
+    app.add_typer(group.commands)
+app.add_typer(contexts.commands, name="context")

@@ -1,0 +1,138 @@
+"""Named control planes of a user, in `$XDG_CONFIG_HOME/teragpt/contexts.json`, and which of them a command talks to.
+
+The order: `--url` or TERAGPT_URL; `--context` or TERAGPT_CONTEXT; the context in use; the control plane that runs on
+this machine (its home's `server.json`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from controlplane.cli import output
+from controlplane.cli.errors import CliError, Code
+from controlplane.cli.options import Json
+
+if TYPE_CHECKING:
+    from controlplane.client import Client
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+commands = typer.Typer(help="Named control planes to talk to.", no_args_is_help=True)
+
+
+@dataclass
+class Contexts:
+    """The user's contexts: `{"url", "token"}` by name, and the name of the one in `use`."""
+
+    use: str | None = None
+    contexts: dict[str, dict[str, str | None]] = field(default_factory=dict[str, dict[str, str | None]])
+
+    @staticmethod
+    def path() -> Path:
+        """Where they are kept."""
+        return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "teragpt" / "contexts.json"
+
+    @classmethod
+    def load(cls) -> Contexts:
+        """The contexts as kept; none where there is no file. Raises CliError where the file cannot be read."""
+        try:
+            return cls(**json.loads(cls.path().read_text("utf-8")))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, TypeError) as error:
+            raise CliError(f"{cls.path()} cannot be read as contexts ({error}); mend or remove it") from None
+
+    def save(self) -> None:
+        """Keep them, readable by their user alone, since they may hold tokens."""
+        path = self.path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_text(json.dumps({"use": self.use, "contexts": self.contexts}, indent=2) + "\n", "utf-8")
+        fresh.replace(path)
+
+    def named(self, name: str) -> dict[str, str | None]:
+        """One context. Raises CliError."""
+        if name not in self.contexts:
+            known = ", ".join(self.contexts) or "none yet"
+            raise CliError(f"no context {name!r}; there are: {known}", Code.BAD_INPUT, next="teragpt context list")
+        return self.contexts[name]
+
+
+def local() -> dict[str, Any]:
+    """The control plane of this machine, by its home's `server.json` and `token`; its default address else."""
+    home = Path(os.environ.get("TERAGPT_HOME") or "~/.teragpt").expanduser()
+    try:
+        url = json.loads((home / "server.json").read_text("utf-8"))["url"]
+    except (OSError, ValueError, KeyError):
+        return {"url": DEFAULT_URL}
+    token = home / "token"
+    return {"url": url, "token": token.read_text("utf-8").strip() if token.exists() else None}
+
+
+def connect(url: str | None, context: str | None) -> Client:
+    """The client of the control plane that the options and the contexts name."""
+    from controlplane.client import Client
+
+    contexts = Contexts.load()
+    token = os.environ.get("TERAGPT_TOKEN")
+    if url:
+        if not url.startswith(("http://", "https://")):
+            raise CliError(f"--url: got {url!r}; allowed: http://… or https://…", Code.BAD_INPUT)
+        return Client(url, token)
+    name = context or contexts.use
+    place = contexts.named(name) if name else local()
+    return Client(str(place["url"]), token or place.get("token"))
+
+
+@commands.command("list")
+def list_(json: Json = False) -> None:
+    """List the contexts; the star marks the one in use."""
+    contexts = Contexts.load()
+    if json:
+        output.json({"use": contexts.use, "contexts": {name: each["url"] for name, each in contexts.contexts.items()}})
+        return
+    rows = [
+        ["*" if name == contexts.use else "", name, each["url"], "yes" if each.get("token") else "no"]
+        for name, each in contexts.contexts.items()
+    ]
+    output.table(["", "context", "url", "token"], rows)
+
+
+@commands.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    url: Annotated[str, typer.Option("--url", help="Its address.")],
+    token: Annotated[str | None, typer.Option("--token", help="Its bearer token, if it asks for one.")] = None,
+) -> None:
+    """Add a context, or change it, and use it."""
+    contexts = Contexts.load()
+    contexts.contexts[name] = {"url": url, "token": token}
+    contexts.use = name
+    contexts.save()
+
+
+@commands.command()
+def use(name: Annotated[str | None, typer.Argument(help="A context; without one, this machine's.")] = None) -> None:
+    """Choose the context that commands talk to."""
+    contexts = Contexts.load()
+    if name:
+        contexts.named(name)
+    contexts.use = name
+    contexts.save()
+
+
+@commands.command()
+def remove(name: Annotated[str, typer.Argument(help="A context.")]) -> None:
+    """Remove a context."""
+    contexts = Contexts.load()
+    contexts.named(name)
+    del contexts.contexts[name]
+    contexts.use = None if contexts.use == name else contexts.use
+    contexts.save()

@@ -1,0 +1,175 @@
+"""`demo`: the product's main job from end to end on this machine, for someone who has just cloned it.
+
+It starts the control plane as a process of its own, trains the tiny size through its HTTP API as any client would,
+samples from the result, and leaves nothing running, whatever happens to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from controlplane.cli import follow
+from controlplane.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from controlplane.client import Client, Run
+
+READY_S = 60.0  # a cold disk imports slowly
+STOP_S = 60.0  # the ranks' grace period, and then some
+PROMPT = "def main("
+SPEC = {"size": "tiny", "compute": {"processes_per_node": 2}}
+
+commands = typer.Typer()
+
+
+@commands.command()
+def demo(
+    home: Annotated[Path, typer.Option("--home", help="Where its state and runs are kept.")] = Path(".teragpt"),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; a free one if it is taken.")] = 8000,
+    settings: Annotated[str, typer.Option("--train", help="Trainer settings as JSON.", hidden=True)] = "{}",
+) -> None:
+    """Train, sample and stop, from nothing."""
+    spec = {**SPEC, **({"train": train} if (train := json.loads(settings)) else {})}
+    with stoppable(), serving(home.absolute(), choose(port)) as client:
+        run = train_one(client, spec)
+        print(f"\nSampling from {run['id']}:\n", flush=True)
+        write_sample(Path(run["folder"]))
+    epilogue(run, home, port)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP what Ctrl-C is, so that they clean up too."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def choose(port: int) -> int:
+    """`port`, or a free one where it is taken, which is said."""
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+            print(f"Port {port} is taken by another program; using {probe.getsockname()[1]} instead.")
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(home: Path, port: int) -> Iterator[Client]:
+    """A control plane with its home there, from ready to stopped; its output goes to `<home>/server.log`."""
+    from controlplane.client import Client
+
+    log = home / "server.log"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        output = log.open("w")
+    except OSError as error:
+        raise CliError(f"the demo cannot write to {home} ({error.strerror})") from None
+    command = [sys.executable, "-m", "controlplane.server", "--home", str(home), "--port", str(port)]
+    # A session of its own: Ctrl-C reaches this process alone, which stops the run before the control plane.
+    with output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True) as server:
+        try:
+            with Client(f"http://127.0.0.1:{port}", read_token(home)) as client:
+                wait_ready(client, server, log)
+                print(f"Control plane: {client.url} (API docs: {client.url}/docs while it runs; log: {log})")
+                yield client
+        finally:
+            stop(server)
+
+
+def read_token(home: Path) -> str | None:
+    """The token of a home whose control plane asks for one."""
+    token = home / "token"
+    return token.read_text("utf-8").strip() if os.environ.get("TERAGPT_REQUIRE_TOKEN") and token.exists() else None
+
+
+def wait_ready(client: Client, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the control plane is ready. Raises CliError with its last words where it is not to be."""
+    from controlplane.client import ClientError
+
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            words = log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+            raise CliError(f"the control plane did not start: {words[-1].removeprefix('error: ')} (log: {log})")
+        try:
+            if client.ready().get("ready"):
+                return
+        except ClientError:
+            pass
+        time.sleep(0.05)
+    raise CliError(f"the control plane was not ready after {READY_S:.0f} s; its log is {log}")
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the control plane, kindly first."""
+    server.terminate()
+    try:
+        server.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def train_one(client: Client, spec: dict[str, object]) -> Run:
+    """Train the spec to its end and return the run; where that is cut short, the run is cancelled first."""
+    print(f"POST {client.url}/runs {json.dumps(spec)}")
+    run = client.create(spec)
+    print(f"Run {run['id']}: {run['resolved']['parameters']:,} parameters, log: teragpt logs {run['id']}")
+    try:
+        ended = follow.follow(client, run["id"])
+    except BaseException:
+        print(f"\nStopping {run['id']} ...", flush=True)
+        client.cancel(run["id"])
+        for _ in follow.states(client, run["id"]):
+            pass
+        raise
+    if ended["phase"] != "succeeded":
+        print(client.logs(run["id"], tail=20), file=sys.stderr)
+    follow.check(ended)
+    return ended
+
+
+def write_sample(folder: Path) -> None:
+    """Print a sample of the run's model, by the command that a user would type."""
+    command = [sys.executable, "-m", "controlplane.cli", "sample", str(folder), PROMPT, "--tokens", "120"]
+    if subprocess.run(command, check=False).returncode:
+        raise CliError(f"sampling failed; the model is in {folder}")
+
+
+def epilogue(run: Run, home: Path, port: int) -> None:
+    """Where everything is, and how to go on."""
+    folder = Path(run["folder"])
+    teragpt = ".venv/bin/teragpt" if Path(".venv/bin/teragpt").exists() else "teragpt"
+    print(f"""
+Run folder:   {folder}
+Checkpoints:  {folder / "checkpoints"}
+Logs:         {home / "cluster"}
+API docs:     http://127.0.0.1:{port}/docs, after `{teragpt} up --home {home}`
+
+Go on:
+  {teragpt} sample {folder} '{PROMPT}'
+  {teragpt} export {folder} exported
+  {teragpt} up --home {home}
+  {teragpt} run tiny --follow""")

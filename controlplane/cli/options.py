@@ -1,0 +1,19 @@
+"""Options that several commands share, each described once."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+Url: TypeAlias = Annotated[
+    str | None, typer.Option("--url", envvar="TERAGPT_URL", show_envvar=True, help="The control plane's address.")
+]
+Context: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--context", envvar="TERAGPT_CONTEXT", show_envvar=True, help="A context of `teragpt context`."),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of a table.")]
+RunName: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name.")]
+RunFolder: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or a run folder.")]
+Follow: TypeAlias = Annotated[bool, typer.Option("--follow", "-f", help="Stay until the run has ended.")]

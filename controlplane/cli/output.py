@@ -1,0 +1,86 @@
+"""Tables, details and JSON on stdout, and how quantities are written. It knows no command and no client."""
+
+from __future__ import annotations
+
+import json as encoding
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_WIDTH = 200  # columns where stdout is no terminal, so that nothing is cut off
+COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+
+def console() -> Console:
+    """The terminal, or the pipe, that stdout is."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+
+
+def json(value: object) -> None:
+    """Print JSON for a program to read."""
+    print(encoding.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """Print rows under a head; columns named in `right` hold numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in head:
+        grid.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(text(cell), style=COLOURS.get(text(cell), "")) for cell in row))
+    console().print(grid)
+
+
+def details(value: Mapping[str, Any]) -> None:
+    """Print a nested object as dotted names and values."""
+    table(["field", "value"], [list(pair) for pair in flat(value)])
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted names and leaves of a nested object, without what is empty."""
+    for name, leaf in value.items():
+        if isinstance(leaf, Mapping):
+            yield from flat(leaf, f"{prefix}{name}.")
+        elif leaf not in (None, "", [], {}):
+            yield f"{prefix}{name}", leaf
+
+
+def text(value: object) -> str:
+    """A cell's text: thousands are grouped, nothing is a dash."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return value if isinstance(value, str) else encoding.dumps(value, ensure_ascii=False)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people write them: 0:41, 3:05:00, 2d 03:00."""
+    if seconds is None:
+        return "-"
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def age(moment: str | None, now: datetime | None = None) -> str:
+    """How long ago an ISO 8601 moment was."""
+    if moment is None:
+        return "-"
+    return duration(((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds())

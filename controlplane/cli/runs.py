@@ -1,0 +1,246 @@
+"""Commands on runs: `run`, `runs`, `show`, `logs`, `cancel`, `retry`."""
+
+from __future__ import annotations
+
+import json as decoding
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from controlplane.cli import follow as following
+from controlplane.cli import output
+from controlplane.cli.contexts import connect
+from controlplane.cli.errors import CliError, Code
+from controlplane.cli.options import Context, Follow, Json, RunName, Url
+
+if TYPE_CHECKING:
+    from controlplane.client import Client, Run
+
+commands = typer.Typer()
+
+
+@commands.command()
+def run(
+    size: Annotated[str | None, typer.Argument(help="A named size (`teragpt sizes`).")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="A run's spec as JSON; `-` reads stdin.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What to call the run, in any alphabet.")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", help="Machines.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of each node.")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", help="Ranks of each node.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Dataset (`teragpt prepare`).")] = None,
+    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where checkpoints go.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any trainer setting.")
+    ] = None,
+    labels: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label.")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show what would be made, and make nothing.")] = False,
+    follow: Follow = False,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Create a run, and with --follow stay to its end."""
+    spec = spec_file(file) if file else {}
+    given = {"size": size, "name": name}
+    compute = {"nodes": nodes, "gpus_per_node": gpus, "processes_per_node": processes}
+    spec |= some(given)
+    for section, values in {
+        "compute": some(compute),
+        "data": some({"uri": data}),
+        "checkpoint": some({"uri": checkpoint}),
+        "train": {key: literal(key, value) for key, value in pairs("--set", settings)},
+        "labels": dict(pairs("--label", labels)),
+    }.items():
+        if values:
+            spec[section] = {**spec.get(section, {}), **values}
+    with connect(url, context) as client:
+        if preview:
+            output.json(client.preview(spec)) if json else output.details(client.preview(spec))
+            return
+        created(client, client.create(spec), follow=follow, json=json)
+
+
+def created(client: Client, run: Run, *, follow: bool, json: bool) -> None:
+    """Show a new run, and follow it where that was asked for."""
+    if not json:
+        print(f"{run['name']} is {run['id']}, in {run['folder']}")
+    if not follow:
+        output.json(run) if json else print(
+            f"next: teragpt show {run['id']} | logs -f {run['id']} | cancel {run['id']}"
+        )
+        return
+    ended = following.follow(client, run["id"]) if not json else list(following.states(client, run["id"]))[-1]
+    if json:
+        output.json(ended)
+    following.check(ended)
+    if not json:
+        print(f"next: teragpt sample {run['id']} 'def main(' | export {run['id']} DIR")
+
+
+@commands.command()
+def runs(
+    phase: Annotated[list[str] | None, typer.Option("--phase", help="Only runs in this phase.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label.")
+    ] = None,
+    query: Annotated[str | None, typer.Option("--query", "-q", help="Part of a name or an id.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="The most runs to list.")] = 50,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """List runs, newest first."""
+    with connect(url, context) as client:
+        found = list(client.runs(phase=phase or (), label=label or (), q=query, limit=limit))
+    if json:
+        output.json(found)
+        return
+    rows = [
+        [each["id"], each["name"], each["size"], each["phase"], *brief(each), output.age(each["created_at"])]
+        for each in found
+    ]
+    output.table(
+        ["run", "name", "size", "phase", "step", "loss", "tok/s", "age"], rows, right=["step", "loss", "tok/s", "age"]
+    )
+
+
+def brief(run: Run) -> list[str]:
+    """Step, loss and speed of a run in a table."""
+    progress = run["progress"]
+    if not progress:
+        return ["-", "-", "-"]
+    loss, speed = progress["loss"], progress["tokens_per_s"]
+    return [
+        f"{progress['step']}/{progress['steps']}",
+        "-" if loss is None else f"{loss:.4f}",
+        f"{speed:,.0f}" if speed else "-",
+    ]
+
+
+@commands.command()
+def show(
+    run: RunName,
+    manifest: Annotated[bool, typer.Option("--manifest", help="The object given to the cluster instead.")] = False,
+    follow: Follow = False,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Show a run, its settings, attempts and events."""
+    with connect(url, context) as client:
+        found = find(client, run)
+        if manifest:
+            output.json(client.manifest(found["id"]))
+            return
+        if follow:
+            found = following.follow(client, found["id"])
+        if json:
+            output.json(found)
+            return
+        output.details({name: value for name, value in found.items() if name not in {"spec", "links"}})
+        attempts, events = client.attempts(found["id"]), client.events(found["id"])
+    print()
+    columns = ["attempt", "phase", "reason", "exit_code", "rank", "started_at", "finished_at"]
+    output.table(columns, [[each.get(column) for column in columns] for each in attempts])
+    print()
+    output.table(["time", "event", "what"], [[each["time"], each["kind"], each["message"]] for each in events])
+
+
+@commands.command()
+def logs(
+    run: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print lines as they come until the run ends.")
+    ] = False,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Whose lines.")] = 0,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Of which attempt; the newest else.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only the last lines.")] = None,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Print what a rank of a run printed."""
+    with connect(url, context) as client:
+        found = find(client, run)["id"]
+        if not follow:
+            sys.stdout.write(client.logs(found, rank=rank, attempt=attempt, tail=tail))
+            return
+        for line in client.stream_logs(found, rank=rank, attempt=attempt, tail=tail):
+            print(line, flush=True)
+
+
+@commands.command()
+def cancel(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or names.")],
+    follow: Follow = False,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Stop runs; each writes a checkpoint first."""
+    with connect(url, context) as client:
+        asked = [client.cancel(find(client, each)["id"]) for each in runs]
+        if follow:
+            asked = [list(following.states(client, each["id"]))[-1] for each in asked]
+    if json:
+        output.json(asked)
+    else:
+        for each in asked:
+            print(f"{each['id']} {each['phase']}")
+
+
+@commands.command()
+def retry(run: RunName, follow: Follow = False, json: Json = False, url: Url = None, context: Context = None) -> None:
+    """Go on with a finished run, in a new run."""
+    with connect(url, context) as client:
+        created(client, client.retry(find(client, run)["id"]), follow=follow, json=json)
+
+
+def find(client: Client, run: str) -> Run:
+    """A run by its id or its name; of several with that name the newest. Raises CliError."""
+    from controlplane.client import ApiError
+
+    try:
+        return client.run(run)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+    named = next((each for each in client.runs(q=run) if each["name"] == run), None)
+    if named is None:
+        raise CliError(f"no run has the id or the name {run!r}", Code.NOT_FOUND, next="teragpt runs")
+    return named
+
+
+def spec_file(path: Path) -> dict[str, Any]:
+    """A run's spec from a JSON file. Raises CliError that names it."""
+    try:
+        spec = decoding.loads(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CliError(f"--file: {path} is no readable JSON ({error})", Code.BAD_INPUT) from None
+    if not isinstance(spec, dict):
+        raise CliError(f"--file: {path} holds a {type(spec).__name__}; allowed: an object", Code.BAD_INPUT)
+    return spec
+
+
+def some(values: dict[str, Any]) -> dict[str, Any]:
+    """What was given of `values`."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def pairs(option: str, texts: list[str] | None) -> list[tuple[str, str]]:
+    """`key=value` texts apart. Raises CliError."""
+    for each in texts or []:
+        if not each.partition("=")[1]:
+            raise CliError(f"{option}: got {each!r}; allowed: key=value", Code.BAD_INPUT)
+    return [
+        (key.replace("-", "_") if option == "--set" else key, value)
+        for key, _, value in (each.partition("=") for each in texts or [])
+    ]
+
+
+def literal(name: str, value: str) -> object:
+    """What a trainer setting's text means."""
+    from teragpt.config import literal as read
+
+    return read(name, value)
