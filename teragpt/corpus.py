@@ -1,0 +1,126 @@
+"""The embedded corpus: the source of the running Python's standard library, prepared on first use and cached.
+
+Why: real text is on every machine that can train, so that the first run needs no download. It knows which modules
+make good reading for a small model; it must not know how they are trained on. No torch here: the planner asks
+`dataset_info` too.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from teragpt.config import EMBEDDED_VOCABULARY
+from teragpt.prepare import Document, write
+from teragpt.shards import MANIFEST, TRAIN, cache_folder, fail, locked, read_manifest
+from teragpt.tokenizer import train_bpe
+
+RECIPE = 1  # counts the ways in which the corpus was made: a new one is a new dataset
+VALIDATION = 0.03  # of some 500 files
+SKIPPED = {
+    "__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test",  # not the library
+    "encodings", "pydoc_data", "lib2to3", "__phello__",  # tables, prose, grammars of another Python
+}  # fmt: skip
+LONGEST_PART = 40_000  # characters; what is longer is a table
+
+
+def embedded_dataset(cache: Path | None = None) -> Path:
+    """The folder of the embedded dataset, made on first use under `cache` (default: the cache folder).
+
+    Any number of processes may ask at once: one makes it, the others wait. Raises ConfigError if it cannot be made.
+    """
+    root = cache or cache_folder()
+    folder = root / f"embedded-{key()}"
+    if (folder / MANIFEST).is_file():
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / f"{folder.name}.lock"):
+            if not (folder / MANIFEST).is_file():
+                make(folder)
+    except OSError as error:
+        raise fail("TERAGPT_CACHE", root, f"a folder that can be written ({error.strerror})") from None
+    return folder
+
+
+def key() -> str:
+    """Names the corpus: which Python's library, made in which way."""
+    told = f"{platform.python_version()} {library()} {EMBEDDED_VOCABULARY} {RECIPE}"
+    return f"py{platform.python_version()}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def library() -> Path:
+    """The folder of the standard library's source."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def make(folder: Path) -> None:
+    """Train the tokenizer on the corpus and write the dataset."""
+    documents = list(read_library(library()))
+    if not documents:
+        raise fail("data", library(), "a Python with its standard library's source, or a dataset of your own")
+    size = sum(document.size for document in documents)
+    with tqdm(total=2 * size, unit="B", unit_scale=True, desc="prepare the embedded corpus", disable=None) as bar:
+        tokenizer = train_bpe((part for one in documents for part in one.parts), EMBEDDED_VOCABULARY)
+        bar.update(size)
+        write(documents, folder, tokenizer, VALIDATION, advance=bar.update)
+
+
+def read_library(root: Path) -> Iterator[Document]:
+    """One document a module, in parts: each top-level definition is one, and so is what stands between two."""
+    for path in sorted(root.rglob("*.py")):
+        if SKIPPED.isdisjoint(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata"):
+            parts = tuple(part for part in read_parts(path) if len(part) <= LONGEST_PART)
+            if parts:
+                yield Document(parts)
+
+
+def read_parts(path: Path) -> Iterator[str]:
+    """A module cut before its top-level definitions and after them; nothing if it is not UTF-8 or does not parse."""
+    try:
+        text = path.read_text("utf-8")
+        tree = ast.parse(text)
+    except (OSError, ValueError, SyntaxError):
+        return
+    lines = text.splitlines(keepends=True)
+    for start, end in spans(tree, len(lines)):
+        part = "".join(lines[start:end]).strip("\n")
+        if part.strip():
+            yield part + "\n"
+
+
+def spans(tree: ast.Module, lines: int) -> Iterator[tuple[int, int]]:
+    """The line ranges of a module's parts."""
+    position = 0
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+            yield position, start
+            yield start, node.end_lineno or start
+            position = node.end_lineno or start
+    yield position, lines
+
+
+def dataset_info(path: str) -> dict[str, Any]:
+    """What a planner asks of a dataset, without torch and without making one: vocabulary, tokens, fingerprints.
+
+    An empty path means the embedded dataset, of which only the vocabulary is sure before it is made. Raises
+    ConfigError.
+    """
+    folder = Path(path) if path else cache_folder() / f"embedded-{key()}"
+    if not path and not (folder / MANIFEST).is_file():
+        return {"vocabulary": EMBEDDED_VOCABULARY}
+    manifest = read_manifest(folder)
+    return {
+        "vocabulary": manifest.vocabulary,
+        "tokens": manifest.splits[TRAIN].tokens,
+        "fingerprint": manifest.fingerprint,
+        "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
+    }

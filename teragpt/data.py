@@ -1,0 +1,223 @@
+"""The tokens of a step: which windows of which dataset, as a pure function of (dataset, seed, step).
+
+Why: nothing about the data's order is stored, so a resumed run, or one on another number of ranks, sees the same
+tokens in the same order. It must not know how shards are made, nor what a model does with tokens. Legend: B sequences
+of a global batch, T tokens of a sequence (`context`), n sequences of one rank.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from teragpt.config import ConfigError, Problem
+from teragpt.corpus import embedded_dataset
+from teragpt.shards import TOKENIZER_FOLDER, TRAIN, VALIDATION, Manifest, Split, fail, read_manifest, verify
+from teragpt.tokenizer import Tokenizer
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+ROUNDS = 6
+
+
+class Dataset(Protocol):
+    """What the trainer asks of a dataset. Your own: name a function like `open_dataset` as `--loader module:function`.
+
+    It is called as `function(path, tokenizer=name)` with the settings `data` and `tokenizer`, and returns this.
+    """
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data: a run goes on only with the data that it began with."""
+        ...
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Names the tokenizer that made the data."""
+        ...
+
+    @property
+    def tokenizer(self) -> str:
+        """What `Tokenizer(...)` opens to read the data, "" if there is none."""
+        ...
+
+    def tokens(self, split: str) -> int:
+        """Tokens of the split `train` or `validation`."""
+        ...
+
+    def batch(self, step: int, sequences: int, context: int, seed: int, rank: int, world_size: int) -> Batch:
+        """This rank's (ids, targets) of a step's `sequences` sequences: int64, each (n, T).
+
+        The global batch depends on (dataset, seed, step, sequences, context) alone; a rank's part of it is the slice
+        `[rank * B // world_size : (rank + 1) * B // world_size]`. Raises ConfigError if the split is too short.
+        """
+        ...
+
+    def validation(self, sequences: int, context: int, rank: int, world_size: int) -> Batch:
+        """This rank's slice of `sequences` held-out sequences, the same ones at every call."""
+        ...
+
+
+def open_dataset(path: str, *, tokenizer: str = "") -> ShardedDataset:
+    """The dataset in the folder `path`; "": the embedded one, which is made on first use.
+
+    Raises ConfigError if it is missing, broken (sizes are checked always, content once), or made by another tokenizer
+    than the given one.
+    """
+    folder = Path(path) if path else embedded_dataset()
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    if tokenizer and Tokenizer(tokenizer).fingerprint != manifest.tokenizer_fingerprint:
+        made = folder / TOKENIZER_FOLDER
+        raise fail("tokenizer", tokenizer, f"the tokenizer that the dataset {folder} was made with, which is {made}")
+    return ShardedDataset(folder, manifest)
+
+
+class ShardedDataset:
+    """A folder of token shards, memory-mapped. A split's tokens lie one after the other over its shards."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.splits = {name: Tokens(folder, split, manifest) for name, split in manifest.splits.items()}
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self.manifest.vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data."""
+        return self.manifest.fingerprint
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Names the tokenizer that made the data."""
+        return self.manifest.tokenizer_fingerprint
+
+    @property
+    def tokenizer(self) -> str:
+        """The folder of the tokenizer that made the data."""
+        return str(self.folder / TOKENIZER_FOLDER)
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Nats a token costs who knows only how frequent each one is in the training split."""
+        return self.manifest.unigram_entropy
+
+    def tokens(self, split: str) -> int:
+        """Tokens of the split `train` or `validation`."""
+        return len(self.splits[split])
+
+    def batch(self, step: int, sequences: int, context: int, seed: int, rank: int, world_size: int) -> Batch:
+        """This rank's (ids, targets) of a step, each (n, T): every window once an epoch, in a new order each epoch.
+
+        Windows are the split cut into pieces of T tokens; sequence g of the run is window `order(g % windows)` of
+        epoch `g // windows`. Raises ConfigError if the split holds no window.
+        """
+        windows = self._windows(TRAIN, context)
+        place = step * sequences + share(sequences, rank, world_size)
+        epochs, places = np.divmod(place, windows)
+        chosen = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            inside = epochs == epoch
+            chosen[inside] = shuffled(places[inside], windows, f"{seed}/{epoch}")
+        return self._read(TRAIN, chosen, context)
+
+    def validation(self, sequences: int, context: int, rank: int, world_size: int) -> Batch:
+        """This rank's slice of `sequences` held-out windows; where there are fewer, they come again from the first.
+
+        Raises ConfigError if the split holds no window.
+        """
+        windows = self._windows(VALIDATION, context)
+        places = share(sequences, rank, world_size) % windows
+        return self._read(VALIDATION, shuffled(places, windows, VALIDATION), context)
+
+    def _windows(self, split: str, context: int) -> int:
+        held = self.tokens(split)
+        if context >= held:
+            where = f"the {split} split of {self.folder} holds {held:,} tokens"
+            raise ConfigError([Problem("context", context, f"at most {max(0, held - 1)} ({where})")])
+        return (held - 1) // context
+
+    def _read(self, split: str, windows: npt.NDArray[np.int64], context: int) -> Batch:
+        rows = np.empty((len(windows), context + 1), np.int64)
+        for row, window in zip(rows, windows, strict=True):
+            self.splits[split].read(int(window) * context, row)
+        sequences = torch.from_numpy(rows)
+        return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
+
+
+class Tokens:
+    """One split's tokens as one sequence over memory-mapped shards."""
+
+    def __init__(self, folder: Path, split: Split, manifest: Manifest) -> None:
+        self.maps = [np.memmap(folder / shard.name, manifest.dtype, "r") for shard in split.shards]
+        self.starts = [0]
+        for shard in self.maps:
+            self.starts.append(self.starts[-1] + len(shard))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def read(self, start: int, into: npt.NDArray[np.int64]) -> None:
+        """Fill `into` with the tokens from `start` on."""
+        done, shard = 0, bisect.bisect_right(self.starts, start) - 1
+        while done < len(into):
+            offset = start + done - self.starts[shard]
+            piece = self.maps[shard][offset : offset + len(into) - done]
+            into[done : done + len(piece)] = piece
+            done, shard = done + len(piece), shard + 1
+
+
+def share(sequences: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:
+    """The positions in a global batch that a rank takes."""
+    return np.arange(rank * sequences // world_size, (rank + 1) * sequences // world_size)
+
+
+def shuffled(places: npt.NDArray[np.int64], size: int, key: str) -> npt.NDArray[np.int64]:
+    """Where a shuffle of range(size), chosen by `key`, puts `places`; a bijection computed in constant memory.
+
+    A Feistel network permutes the least power of four that is not below `size`; what falls outside is sent through
+    it again until it falls inside (cycle walking: Black and Rogaway 2002), which takes less than four turns a place
+    on average.
+    """
+    half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
+    found = feistel(places.astype(np.uint64), half, round_keys(key))
+    while (outside := found >= size).any():
+        found[outside] = feistel(found[outside], half, round_keys(key))
+    return found.astype(np.int64)
+
+
+def feistel(values: npt.NDArray[np.uint64], half: np.uint64, keys: tuple[np.uint64, ...]) -> npt.NDArray[np.uint64]:
+    """Permute numbers of two halves of `half` bits each."""
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for key in keys:
+        left, right = right, left ^ (mixed(right ^ key) & mask)
+    return (left << half) | right
+
+
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Numbers whose every bit depends on all bits of the given ones (the finalizer of Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@lru_cache(maxsize=64)
+def round_keys(key: str) -> tuple[np.uint64, ...]:
+    """The keys of the rounds."""
+    digest = hashlib.sha512(key.encode()).digest()
+    return tuple(np.uint64(int.from_bytes(digest[8 * i : 8 * i + 8], "big")) for i in range(ROUNDS))

@@ -1,0 +1,208 @@
+"""Text to tokens and back, whatever the tokenizer: a hub name, a local folder or file, or one trained here.
+
+Why: everything after it sees one class with one promise, that `decode(encode(text)) == text`, and that no text can
+forge the document separator. It must not know what is done with the tokens. Files are read by the `tokenizers`
+library alone; `transformers`, which takes seconds to import, is loaded for hub names only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teragpt.config import ConfigError, Problem
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END = "<|end|>"
+KNOWN_ENDS = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
+CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+HUB_TIMEOUT_S = 5.0
+
+# What a token may span: pieces of Python that mean something by themselves. A line's end keeps the next line's
+# indentation, a name keeps the dot or underscore before it, and quotes and brackets stand alone, since a small model
+# has to learn which of them closes which.
+PIECES = "|".join(
+    (
+        r"(?:[ \t]*\r?\n)+[ \t]*",
+        r"[ .]?__[a-z]+__",
+        r"[ .]?_{0,2}\p{L}+",
+        r" ?\p{N}{1,3}",
+        r' ?(?:"""|\'\'\'|["\'])',
+        r" ?(?:\(\)|\[\]|\{\}|[()\[\]{}])",
+        r" ?[^\s\p{L}\p{N}\"'()\[\]{}._]+",
+        r" ?[._]+",
+        r"\s+",
+    )
+)
+
+
+class TokenizerError(ConfigError):
+    """A tokenizer that cannot be found or read."""
+
+    def __init__(self, given: object, allowed: str) -> None:
+        super().__init__([Problem("tokenizer", str(given), allowed)])
+
+
+class Tokenizer:
+    """A tokenizer by `tokenizer_name`: a hub name, a local folder, or a `tokenizer.json`.
+
+    A local path wins over the hub, and the hub's local cache over the network. `end` is the id of the document
+    separator, `vocabulary` the number of ids. Raises TokenizerError.
+    """
+
+    def __init__(self, tokenizer_name: str) -> None:
+        path = Path(tokenizer_name)
+        if path.is_file():
+            rules, end = read_file(path), None
+        elif path.is_dir() and (path / "tokenizer.json").is_file():
+            rules, end = read_file(path / "tokenizer.json"), configured_end(path)
+        else:
+            rules, end = find(tokenizer_name)
+        self._adopt(tokenizer_name, rules, end)
+
+    @classmethod
+    def of(cls, rules: tokenizers.Tokenizer, name: str, end: str | None = None) -> Tokenizer:
+        """The tokenizer that follows `rules`, with the separator `end`."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._adopt(name, rules, end)
+        return tokenizer
+
+    def _adopt(self, name: str, rules: tokenizers.Tokenizer, end: str | None) -> None:
+        rules.no_padding()
+        rules.no_truncation()
+        rules.encode_special_tokens = True  # a special token's name in a text is text
+        ids = rules.get_vocab(with_added_tokens=True)
+        known = [word for word in (end, *KNOWN_ENDS) if word in ids]
+        if not known:
+            raise TokenizerError(name, f"a tokenizer with an end-of-text token ({', '.join(KNOWN_ENDS)})")
+        self.name = name
+        self.end_token: str = known[0]
+        self.end: int = ids[known[0]]
+        self.vocabulary: int = max(ids.values()) + 1
+        self._rules = rules
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without special tokens."""
+        return list(self._rules.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of several texts, on all cores."""
+        return [list(one.ids) for one in self._rules.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of tokens; separators show as what they are called."""
+        return str(self._rules.decode(list(ids), skip_special_tokens=False))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides which tokens a text becomes; the same for the same rules wherever they lie."""
+        rules = json.loads(self._rules.to_str())
+        deciding = ("normalizer", "pre_tokenizer", "model", "decoder", "added_tokens")
+        said = json.dumps([self.end, {part: stated(rules[part]) for part in deciding}], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def save(self, folder: Path | str) -> None:
+        """Write files from which `transformers.AutoTokenizer` and this class make the same tokenizer. Raises OSError."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.end_token,
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,
+        }
+        (folder / "tokenizer.json").write_text(self._rules.to_str(pretty=True), "utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocabulary` tokens (at least 257) from the texts; the same for the same texts.
+
+    Sennrich et al. 2016 over bytes (Radford et al. 2019), on pieces made for source code.
+    """
+    if vocabulary < 257:
+        raise ConfigError([Problem("vocabulary", vocabulary, "at least 257: every byte and the separator")])
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Rules
+
+    rules = Rules(models.BPE())
+    pieces = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    rules.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    rules.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    rules.train_from_iterator(texts, trainer)
+    return Tokenizer.of(rules, f"bpe-{vocabulary}", END)
+
+
+def read_file(path: Path) -> tokenizers.Tokenizer:
+    """The rules in a `tokenizer.json`. Raises TokenizerError that names the file."""
+    from tokenizers import Tokenizer as Rules
+
+    try:
+        return Rules.from_str(path.read_text("utf-8"))
+    except Exception as error:  # noqa: BLE001 (the library raises bare Exception)
+        raise TokenizerError(path, f"a whole tokenizer.json ({error})") from None
+
+
+def configured_end(folder: Path) -> str | None:
+    """The end-of-text token that a tokenizer's folder names."""
+    for name in CONFIG_FILES:
+        try:
+            end = json.loads((folder / name).read_text("utf-8")).get("eos_token")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError) as error:
+            raise TokenizerError(folder / name, f"a readable JSON object ({error})") from None
+        if end:
+            return str(end["content"] if isinstance(end, dict) else end)
+    return None
+
+
+def find(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
+    """The rules and end-of-text token that `transformers` has for a folder or hub name. Raises TokenizerError."""
+    import huggingface_hub
+    from transformers import AutoTokenizer
+
+    cache = huggingface_hub.constants.HF_HUB_CACHE
+    alternatives = "a tokenizer.json, a folder that holds one, or a hub name"
+    try:
+        found: Any = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 (anything may be wrong with foreign files)
+        if Path(name).is_dir():
+            raise TokenizerError(name, f"{alternatives} ({error})") from None
+        found = download(name, f"{alternatives}; looked in the folder {Path.cwd()}, in the hub's cache {cache}")
+    rules = getattr(found, "backend_tokenizer", None)
+    if rules is None:
+        raise TokenizerError(name, f"a tokenizer that `tokenizers` can run ({type(found).__name__} cannot be)")
+    return rules, found.eos_token
+
+
+def download(name: str, alternatives: str) -> Any:
+    """The tokenizer of a hub name from the network. Raises TokenizerError, and soon when the hub is out of reach."""
+    import huggingface_hub
+    from transformers import AutoTokenizer
+
+    hub = huggingface_hub.constants.ENDPOINT
+    try:
+        huggingface_hub.utils.validate_repo_id(name)
+        huggingface_hub.get_session().head(hub, timeout=HUB_TIMEOUT_S)  # the hub's client would retry for a minute
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # noqa: BLE001 (network, hub, foreign files: each has its own exceptions)
+        reason = str(error).partition("\n")[0]
+        raise TokenizerError(name, f"{alternatives} and at {hub} ({reason})") from None
+
+
+def stated(value: Any) -> Any:
+    """A JSON value without options that are off, so that options a later library adds do not change a hash."""
+    if isinstance(value, dict):
+        return {key: stated(one) for key, one in value.items() if one is not None and one is not False}
+    return [stated(one) for one in value] if isinstance(value, list) else value
