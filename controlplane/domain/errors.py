@@ -1,0 +1,167 @@
+"""Everything that the control plane refuses, as one tree. It knows no HTTP: the API maps `code` to a status.
+
+    ControlPlaneError
+    ├── InvalidSpec            fields that cannot be used, each with its pointer
+    ├── NotFound               no such run, attempt or pod
+    ├── Conflict               the request is sound, but not in the present state
+    │   ├── NameInUse          a live run has this name
+    │   ├── FolderInUse        a live run writes to this folder
+    │   ├── StillRunning       the run has not ended yet
+    │   └── KeyReused          an idempotency key came back with another body
+    ├── BadCursor              a page cursor that we did not make
+    ├── Unauthorized           a run token that is unknown
+    └── StoreError             the data folder cannot be used
+        ├── FolderLocked       another process holds it
+        ├── NetworkFolder      it lies on a network file system
+        ├── NewerStore         a newer version wrote it
+        └── StoreUnavailable   it cannot be read or written now (disk full, permissions)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ControlPlaneError(Exception):
+    """What we refuse; `code` is a stable word for programs, the text one sentence for people."""
+
+    code = "error"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bad field of a request: its JSON `pointer`, a stable `code`, and what was given and is allowed."""
+
+    pointer: str
+    code: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.pointer or '/'}: {self.detail}"
+
+
+class InvalidSpec(ControlPlaneError):
+    """A spec that cannot become a run, with every problem found in it."""
+
+    code = "invalid_spec"
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+
+class NotFound(ControlPlaneError):
+    """There is no `kind` called `id`."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, id: str | int) -> None:
+        self.kind, self.id = kind, id
+        super().__init__(f"there is no {kind} {id!r}")
+
+
+class Conflict(ControlPlaneError):
+    """A sound request that the present state does not allow."""
+
+    code = "conflict"
+
+
+class NameInUse(Conflict):
+    """The live run `holder` has this name."""
+
+    code = "name_in_use"
+
+    def __init__(self, name: str, holder: str) -> None:
+        self.name, self.holder = name, holder
+        super().__init__(f"the name {name!r} belongs to the live run {holder}: cancel it, or give another name")
+
+
+class FolderInUse(Conflict):
+    """The live run `holder` writes its checkpoints to this folder."""
+
+    code = "folder_in_use"
+
+    def __init__(self, folder: str, holder: str) -> None:
+        self.folder, self.holder = folder, holder
+        super().__init__(f"checkpoint.uri {folder!r} belongs to the live run {holder}: cancel it, or give another folder")
+
+
+class StillRunning(Conflict):
+    """Only a run that has ended can be retried."""
+
+    code = "still_running"
+
+    def __init__(self, run_id: str, phase: str) -> None:
+        self.run_id, self.phase = run_id, phase
+        super().__init__(f"run {run_id} is {phase}: cancel it, or wait for its end, before you retry it")
+
+
+class KeyReused(Conflict):
+    """The idempotency key was used with another body; `run_id` is the run that it made."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self, key: str, run_id: str) -> None:
+        self.key, self.run_id = key, run_id
+        super().__init__(f"the idempotency key {key!r} was used with another body, which made run {run_id}: use a new key")
+
+
+class BadCursor(ControlPlaneError):
+    """A page cursor that no list gave out."""
+
+    code = "bad_cursor"
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(f"{cursor!r} is no cursor of this list: leave it out to start at the first page")
+
+
+class Unauthorized(ControlPlaneError):
+    """A run token that belongs to no attempt, or not to this run."""
+
+    code = "unauthorized"
+
+    def __init__(self) -> None:
+        super().__init__("the bearer token is not one of this run's attempts")
+
+
+class StoreError(ControlPlaneError):
+    """The data folder cannot be used."""
+
+    code = "store_error"
+
+
+class FolderLocked(StoreError):
+    """Another control plane, process `pid`, works on this data folder."""
+
+    code = "folder_locked"
+
+    def __init__(self, home: Path, pid: int | None) -> None:
+        self.home, self.pid = home, pid
+        holder = f"process {pid}" if pid else "another process"
+        super().__init__(f"{home} is in use by {holder}: stop it, or give another folder with --home")
+
+
+class NetworkFolder(StoreError):
+    """SQLite's locks and syncs cannot be trusted on a network file system."""
+
+    code = "network_folder"
+
+    def __init__(self, home: Path, kind: str) -> None:
+        super().__init__(f"{home} lies on a network file system ({kind}): give a folder on a local disk with --home")
+
+
+class NewerStore(StoreError):
+    """A newer version of the control plane has written the data folder."""
+
+    code = "newer_store"
+
+    def __init__(self, place: str, revision: str) -> None:
+        super().__init__(f"{place} was written by a newer teragpt (revision {revision}): install that one, or newer")
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be read or written now; nothing was changed."""
+
+    code = "store_unavailable"

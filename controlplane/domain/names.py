@@ -1,0 +1,57 @@
+"""Names and ids: of runs, in any alphabet, and of their objects, which Kubernetes takes. It knows no run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from typing import Any
+
+from ulid import ULID
+
+SLUG_LENGTH = 30  # leaves room for the run's suffix, the attempt, and the operator's "-worker-NNNN" within 63
+SUFFIX_LENGTH = 8
+RUN_ID = re.compile(r"run_[0-9A-HJKMNP-TV-Z]{26}")
+
+
+def new_run_id() -> str:
+    """A new run's id, `run_` and a ULID: ids sort by the millisecond of their making."""
+    return f"run_{ULID()}"
+
+
+def suffix(run_id: str) -> str:
+    """The last characters of a run's id, lower case: what tells its objects from those of a run of the same name."""
+    return run_id[-SUFFIX_LENGTH:].lower()
+
+
+def slug(name: str) -> str:
+    """A name of any alphabet as a DNS-1035 label of at most 30 characters; `run` where nothing of it is left."""
+    ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_only.lower()).strip("-")
+    if not words:
+        return "run"
+    lettered = words if words[0].isalpha() else f"run-{words}"
+    return lettered[:SLUG_LENGTH].rstrip("-")
+
+
+def default_name(size: str, run_id: str) -> str:
+    """The name of a run whose user gave none."""
+    return f"{size}-{suffix(run_id)}"
+
+
+def object_name(name: str, run_id: str, attempt: int) -> str:
+    """The name of an attempt's object: the same at every try, so that a repeated creation finds the first one's."""
+    end = suffix(run_id)
+    return f"{slug(name.removesuffix(f'-{end}'))}-{end}-{attempt}"
+
+
+def fingerprint(value: Any) -> str:
+    """A stable hash of a JSON value: equal values hash equal, whatever the order of their keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def token_hash(token: str) -> str:
+    """How a token is stored. Tokens have 256 random bits, so that a plain hash cannot be searched."""
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""The phases of a run and the moves between them, as data: the table of docs/lifecycle.md, and nothing but the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What was last observed of a run. Written by the reconciler alone."""
+
+    QUEUED = "queued"
+    SUBMITTING = "submitting"
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it is the last: written once, never left."""
+        return self in TERMINAL
+
+
+class Desired(StrEnum):
+    """What a run's user wants of it. Written by the services alone."""
+
+    RUNNING = "running"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
+LIVE = frozenset(Phase) - TERMINAL
+ON_CLUSTER = frozenset({Phase.PENDING, Phase.STARTING, Phase.RUNNING})  # an object exists, and nobody wants its end
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A numbered row of the table: the phases it may leave, the one it enters, and what causes it."""
+
+    number: int
+    sources: frozenset[Phase]
+    target: Phase
+    trigger: str
+
+
+def _row(number: int, sources: set[Phase] | frozenset[Phase], target: Phase, trigger: str) -> Transition:
+    return Transition(number, frozenset(sources), target, trigger)
+
+
+CREATED = _row(0, set(), Phase.QUEUED, "a run was asked for")
+SUBMIT = _row(1, {Phase.QUEUED, Phase.RESTARTING, Phase.SUBMITTING}, Phase.SUBMITTING, "its object is due")
+UNREACHABLE = _row(2, {Phase.SUBMITTING}, Phase.SUBMITTING, "the cluster does not answer")
+SUBMITTED = _row(3, {Phase.SUBMITTING}, Phase.PENDING, "its object exists")
+REFUSED = _row(4, {Phase.SUBMITTING}, Phase.FAILED, "the cluster refuses its object for good")
+PLACED = _row(5, {Phase.PENDING}, Phase.STARTING, "every pod has its place")
+RUNS = _row(6, {Phase.PENDING, Phase.STARTING}, Phase.RUNNING, "every pod runs")
+SUCCESS = _row(7, ON_CLUSTER, Phase.SUCCEEDED, "every pod ended with 0")
+RESTART = _row(8, ON_CLUSTER, Phase.RESTARTING, "the attempt failed and may be tried again")
+WAITING = _row(9, {Phase.PENDING, Phase.STARTING}, Phase.PENDING, "the reason for waiting changed")
+FAILURE = _row(10, ON_CLUSTER | {Phase.RESTARTING}, Phase.FAILED, "the attempt failed for good")
+CANCELLING = _row(11, ON_CLUSTER | {Phase.SUBMITTING}, Phase.CANCELLING, "a cancel was asked for")
+CANCELLED_EARLY = _row(12, {Phase.QUEUED, Phase.RESTARTING}, Phase.CANCELLED, "a cancel found no object")
+CANCELLED = _row(13, {Phase.CANCELLING}, Phase.CANCELLED, "the cancelled pods are quiet")
+
+TRANSITIONS = (
+    CREATED,
+    SUBMIT,
+    UNREACHABLE,
+    SUBMITTED,
+    REFUSED,
+    PLACED,
+    RUNS,
+    SUCCESS,
+    RESTART,
+    WAITING,
+    FAILURE,
+    CANCELLING,
+    CANCELLED_EARLY,
+    CANCELLED,
+)

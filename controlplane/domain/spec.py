@@ -1,0 +1,222 @@
+"""The body of `POST /runs`: what a user may ask for, field by field. It knows no size's numbers and no machine.
+
+Everything that is not here is refused by name. What `train` may hold is `teragpt.config`'s business; `resolve` asks it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from controlplane.domain.errors import InvalidSpec, Problem
+from teragpt.config import FIELDS
+from teragpt.sizes import SIZES, TINY
+
+SET_ELSEWHERE = {  # settings of the trainer that have a place of their own in a spec
+    "size": "/size",
+    "data": "/data/uri",
+    "out": "/checkpoint/uri",
+    "checkpoint_every": "/checkpoint/every_steps",
+    "start_from": "/train/start_from",
+}
+RESERVED_ENV = ("TERAGPT_", "PET_")
+RESERVED_NAMES = frozenset({"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
+NODES, PROCESSES, CPUS, MEMORY = 65_536, 1_024, 4_096, 1 << 50  # far beyond any machine: a typo, not a wish
+YEAR = 366 * 86_400
+
+LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+
+
+def _known_size(size: str) -> str:
+    if size not in SIZES:
+        raise ValueError(f"got {size!r}; allowed: {', '.join(SIZES)}")
+    return size
+
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _printable(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError(f"got {name!r}; allowed: 1 to 100 printable characters of any alphabet")
+    return name.strip()
+
+
+def _free_variable(name: str) -> str:
+    if name.startswith(RESERVED_ENV) or name in RESERVED_NAMES:
+        raise ValueError(f"got {name!r}; allowed: names that teragpt does not set itself")
+    return name
+
+
+def _settings(train: dict[str, Any]) -> dict[str, Any]:
+    for name in train:
+        if name in ("size", "data", "out"):
+            raise ValueError(f"got {name!r}, which is set at {SET_ELSEWHERE[name]}")
+    return train
+
+
+SizeName = Annotated[str, BeforeValidator(_lower), AfterValidator(_known_size)]
+RunName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
+LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
+
+
+class Section(BaseModel):
+    """A part of a spec: no unknown field, no coercion of text to numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Compute(Section):
+    """Where it runs. What is left out follows from the machine: one process per GPU, without a GPU two CPU cores."""
+
+    nodes: int = Field(1, ge=1, le=NODES, description="Nodes, each a pod.", examples=[1])
+    gpus_per_node: int | None = Field(
+        None, ge=0, le=PROCESSES, description="GPUs of each node; all that the machine has unless given.", examples=[0]
+    )
+    processes_per_node: int | None = Field(
+        None,
+        ge=1,
+        le=PROCESSES,
+        description="Ranks on each node; one per GPU, or per CPU where no GPU is used.",
+        examples=[2],
+    )
+    cpus_per_node: int | None = Field(None, ge=1, le=CPUS, description="CPU cores of each node.", examples=[2])
+    memory_per_node: int | None = Field(
+        None, ge=1 << 20, le=MEMORY, description="Bytes of memory of each node.", examples=[2 << 30]
+    )
+
+
+class Data(Section):
+    """What it trains on."""
+
+    uri: Text | None = Field(
+        None,
+        description="Dataset folder made by `teragpt prepare`; the embedded corpus unless given.",
+        examples=[None],
+    )
+
+
+class Checkpoint(Section):
+    """Where its checkpoints go, and how often."""
+
+    uri: Text | None = Field(
+        None, description="Run folder, an absolute path; a new one in the data folder unless given.", examples=[None]
+    )
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="Steps between checkpoints; a tenth of the run unless given.",
+        examples=[50],
+    )
+    resume: Literal["auto"] = Field(
+        "auto",
+        description="auto: every attempt goes on from the last complete checkpoint of the run folder.",
+        examples=["auto"],
+    )
+
+
+class Limits(Section):
+    """When to stop trying."""
+
+    max_restarts: int = Field(
+        3, ge=0, le=10_000, description="Restarts after failures before the run has failed.", examples=[3]
+    )
+    max_runtime_s: int | None = Field(
+        None,
+        ge=1,
+        le=YEAR,
+        description="Seconds from the run's first start to its deadline; none unless given.",
+        examples=[3600],
+    )
+    max_pending_s: int | None = Field(
+        None,
+        ge=1,
+        le=YEAR,
+        description="Seconds that an attempt may wait for its place; no limit unless given.",
+        examples=[600],
+    )
+
+
+class Variable(Section):
+    """One environment variable of every pod."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"), AfterValidator(_free_variable)] = (
+        Field(description="The variable's name.", examples=["HF_HUB_OFFLINE"])
+    )
+    value: Annotated[str, StringConstraints(max_length=32_768)] = Field(description="Its value.", examples=["1"])
+
+
+class RunSpec(Section):
+    """What a run is asked to be. The size alone is enough: everything else derives from it and from the machine."""
+
+    size: SizeName = Field(
+        description=f"Named size, in upper or lower case: one of {', '.join(SIZES)}.", examples=[TINY]
+    )
+    name: RunName | None = Field(
+        None, description="Display name in any alphabet; after size and id unless given.", examples=["first-try"]
+    )
+    compute: Compute = Field(
+        default_factory=Compute,
+        description="Where it runs.",
+        examples=[{"nodes": 1, "processes_per_node": 2, "cpus_per_node": 2}],
+    )
+    data: Data = Field(default_factory=Data, description="What it trains on.", examples=[{}])
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint, description="Where its checkpoints go.", examples=[{"every_steps": 50}]
+    )
+    train: Annotated[dict[str, Any], AfterValidator(_settings)] = Field(
+        default_factory=dict,
+        description=f"Settings of the trainer by name; any of {', '.join(n for n in FIELDS if n not in SET_ELSEWHERE)}.",
+        examples=[{"steps": 200, "seed": 1}],
+    )
+    limits: Limits = Field(default_factory=Limits, description="When to stop trying.", examples=[{"max_restarts": 3}])
+    env: Annotated[list[Variable], Field(max_length=256)] = Field(
+        default_factory=list,
+        description="Environment variables of every pod.",
+        examples=[[{"name": "HF_HUB_OFFLINE", "value": "1"}]],
+    )
+    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = Field(
+        default_factory=dict, description="Labels to find it by; also on its pods.", examples=[{"team": "lm"}]
+    )
+
+
+def parse_spec(body: object) -> RunSpec:
+    """The spec that a JSON body describes. Raises InvalidSpec with a pointer to every bad field."""
+    try:
+        return RunSpec.model_validate(body)
+    except ValidationError as error:
+        raise InvalidSpec(problems_of(error)) from None
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """pydantic's complaints as problems with JSON pointers."""
+    return [_problem(dict(one)) for one in error.errors(include_url=False)]
+
+
+def _problem(one: dict[str, Any]) -> Problem:
+    where, kind, said = list(one["loc"]), str(one["type"]), str(one["msg"]).removeprefix("Value error, ")
+    if kind == "value_error" and where == ["train"]:
+        where.append(said.split("'")[1])
+    pointer = pointer_to(*where)
+    if kind == "extra_forbidden":
+        return Problem(pointer, "unknown_field", f"there is no field {where[-1]!r} here")
+    if kind == "missing":
+        return Problem(pointer, "missing", f"{where[-1]} is required")
+    given = "" if kind == "value_error" else f"got {_short(one['input'])}; "
+    return Problem(pointer, kind, f"{given}{said}")
+
+
+def pointer_to(*where: str | int) -> str:
+    """An RFC 6901 pointer to a place in a body."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in where)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
