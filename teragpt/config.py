@@ -1,0 +1,255 @@
+"""Every setting of a training run in one frozen table: what it means, what it derives from, what is allowed.
+
+Torch-free: the trainer reads it, and the control plane validates a run's `train` section with it before anything is
+created. A run is described by the settings that its user gave; `resolve` derives the rest from the size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from teragpt.plan import micro_batch
+from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_TOKENS, Shape, padded, recipe
+
+EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
+WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bad setting: its `field`, what was `given`, what is `allowed`."""
+
+    field: str
+    given: object
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: got {self.given!r}; allowed: {self.allowed}"
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used, with every problem found in them (`problems`). Exit code 2: never retried."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+
+def setting(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A field of `Config`: `low` and `high` bound numbers (both included), `choices` lists the words allowed."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved training run. Zero or empty stands for "derived" only in what a user gives, never after `resolve`."""
+
+    size: str = setting(TINY, "Named size that everything else derives from.", choices=tuple(SIZES))
+    dim: int = setting(0, "Model width.", low=8, high=1 << 17)
+    depth: int = setting(0, "Number of blocks.", low=1, high=1024)
+    heads: int = setting(0, "Query heads; must divide dim into an even head width.", low=1, high=1024)
+    kv_heads: int = setting(0, "Key and value heads; must divide heads.", low=1, high=1024)
+    ffn: int = setting(0, "Width of the feed-forward layer.", low=8, high=1 << 20)
+    context: int = setting(0, "Tokens of one sequence.", low=8, high=1 << 22)
+    num_tokens: int = setting(0, "Vocabulary; padded to a multiple of 128 inside the model.", low=2, high=1 << 22)
+    tied: bool = setting(default=False, help="Whether the output is a linear over the embedding's weight.")
+    rope_theta: float = setting(0.0, "Base of the rotary position embedding.", low=1.0, high=1e9)
+    norm_eps: float = setting(1e-6, "Added to the mean square in every RMSNorm.", low=1e-12, high=1e-2)
+
+    data: str = setting("", "Dataset folder made by `teragpt prepare`; empty: the embedded corpus.")
+    tokenizer: str = setting("", "Tokenizer the dataset must have been made with; empty: the dataset's own.")
+    seed: int = setting(0, "Seed of initial weights and data order.", low=0, high=(1 << 63) - 1)
+    out: str = setting("runs/tiny", "Run folder: metrics.jsonl, config.json, checkpoints.")
+
+    start_from: str = setting("", "Run folder whose last checkpoint this run starts from while it has none of its own.")
+
+    tokens: int = setting(0, "Token budget; 20 tokens a parameter unless given.", low=1, high=10**16)
+    global_batch_tokens: int = setting(
+        0, "Tokens of one step over all ranks; a multiple of context.", low=8, high=1 << 32
+    )
+    steps: int = setting(0, "Optimizer steps; tokens / global_batch_tokens unless given.", low=1, high=10**9)
+    micro_batch: int = setting(0, "Sequences a rank takes through the model at once.", low=1, high=1 << 20)
+    learning_rate: float = setting(0.0, "Peak learning rate.", low=1e-9, high=10.0)
+    final_learning_rate: float = setting(
+        0.1, "Learning rate at the last step, as a part of the peak.", low=0.0, high=1.0
+    )
+    warmup_steps: int = setting(-1, "Steps of linear warm-up.", low=0, high=10**9)
+    schedule: str = setting("cosine", "Decay of the learning rate after warm-up.", choices=("cosine", "wsd"))
+    decay_fraction: float = setting(0.2, "With wsd: the last part of the steps, in which it decays.", low=0.0, high=1.0)
+    weight_decay: float = setting(0.1, "Decay of matrices; vectors never decay.", low=0.0, high=10.0)
+    beta1: float = setting(0.9, "AdamW's first-moment decay.", low=0.0, high=0.9999999)
+    beta2: float = setting(0.95, "AdamW's second-moment decay.", low=0.0, high=0.9999999)
+    epsilon: float = setting(1e-8, "AdamW's epsilon.", low=1e-16, high=1.0)
+    clip: float = setting(1.0, "Largest gradient norm; gradients beyond it are scaled down.", low=1e-9, high=1e9)
+
+    log_every: int = setting(1, "Steps between printed lines.", low=1, high=10**9)
+    eval_every: int = setting(0, "Steps between evaluations; a tenth of the run unless given.", low=1, high=10**9)
+    eval_sequences: int = setting(64, "Held-out sequences of one evaluation.", low=1, high=1 << 20)
+    checkpoint_every: int = setting(0, "Steps between checkpoints; a tenth of the run unless given.", low=1, high=10**9)
+    keep_last: int = setting(2, "Newest checkpoints kept.", low=1, high=10**6)
+    keep_every: int = setting(0, "Also keep checkpoints at multiples of this many steps; 0: none.", low=0, high=10**9)
+    max_rewinds: int = setting(
+        2, "Rewinds to the last good checkpoint before a divergence ends the run.", low=0, high=100
+    )
+
+    precision: str = setting("auto", "auto: bf16 on GPU, fp32 on CPU.", choices=("auto", "fp32", "bf16", "fp64"))
+    compile: str = setting("auto", "auto: blocks are compiled on GPU only.", choices=("auto", "on", "off"))
+    dp_replicate: int = setting(1, "Replicas of the sharded model; must divide the world size.", low=1, high=1 << 20)
+    model: str = setting("teragpt.model:TeraGPT", "The model's constructor, as module:attribute.")
+    loader: str = setting("teragpt.data:open_dataset", "The dataset's constructor, as module:attribute.")
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one global batch."""
+        return self.global_batch_tokens // self.context
+
+    @property
+    def shape(self) -> Shape:
+        """The model's shape, for counting."""
+        return Shape(self.dim, self.depth, self.heads, self.kv_heads, self.ffn, self.context, self.tied)
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+TYPES: dict[str, type] = get_type_hints(Config)
+
+
+def resolve(given: Mapping[str, object], vocabulary: int | None = None) -> Config:
+    """The whole configuration that the settings `given` describe; `vocabulary` is the dataset's, where it is known.
+
+    Raises ConfigError with every problem: unknown settings, wrong types, numbers out of range, shapes that don't fit.
+    """
+    given = {"size": TINY, **given}
+    if isinstance(given["size"], str):
+        given["size"] = given["size"].lower()
+    problems = [problem for name, value in given.items() if (problem := check(name, value))]
+    if problems:
+        raise ConfigError(problems)
+    settings = {name: TYPES[name](value) for name, value in given.items()}
+    config = Config(**derive(settings, vocabulary))
+    problems = list(misfits(config, given))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def check(name: str, value: object) -> Problem | None:
+    """The problem with one setting taken alone, if there is one."""
+    if name not in FIELDS:
+        return Problem(name, value, f"no such setting; one of {', '.join(FIELDS)}")
+    kind, rules = TYPES[name], FIELDS[name].metadata
+    if kind is str:
+        words = rules["choices"]
+        good = isinstance(value, str) and (not words or value in words)
+        return None if good else Problem(name, value, f"one of {', '.join(words)}" if words else "text")
+    if kind is bool:
+        return None if isinstance(value, bool) else Problem(name, value, "true or false")
+    low, high = rules["low"], rules["high"]
+    allowed = f"{'a whole number' if kind is int else 'a number'} from {low:,} to {high:,}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return Problem(name, value, allowed)
+    return None if low <= value <= high and (kind is float or value == int(value)) else Problem(name, value, allowed)
+
+
+def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
+    """The settings with everything that was not given derived from those that were."""
+    size = SIZES[settings["size"]]
+    full = {**{name: getattr(size, name) for name in Shape.__dataclass_fields__}, **settings}
+    embedded = not full.get("data")
+    full.setdefault("num_tokens", vocabulary or (EMBEDDED_VOCABULARY if embedded else REFERENCE_VOCABULARY))
+    shape = Shape(**{name: full[name] for name in Shape.__dataclass_fields__})
+    budget = full.get("tokens") or (TINY_TOKENS if full["size"] == TINY else None)
+    derived = recipe(shape, full["num_tokens"], shape.context, budget)
+    full.setdefault("rope_theta", derived.rope_theta)
+    full.setdefault("learning_rate", derived.learning_rate)
+    full.setdefault("global_batch_tokens", derived.batch // shape.context * shape.context)
+    full.setdefault("steps", max(1, derived.tokens // full["global_batch_tokens"]))
+    full["tokens"] = full["steps"] * full["global_batch_tokens"]
+    full.setdefault("warmup_steps", min(WARMUP_STEPS, full["steps"] // 20))
+    full.setdefault("eval_every", max(1, full["steps"] // 10))
+    full.setdefault("checkpoint_every", max(1, full["steps"] // 10))
+    full.setdefault("micro_batch", micro_batch(shape, full["global_batch_tokens"] // shape.context))
+    full.setdefault("out", f"runs/{full['size']}")
+    return full
+
+
+def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
+    """Problems between settings: each names the one that its user gave, or else the first of the two."""
+
+    def blame(*names: str) -> tuple[str, object]:
+        name = next((name for name in names if name in given), names[0])
+        return name, getattr(config, name)
+
+    if config.dim % config.heads or (config.dim // config.heads) % 2:
+        yield Problem(*blame("heads", "dim"), f"heads that divide dim {config.dim} into an even head width")
+    if config.heads % config.kv_heads:
+        yield Problem(*blame("kv_heads", "heads"), f"a divisor of heads {config.heads}")
+    if config.global_batch_tokens % config.context:
+        yield Problem(*blame("global_batch_tokens", "context"), f"a multiple of context {config.context}")
+    if config.warmup_steps > config.steps:
+        yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
+    for name in ("model", "loader"):
+        module, _, attribute = getattr(config, name).partition(":")
+        if not (module and attribute):
+            yield Problem(name, getattr(config, name), "module:attribute")
+
+
+def parse(arguments: Iterable[str]) -> dict[str, object]:
+    """Settings from a command line: `--key value`, `--key=value`, `--set key=value`, `--config FILE` (JSON).
+
+    Values are read as JSON where they are JSON, as text where the setting is text. A later one wins. Raises
+    ConfigError.
+    """
+    settings: dict[str, object] = {}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError([Problem(word, word, "--key value, --set key=value or --config FILE")])
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            try:
+                value = next(words)
+            except StopIteration:
+                raise ConfigError([Problem(key, None, "a value after it")]) from None
+        if key == "config":
+            settings |= load(Path(value))
+            continue
+        if key == "set":
+            key, equals, value = value.partition("=")
+            if not equals:
+                raise ConfigError([Problem("set", key, "key=value")])
+        settings[key.replace("-", "_")] = literal(key.replace("-", "_"), value)
+    return settings
+
+
+def literal(name: str, value: str) -> object:
+    """What a setting's text means: the text itself for text settings, else JSON (or the text, to be refused)."""
+    if TYPES.get(name) is str:
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def load(path: Path) -> dict[str, object]:
+    """Settings from a JSON file. Raises ConfigError that names the file."""
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem("config", str(path), f"a readable JSON file ({error})")]) from None
+    if not isinstance(settings, dict):
+        raise ConfigError([Problem("config", str(path), "a JSON object of settings")])
+    return settings
+
+
+def vocabulary_rows(config: Config) -> int:
+    """Rows of the embedding: the vocabulary padded to a multiple of 128."""
+    return padded(config.num_tokens)

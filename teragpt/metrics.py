@@ -1,0 +1,178 @@
+"""What a run reports: a readable line a step, `metrics.jsonl` as the record, and posts to the control plane.
+
+Training never waits for the control plane: a thread posts what lies in the record, from the last line that was
+acknowledged on, and tries again for as long as the run lives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from teragpt.config import Config
+
+# Dense bf16 FLOP/s from the vendors' data sheets, by a part of the device's name; the first that fits counts.
+PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+POST_EVERY = 0.5  # seconds between posts
+POST_POINTS = 500  # points of one post at most
+LAST_POSTS = 10.0  # seconds that the end of a run waits for its last points to be acknowledged
+
+
+def peak_flops() -> float | None:
+    """Dense bf16 FLOP/s of this rank's device; None where it is not known, as on CPU."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def memory_bytes() -> int:
+    """The most memory that this rank has held: the device's on GPU, else the process's resident set."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Metrics:
+    """The report of one attempt; ranks other than 0 have one that keeps silent."""
+
+    def __init__(self, config: Config, attempt: int, rank: int, world_size: int, parameters: int) -> None:
+        self.config, self.attempt, self.world_size, self.leader = config, attempt, world_size, rank == 0
+        peak = peak_flops()
+        flops = config.shape.flops_per_token(config.num_tokens, config.context)
+        self.mfu_per_rate = flops / (peak * world_size) if peak else None
+        self.seq, self.since, self.steps_since, self.started = 0, time.perf_counter(), 0, time.perf_counter()
+        self.file: IO[str] | None = None
+        self.poster: Poster | None = None
+        if not self.leader:
+            return
+        folder = Path(config.out)
+        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        url, token = os.environ.get("TERAGPT_RUN_URL"), os.environ.get("TERAGPT_RUN_TOKEN")
+        if url and token:
+            self.poster = Poster(f"{url}/metrics", token, attempt)
+        self.say(
+            f"{parameters:,} parameters | {world_size} rank(s) | {config.steps:,} steps of "
+            f"{config.global_batch_tokens:,} tokens | attempt {attempt} | {folder}"
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line, on rank 0."""
+        if self.leader:
+            print(line, flush=True)
+
+    def restart_clock(self) -> None:
+        """Leave out of the speed what was not training: evaluation, a checkpoint, a rewind."""
+        self.since, self.steps_since = time.perf_counter(), 0
+
+    def step(self, step: int, loss: float, norm: float, rate: float) -> None:
+        """Report a finished step, counted from 1: `loss` of the global batch, gradient `norm`, learning `rate`."""
+        self.steps_since += 1
+        if step % self.config.log_every and step not in {1, self.config.steps}:
+            return
+        tokens_per_s = self.steps_since * self.config.global_batch_tokens / (time.perf_counter() - self.since)
+        self.restart_clock()
+        mfu = self.mfu_per_rate * tokens_per_s if self.mfu_per_rate else None
+        eta = (self.config.steps - step) * self.config.global_batch_tokens / tokens_per_s
+        memory = memory_bytes()
+        self.record(
+            step,
+            loss=loss,
+            lr=rate,
+            grad_norm=norm,
+            tokens_per_s=tokens_per_s,
+            tokens=step * self.config.global_batch_tokens,
+            mfu=mfu,
+            memory_bytes=memory,
+            eta_s=eta,
+        )
+        each = f" ({tokens_per_s / self.world_size:,.0f} each)" if self.world_size > 1 else ""
+        self.say(
+            f"step {step}/{self.config.steps} | loss {loss:.4f} | lr {rate:.2e} | grad {norm:.3f} | "
+            f"{tokens_per_s:,.0f} tok/s{each} | mfu {f'{mfu:.1%}' if mfu else '-'} | mem {memory / 1e9:.2f} GB | "
+            f"eta {duration(eta)}"
+        )
+
+    def evaluation(self, step: int, loss: float) -> None:
+        """Report the held-out loss after `step` steps."""
+        self.record(step, val_loss=loss)
+        self.say(f"eval {step}/{self.config.steps} | val loss {loss:.4f}")
+
+    def record(self, step: int, **values: float | None) -> None:
+        """Add a point to the record; numbers that are not finite become null, which JSON can hold."""
+        if self.file is None:
+            return
+        self.seq += 1
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+        point = {"seq": self.seq, "attempt": self.attempt, "step": step, "time": time.time(), **finite}
+        self.file.write(json.dumps(point) + "\n")
+        self.file.flush()
+        if self.poster is not None:
+            self.poster.add(point)
+
+    def close(self) -> None:
+        """Close the record, and give the last points a few seconds to be acknowledged."""
+        if self.file is not None:
+            self.file.close()
+        if self.poster is not None:
+            self.poster.close()
+
+
+class Poster:
+    """Posts points to the control plane in a thread of its own, each until it is acknowledged."""
+
+    def __init__(self, url: str, token: str, attempt: int) -> None:
+        self.url, self.attempt = url, attempt
+        self.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self.points: list[Mapping[str, Any]] = []
+        self.lock, self.closing = threading.Lock(), threading.Event()
+        self.thread = threading.Thread(target=self.run, name="metrics", daemon=True)
+        self.thread.start()
+
+    def add(self, point: Mapping[str, Any]) -> None:
+        """Queue a point; returns at once."""
+        with self.lock:
+            self.points.append(point)
+
+    def run(self) -> None:
+        """Post what is queued until the run ends and nothing is left."""
+        wait = POST_EVERY
+        while not (self.closing.wait(wait) and not self.points):
+            try:
+                self.post()
+                wait = POST_EVERY
+            except OSError:  # the control plane is away; its points wait here and in metrics.jsonl
+                wait = min(2 * wait, 30.0) if not self.closing.is_set() else POST_EVERY
+
+    def post(self) -> None:
+        """Post the oldest points, and forget those that are acknowledged. Raises OSError."""
+        with self.lock:
+            points = self.points[:POST_POINTS]
+        if not points:
+            return
+        body = json.dumps({"attempt": self.attempt, "points": points}).encode()
+        request = urllib.request.Request(self.url, body, self.headers)  # noqa: S310 - the control plane's own URL
+        with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310 - the same
+            acknowledged = json.load(reply)["acknowledged"]
+        with self.lock:
+            self.points = [point for point in self.points if point["seq"] > acknowledged]
+
+    def close(self) -> None:
+        """Wait for the last acknowledgements, for a bounded time."""
+        self.closing.set()
+        self.thread.join(LAST_POSTS)

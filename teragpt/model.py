@@ -1,0 +1,158 @@
+"""TeraGPT's model: a decoder with the shape of `Qwen3ForCausalLM`, from 124M parameters to 175B and beyond.
+
+It knows nothing of meshes, clusters or training. Parallelism is applied to it from outside (parallel.py), and its
+names and layouts are those of Qwen3, so that a checkpoint opens in `transformers` without permuting a weight.
+
+B batch, T tokens, D model width, H query heads, G key/value heads, K head width, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teragpt.ops import linear, linear_cross_entropy, rms_norm, rotary, rotate, swiglu
+from teragpt.sizes import padded
+
+Rope = tuple[Tensor, Tensor]
+Past = list[Tensor]  # a layer's keys and values (B, G, T, K) of the tokens before; empty before the first
+
+
+class Norm(nn.Module):
+    """RMSNorm over the last dimension."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., width), normalised."""
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with per-head QK-norm and rotary positions."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, eps: float) -> None:
+        super().__init__()
+        self.head_dim = dim // heads
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+        self.q_norm = Norm(self.head_dim, eps)
+        self.k_norm = Norm(self.head_dim, eps)
+
+    def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
+        """x (B, T, D) to (B, T, D). A `past` is read and extended in place; T is 1 unless it is empty."""
+        projected = linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in projected)  # (B, T, H or G, K)
+        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if past is not None:
+            k, v = torch.cat([*past[:1], k], dim=2), torch.cat([*past[1:], v], dim=2)
+            past[:] = k, v
+        grouped = q.size(1) != k.size(1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1, enable_gqa=grouped)  # (B, H, T, K)
+        (y,) = linear(y.transpose(1, 2).flatten(2), self.o_proj.weight)
+        return y
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward layer."""
+
+    def __init__(self, dim: int, ffn: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, ffn, bias=False)
+        self.up_proj = nn.Linear(dim, ffn, bias=False)
+        self.down_proj = nn.Linear(ffn, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) to (B, T, D)."""
+        gate, up = linear(x, self.gate_proj.weight, self.up_proj.weight)
+        (y,) = linear(swiglu(gate, up), self.down_proj.weight)
+        return y
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each normalised first and added to the residual stream."""
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, ffn: int, eps: float) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(dim, eps)
+        self.self_attn = Attention(dim, heads, kv_heads, eps)
+        self.post_attention_layernorm = Norm(dim, eps)
+        self.mlp = FeedForward(dim, ffn)
+
+    def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
+        """x (B, T, D) to (B, T, D)."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, past)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TeraGPT(nn.Module):
+    """A GPT of `depth` blocks of width `dim` over a vocabulary of `num_tokens` (padded inside to a multiple of 128).
+
+    `kv_heads` defaults to `heads`, `ffn` to 8/3 of `dim` in multiples of 128; `tied` models have no head of their
+    own. `dtype` is what activations are computed in; parameters keep the dtype that they are made with.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        num_tokens: int,
+        *,
+        kv_heads: int | None = None,
+        ffn: int | None = None,
+        tied: bool = False,
+        rope_theta: float = 10_000.0,
+        norm_eps: float = 1e-6,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        kv_heads = kv_heads or heads
+        if dim % heads or (dim // heads) % 2 or heads % kv_heads:
+            raise ValueError(f"heads: got {heads}; allowed: a divisor of dim {dim}, a multiple of kv_heads {kv_heads}")
+        ffn = ffn or padded(8 * dim // 3)
+        self.num_tokens, self.depth, self.head_dim, self.rope_theta = num_tokens, depth, dim // heads, rope_theta
+        self.dtype = dtype
+        self.embed_tokens = nn.Embedding(padded(num_tokens), dim)
+        self.layers = nn.ModuleList(Block(dim, heads, kv_heads, ffn, norm_eps) for _ in range(depth))
+        self.norm = Norm(dim, norm_eps)
+        self.lm_head = None if tied else nn.Linear(dim, padded(num_tokens), bias=False)
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        targets: Tensor | None = None,
+        cache: list[Past] | None = None,
+    ) -> Tensor:
+        """Logits (B, T, num_tokens) of ids (B, T), or with targets (B, T) their mean loss without ever those logits.
+
+        `positions` (T) default to 0, 1, ...; `cache` holds a past for each layer.
+        """
+        if positions is None:
+            positions = torch.arange(ids.size(1), device=ids.device)
+        x = self.embed_tokens(ids)
+        x = x.to(self.dtype or x.dtype)
+        rope = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
+        for index, block in enumerate(self.layers):
+            x = block(x, rope, cache[index] if cache is not None else None)
+        x = self.norm(x)
+        output = (self.embed_tokens if self.lm_head is None else self.lm_head).weight[: self.num_tokens]
+        if targets is None:
+            return linear(x, output)[0]
+        return linear_cross_entropy(x, output, targets)
+
+    def initial_std(self, name: str, columns: int) -> float:
+        """Standard deviation of a matrix's initial values: GPT-2's 0.02 at width 768, narrower in wider models.
+
+        Matrices that write to the residual stream start smaller by the square root of their number (Radford 2019).
+        """
+        residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        return float(0.5 * columns**-0.5 * ((2 * self.depth) ** -0.5 if residual else 1.0))

@@ -1,0 +1,112 @@
+"""AdamW, gradient clipping and the learning-rate schedule, over each rank's own shards.
+
+The optimizer sees plain local tensors: a step is elementwise, so shards need no communication, and DTensor's dispatch
+(slow, and leaking in torch 2.11's fused AdamW, pytorch#188174) stays out of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from teragpt.config import Config
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then cosine, or constant and linear decay (wsd)."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    start = config.warmup_steps if config.schedule == "cosine" else int(config.steps * (1 - config.decay_fraction))
+    done = min(1.0, max(0.0, (step - start) / max(1, config.steps - start)))
+    left = (1 + math.cos(math.pi * done)) / 2 if config.schedule == "cosine" else 1 - done
+    return config.learning_rate * (config.final_learning_rate + (1 - config.final_learning_rate) * left)
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) with decay on matrices only, over the local shards of a model's parameters."""
+
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        self.config = config
+        self.parameters = dict(model.named_parameters())
+        self.shards = {name: nn.Parameter(local(value.detach())) for name, value in self.parameters.items()}
+        groups = [
+            {
+                "params": [s for n, s in self.shards.items() if self.parameters[n].ndim >= 2],
+                "weight_decay": config.weight_decay,
+            },
+            {"params": [s for n, s in self.shards.items() if self.parameters[n].ndim < 2], "weight_decay": 0.0},
+        ]
+        betas = (config.beta1, config.beta2)
+        self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
+
+    def reduce(self, loss: Tensor, asked: float) -> tuple[Tensor, Tensor]:
+        """Sum over all ranks, in one collective: the loss's shares, the squared gradient norm, what each asks of all.
+
+        Returns [loss, gradient norm] and the sum of what the ranks asked.
+        """
+        grads = [grad for _, grad in self.gradients()]
+        square = get_total_norm(grads, foreach=True).double().square() / self.config.dp_replicate
+        summary = torch.stack([loss.double(), square, torch.full_like(square, asked)])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(summary)
+        return torch.stack([summary[0], summary[1].sqrt()]), summary[2]
+
+    def step(self, step: int, norm: Tensor) -> None:
+        """Clip the gradients, whose global norm is `norm`, update the parameters, and drop the gradients."""
+        scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+        for name, grad in self.gradients():
+            self.shards[name].grad = grad.mul_(scale.to(grad.dtype))
+            self.parameters[name].grad = None
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate(step, self.config)
+        self.adamw.step()
+        self.adamw.zero_grad()
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter's name and its local gradient."""
+        for name, value in self.parameters.items():
+            if value.grad is not None:
+                yield name, local(value.grad)
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments of every parameter as `NAME.exp_avg` and `NAME.exp_avg_sq`, placed on the mesh as it is."""
+        state: dict[str, Tensor] = {}
+        for name, shard in self.shards.items():
+            moments = self.adamw.state[shard]
+            if not moments:
+                moments |= {"step": torch.zeros((), device=shard.device, dtype=torch.float32)}
+                moments |= {moment: torch.zeros_like(shard) for moment in MOMENTS}
+            state |= {f"{name}.{moment}": like(self.parameters[name], moments[moment]) for moment in MOMENTS}
+        return state
+
+    def set_steps(self, steps: int) -> None:
+        """Tell AdamW's bias correction how many steps the moments hold."""
+        for shard in self.shards.values():
+            self.adamw.state[shard]["step"].fill_(float(steps))
+
+
+def local(value: Tensor) -> Tensor:
+    """This rank's shard of a tensor, sharing its memory."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def like(parameter: Tensor, shard: Tensor) -> Tensor:
+    """A local shard as a tensor that is placed on the mesh as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return shard
+    return DTensor.from_local(
+        shard,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

@@ -1,0 +1,180 @@
+"""Everything a mesh does to the model, from outside it and in one order: compile, shard (FSDP2), draw the weights.
+
+The model and the loop know nothing of what stands here. A mesh never changes what is computed: initial weights depend
+on (seed, name, row) alone, and gradients are the global batch's whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from teragpt.config import Config, ConfigError, Problem
+from teragpt.environment import World
+
+ROW_BLOCK = 1024  # rows of a matrix that one generator draws
+GATHERED_BYTES = (
+    4 << 30
+)  # up to this size a model stays gathered between forward and backward, and between micro-batches
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+def connect(world: World) -> torch.device:
+    """Join the process group (NCCL and gloo on GPU, gloo on CPU), and return this rank's device.
+
+    A world of one needs no rendezvous and opens no port.
+    """
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", world.local_rank) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    timeout = timedelta(minutes=10)
+    if world.world_size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        os.environ.setdefault("MASTER_ADDR", world.master_addr)
+        os.environ.setdefault("MASTER_PORT", str(world.master_port))
+        dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
+    return device
+
+
+def build_mesh(config: Config, device: torch.device) -> DeviceMesh:
+    """The mesh (dp_replicate, dp_shard) over all ranks. Raises ConfigError when the replicas don't divide them."""
+    ranks = dist.get_world_size()
+    if ranks % config.dp_replicate:
+        raise ConfigError([Problem("dp_replicate", config.dp_replicate, f"a divisor of the world size {ranks}")])
+    shape = (config.dp_replicate, ranks // config.dp_replicate)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("dp_replicate", "dp_shard"))
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype that activations are computed in: bf16 on GPU and fp32 on CPU, unless the precision says otherwise."""
+    automatic = "bf16" if device.type == "cuda" else "fp32"
+    return PRECISIONS[automatic if config.precision == "auto" else config.precision]
+
+
+def parallelize(model: nn.Module, mesh: DeviceMesh, config: Config, dtype: torch.dtype) -> None:
+    """Compile the blocks of a model on the meta device where that pays, and shard it over the mesh.
+
+    Masters stay fp32 (fp64 in fp64 runs); FSDP gathers them in `dtype` and averages gradients in fp32.
+    """
+    blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
+    if config.compile == "on" or (config.compile == "auto" and mesh.device_type == "cuda"):
+        for block in blocks:
+            block.compile()
+    if mesh.size() == 1:
+        return
+    wide = torch.promote_types(dtype, torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
+    data_parallel = mesh if config.dp_replicate > 1 else mesh["dp_shard"]
+    reshard = not stays_gathered(model)
+    for block in blocks:
+        fully_shard(block, mesh=data_parallel, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=data_parallel, mp_policy=policy, reshard_after_forward=False)
+
+
+def stays_gathered(model: nn.Module) -> bool:
+    """Whether the whole model's fp32 gradients fit beside it on every rank, which saves communication."""
+    return sum(parameter.numel() for parameter in model.parameters()) * 4 <= GATHERED_BYTES
+
+
+def materialize(model: nn.Module, config: Config, device: torch.device) -> None:
+    """Give a meta model memory on `device` and its initial weights: each rank draws only the rows that it owns.
+
+    Values are drawn in fp32 and cast, so that every precision starts from the same weights.
+    """
+    wide = torch.float64 if config.precision == "fp64" else torch.float32
+    model.to(wide).to_empty(device=device)
+    std: Callable[[str, int], float] = getattr(model, "initial_std", lambda _, columns: 0.5 * columns**-0.5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            offset, local = local_rows(parameter)
+            if parameter.ndim < 2:
+                local.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif local.numel():
+                draw_rows(local, offset, parameter.size(0), std(name, parameter.size(-1)), f"{config.seed}:{name}")
+
+
+def local_rows(parameter: Tensor) -> tuple[int, Tensor]:
+    """The first global row that this rank owns of a parameter, and its own rows of it."""
+    if not isinstance(parameter, DTensor):
+        return 0, parameter
+    shard = parameter.device_mesh.ndim - 1
+    ranks, rank = parameter.device_mesh.size(shard), parameter.device_mesh.get_local_rank(shard)
+    return min(rank * math.ceil(parameter.size(0) / ranks), parameter.size(0)), parameter.to_local()
+
+
+def draw_rows(local: Tensor, offset: int, rows: int, std: float, key: str) -> None:
+    """Fill `local`, the rows from `offset` on of a matrix of `rows`, from generators keyed by (key, row block)."""
+    for block in range(offset // ROW_BLOCK, math.ceil((offset + local.size(0)) / ROW_BLOCK)):
+        start, stop = block * ROW_BLOCK, min((block + 1) * ROW_BLOCK, rows)
+        seed = int.from_bytes(hashlib.blake2b(f"{key}:{block}".encode(), digest_size=7).digest())
+        values = torch.empty(stop - start, *local.shape[1:], dtype=torch.float32)
+        values.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
+        first, last = max(start, offset), min(stop, offset + local.size(0))
+        local[first - offset : last - offset] = values[first - start : last - start]
+
+
+def micro_batches(count: int, config: Config) -> int:
+    """Micro-batches of every rank for a batch of `count` sequences; none is empty where ranks hold uneven parts.
+
+    Raises ConfigError when there are fewer sequences than ranks.
+    """
+    ranks = dist.get_world_size()
+    least = count // ranks
+    if least == 0:
+        allowed = f"at least a sequence for each of {ranks} ranks: {ranks * config.context} tokens"
+        raise ConfigError([Problem("global_batch_tokens", config.global_batch_tokens, allowed)])
+    most = math.ceil(count / ranks)
+    return min(math.ceil(most / config.micro_batch), least)
+
+
+def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, config: Config) -> Tensor:
+    """Accumulate the gradients of the mean loss over the global batch, of which this rank holds ids and targets (n, T).
+
+    Returns this rank's share of that loss; the shares of all ranks add up to it. Gradients of a model that stays
+    gathered are reduced once, after the last micro-batch.
+    """
+    count = micro_batches(config.sequences, config)
+    total = torch.zeros((), device=ids.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
+    once = isinstance(model, FSDPModule) and stays_gathered(model)
+    pieces = zip(ids.tensor_split(count), targets.tensor_split(count), strict=True)
+    for index, (some_ids, some_targets) in enumerate(pieces):
+        if once:
+            cast("FSDPModule", model).set_requires_gradient_sync(index == count - 1)
+        loss = model(some_ids, targets=some_targets) * (some_ids.size(0) / config.sequences)
+        (loss * dist.get_world_size()).backward()  # FSDP divides by it again
+        total += loss.detach()
+    return total
+
+
+def evaluate(model: nn.Module, ids: Tensor, targets: Tensor, config: Config) -> Tensor:
+    """This rank's share of the mean loss over the held-out sequences; the shares of all ranks add up to it."""
+    count = micro_batches(config.eval_sequences, config)
+    total = torch.zeros((), device=ids.device, dtype=torch.float64)
+    with torch.no_grad():
+        for some_ids, some_targets in zip(ids.tensor_split(count), targets.tensor_split(count), strict=True):
+            total += model(some_ids, targets=some_targets) * (some_ids.size(0) / config.eval_sequences)
+    return total
+
+
+def load_attribute(name: str, setting: str) -> Any:
+    """What `module:attribute` names. Raises ConfigError that names the setting."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(__import__(module, fromlist=[attribute]), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError([Problem(setting, name, f"an importable module:attribute ({error})")]) from None

@@ -1,0 +1,240 @@
+"""The trainer, from the first line to the last: join the world, build the mesh and the model, restore, loop, report.
+
+`python teragpt/train.py`, `torchrun -m teragpt.train`, `python -m teragpt.launch -m teragpt.train` and
+`teragpt.Trainer(size="tiny").train()` are the same job on one rank or on thousands. It knows nothing of the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+if __package__ in {
+    None,
+    "",
+}:  # run as a file: Python put this folder first on the path, where the package's parent belongs
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, write_durably
+from teragpt.config import ConfigError, Problem, parse, resolve
+from teragpt.environment import read_world
+from teragpt.metrics import Metrics
+from teragpt.optim import Optimizer, learning_rate
+from teragpt.parallel import (
+    build_mesh,
+    compute_dtype,
+    connect,
+    evaluate,
+    forward_backward,
+    load_attribute,
+    materialize,
+    parallelize,
+)
+
+FINISHED, BAD_CONFIG, DIVERGED, STOPPED = 0, 2, 3, 143  # exit codes; anything else is a crash, which is retried
+STOP, FENCED = 1.0, math.inf  # what a rank can ask of all: to stop with a checkpoint, or at once and without
+EXPLODED = 2.0  # a loss beyond this many times ln(vocabulary), which guessing costs, will not come back by itself
+
+
+class Diverged(Exception):
+    """The loss stayed non-finite or exploding after every rewind that the configuration allows."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: optimizer `step`s done, batches `skipped` after divergences, and the `rewinds` it took."""
+
+    step: int = 0
+    skipped: int = 0
+    rewinds: int = 0
+
+
+class Trainer:
+    """One rank's part of a training run. `settings` are those of `teragpt.config.Config`; the size derives the rest."""
+
+    def __init__(self, settings: Mapping[str, object] | None = None, **more: object) -> None:
+        """Check the settings and join the world that the environment describes. Raises ConfigError."""
+        given = {**(settings or {}), **more}
+        config = resolve(given)
+        self.world = read_world(os.environ, torch.cuda.device_count())
+        self.dataset = load_attribute(config.loader, "loader")(config.data, tokenizer=config.tokenizer)
+        self.config = resolve(given, self.dataset.vocabulary)
+        if self.config.num_tokens < self.dataset.vocabulary:
+            allowed = f"at least the dataset's vocabulary of {self.dataset.vocabulary}"
+            raise ConfigError([Problem("num_tokens", self.config.num_tokens, allowed)])
+        self.asked = 0.0
+        self.progress = Progress()
+
+    def train(self) -> int:
+        """Train to the last step, or until told to stop; returns the exit code. Raises ConfigError and Diverged."""
+        self.device = connect(self.world)
+        signal.signal(signal.SIGTERM, self.ask_to_stop)
+        try:
+            self.set_up()
+            return self.loop()
+        except Superseded as error:
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            return STOPPED
+        finally:
+            dist.destroy_process_group()
+
+    def set_up(self) -> None:
+        """Claim the run folder, build and shard the model, and restore the last checkpoint."""
+        config = self.config
+        attempt = os.environ.get("TERAGPT_ATTEMPT")
+        self.checkpoints = Checkpoints(config, int(attempt) if attempt else None)
+        mesh = build_mesh(config, self.device)
+        dtype = compute_dtype(config, self.device)
+        with torch.device("meta"):
+            self.model: nn.Module = load_attribute(config.model, "model")(
+                config.dim,
+                config.depth,
+                config.heads,
+                config.num_tokens,
+                kv_heads=config.kv_heads,
+                ffn=config.ffn,
+                tied=config.tied,
+                rope_theta=config.rope_theta,
+                norm_eps=config.norm_eps,
+                dtype=dtype,
+            )
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parallelize(self.model, mesh, config, dtype)
+        materialize(self.model, config, self.device)
+        self.optimizer = Optimizer(self.model, config)
+        self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)
+        if self.world.rank == 0:
+            write_durably(self.checkpoints.folder.parent / "config.json", asdict(config))
+        if self.checkpoints.start:
+            self.restore(self.checkpoints.start)
+
+    def loop(self) -> int:
+        """Step until the run is over, with evaluations, checkpoints and rewinds on the way."""
+        config, progress, checkpoints = self.config, self.progress, self.checkpoints
+        if progress.step == 0:
+            self.evaluate()
+        while progress.step < config.steps:
+            (loss, norm), asked = self.step()
+            if not math.isfinite(loss + norm) or loss > EXPLODED * math.log(config.num_tokens):
+                self.rewind(loss)
+                continue
+            progress.step += 1
+            self.metrics.step(progress.step, loss, norm, learning_rate(progress.step - 1, config))
+            last = progress.step == config.steps
+            if asked == FENCED:
+                raise Superseded(f"a later attempt owns {config.out}")
+            if last or progress.step % config.eval_every == 0:
+                self.evaluate()
+            if last or asked or progress.step % config.checkpoint_every == 0:
+                self.save()
+            if asked and not last:
+                checkpoints.finish()
+                self.metrics.say(f"stopped: told to at step {progress.step}; its checkpoint is written")
+                self.metrics.close()
+                return STOPPED
+        checkpoints.finish()
+        self.metrics.say(f"finished {progress.step:,} steps | {config.out}")
+        self.metrics.close()
+        return FINISHED
+
+    def step(self) -> tuple[tuple[float, float], float]:
+        """One optimizer step: the global batch's loss and gradient norm, and what any rank asks of all."""
+        config, progress = self.config, self.progress
+        ids, targets = self.to_device(
+            self.dataset.batch(
+                progress.step + progress.skipped,
+                config.sequences,
+                config.context,
+                config.seed,
+                self.world.rank,
+                self.world.world_size,
+            )
+        )
+        share = forward_backward(self.model, ids, targets, config)
+        asked = FENCED if self.checkpoints.superseded() else self.asked
+        summary, stops = self.optimizer.reduce(share, asked)
+        self.optimizer.step(progress.step, summary[1])
+        loss, norm = summary.tolist()
+        return (loss, norm), stops.item()
+
+    def evaluate(self) -> None:
+        """Report the loss over the held-out sequences."""
+        config, world = self.config, self.world
+        ids, targets = self.to_device(
+            self.dataset.validation(config.eval_sequences, config.context, world.rank, world.world_size)
+        )
+        share = evaluate(self.model, ids, targets, config)
+        if world.world_size > 1:
+            dist.all_reduce(share)
+        self.metrics.evaluation(self.progress.step, share.item())
+        self.metrics.restart_clock()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, placed on the mesh as it is: parameters and the optimizer's moments."""
+        return {**dict(self.model.state_dict()), **self.optimizer.state()}
+
+    def save(self) -> None:
+        """Write a checkpoint in the background; one that failed to be written is reported, and the next one tried."""
+        final = self.progress.step == self.config.steps
+        try:
+            self.checkpoints.save(self.progress.step, self.state(), {"progress": asdict(self.progress)})
+            if final or self.asked:
+                self.checkpoints.wait()
+        except OSError as error:
+            if final:
+                raise
+            self.metrics.say(f"checkpoint before step {self.progress.step} failed, training goes on: {error}")
+        self.metrics.restart_clock()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, whatever mesh it was written on."""
+        self.checkpoints.load(checkpoint, self.state())
+        self.progress.__dict__.update(checkpoint.meta["progress"])
+        self.optimizer.set_steps(self.progress.step)
+        self.metrics.say(f"resumed from step {self.progress.step} | {checkpoint.folder}")
+
+    def rewind(self, loss: float) -> None:
+        """Return to the last good checkpoint and pass over the batches since, or raise Diverged."""
+        bad, rewinds, skipped = self.progress.step, self.progress.rewinds + 1, self.progress.skipped
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None or rewinds > self.config.max_rewinds:
+            raise Diverged(f"loss {loss} at step {bad + 1} after {rewinds - 1} rewinds")
+        self.metrics.say(f"loss {loss} at step {bad + 1}: rewinding, and passing over what came since")
+        self.restore(checkpoint)
+        self.progress.rewinds, self.progress.skipped = rewinds, skipped + bad + 1 - self.progress.step
+        self.metrics.restart_clock()
+
+    def to_device(self, batch: Iterable[Tensor]) -> list[Tensor]:
+        """Tensors of a batch on this rank's device."""
+        return [tensor.to(self.device, non_blocking=True) for tensor in batch]
+
+    def ask_to_stop(self, *_: Any) -> None:
+        """SIGTERM: finish the step, write a checkpoint, exit 143."""
+        self.asked = STOP
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Train with the settings of TERAGPT_SPEC and the command line, which wins; returns the exit code."""
+    try:
+        spec = json.loads(os.environ.get("TERAGPT_SPEC", "{}"))
+        return Trainer({**spec, **parse(sys.argv[1:] if arguments is None else arguments)}).train()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return BAD_CONFIG
+    except Diverged as error:
+        print(f"diverged: {error}", file=sys.stderr, flush=True)
+        return DIVERGED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""A trained model out of a run folder, whole and on this machine: what sampling, export and serving start from."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+
+from teragpt.checkpoint import Checkpoint, published
+from teragpt.config import Config, ConfigError, Problem
+from teragpt.model import TeraGPT
+from teragpt.parallel import load_attribute
+from teragpt.tokenizer import Tokenizer
+
+
+def load(folder: Path | str, device: str | torch.device = "cpu") -> tuple[TeraGPT, Tokenizer, Config]:
+    """The newest checkpoint's model in evaluation mode, its tokenizer and its configuration.
+
+    Raises ConfigError when the folder has no published checkpoint, or one that is damaged.
+    """
+    checkpoint = newest(Path(folder))
+    config = config_of(checkpoint)
+    checkpoint.verify(config)
+    with torch.device("meta"):
+        model: TeraGPT = load_attribute(config.model, "model")(
+            config.dim,
+            config.depth,
+            config.heads,
+            config.num_tokens,
+            kv_heads=config.kv_heads,
+            ffn=config.ffn,
+            tied=config.tied,
+            rope_theta=config.rope_theta,
+            norm_eps=config.norm_eps,
+        )
+    model.to_empty(device=device)
+    load_tensors(dict(model.state_dict()), checkpoint_id=str(checkpoint.folder), no_dist=True)
+    return model.eval(), Tokenizer(str(Path(folder) / "tokenizer")), config
+
+
+def newest(folder: Path) -> Checkpoint:
+    """The newest published checkpoint of a run folder. Raises ConfigError when there is none."""
+    found = published(folder)
+    if not found:
+        raise ConfigError([Problem("run", str(folder), "a run folder with a published checkpoint")])
+    return found[-1]
+
+
+def config_of(checkpoint: Checkpoint) -> Config:
+    """The configuration that a checkpoint was written with."""
+    known = {field.name for field in fields(Config)}
+    return Config(**{name: value for name, value in checkpoint.meta["config"].items() if name in known})
