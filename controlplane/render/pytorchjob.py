@@ -118,7 +118,7 @@ def _threads(attempt: Attempt) -> dict[str, str]:
     """Each process's share of the CPUs: without it every rank starts a thread for each core of the node."""
     if not attempt.cpus_per_node:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, attempt.cpus_per_node // attempt.processes_per_node))}
+    return {"OMP_NUM_THREADS": str(max(1, attempt.cpus_per_node // max(1, attempt.processes_per_node)))}
 
 
 def _resources(attempt: Attempt) -> models.Resources | None:

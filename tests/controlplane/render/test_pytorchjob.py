@@ -166,7 +166,7 @@ def test_a_users_variable_that_would_be_overridden_is_refused(name: str) -> None
         ({"name": "Gpt"}, "name"),
         ({"name": "1gpt"}, "name"),
         ({"name": "g" * 52}, "name"),
-        ({"processes_per_node": 0}, "nproc_per_node"),
+        ({"processes_per_node": 0}, "nproc_?[pP]er_?[nN]ode"),
         ({"grace_s": -1}, "termination_grace_period_seconds"),
         ({"image": ""}, "image"),
         ({"labels": {"team": "two words"}}, "labels"),
