@@ -18,21 +18,23 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from controlplane.domain import errors
+
 MEDIA_TYPE = "application/problem+json"
 LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came from
 
-CODES: dict[str, tuple[int, str]] = {
+CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, and those of HTTP
     "invalid_json": (400, "The body is not JSON"),
     "unauthorized": (401, "A token is needed"),
     "forbidden_host": (403, "The Host header names another machine"),
     "forbidden_origin": (403, "Pages of other origins may not call this API"),
     "unknown_route": (404, "No such address"),
-    "run_not_found": (404, "No such run"),
-    "attempt_not_found": (404, "No such attempt"),
+    "not_found": (404, "No such thing"),
     "method_not_allowed": (405, "The address does not know this method"),
-    "name_taken": (409, "A live run has this name"),
-    "run_not_finished": (409, "The run has not ended"),
-    "conflict": (409, "The run's state does not allow this"),
+    "name_in_use": (409, "A live run has this name"),
+    "folder_in_use": (409, "A live run writes to this folder"),
+    "still_running": (409, "The run has not ended"),
+    "conflict": (409, "The present state does not allow this"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body must be JSON"),
     "invalid_request": (422, "The request has bad fields"),
@@ -79,19 +81,19 @@ class Refusal(HTTPException):
         self,
         code: str,
         detail: str,
-        errors: Sequence[FieldProblem] = (),
+        fields: Sequence[FieldProblem] = (),
         headers: Mapping[str, str] | None = None,
         **extra: Any,
     ) -> None:
-        self.code, self.errors, self.extra = code, errors, extra
+        self.code, self.fields, self.extra = code, fields, extra
         super().__init__(CODES[code][0], detail, dict(headers or {}))
 
 
-def invalid(errors: Sequence[FieldProblem]) -> Refusal:
+def invalid(fields: Sequence[FieldProblem]) -> Refusal:
     """The refusal of a request with bad fields."""
-    fields = ", ".join(error.pointer or "the body" for error in errors)
+    names = ", ".join(field.pointer or "the body" for field in fields)
     return Refusal(
-        "invalid_request", f"{len(errors)} field{'s are' if len(errors) > 1 else ' is'} wrong: {fields}", errors
+        "invalid_request", f"{len(fields)} field{'s are' if len(fields) > 1 else ' is'} wrong: {names}", fields
     )
 
 
@@ -99,6 +101,7 @@ def install(app: FastAPI) -> None:
     """Make `app` answer with problem documents."""
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(errors.ControlPlaneError, _on_domain)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -121,8 +124,31 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     field = getattr(request.scope.get("route"), "body_field", None)
     body = getattr(getattr(field, "field_info", None), "annotation", None)
-    errors = [field_problem(cast("Mapping[str, Any]", entry), body) for entry in error.errors()]
-    return render(invalid(errors), request.scope)
+    found = [field_problem(cast("Mapping[str, Any]", entry), body) for entry in error.errors()]
+    return render(invalid(found), request.scope)
+
+
+async def _on_domain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ControlPlaneError)
+    return render(translate(error), request.scope)
+
+
+def translate(error: errors.ControlPlaneError) -> Refusal:
+    """A refusal of the domain in HTTP's words."""
+    if isinstance(error, errors.InvalidSpec):
+        problems = [FieldProblem(pointer=p.pointer, code=p.code, detail=p.detail) for p in error.problems]
+        return invalid(problems)
+    if isinstance(error, errors.BadCursor):
+        return invalid([FieldProblem(pointer="?cursor", code=error.code, detail=str(error))])
+    if isinstance(error, errors.StoreError):
+        return Refusal("unavailable", str(error), headers={"retry-after": "5"})
+    if isinstance(error, errors.NameInUse | errors.FolderInUse):
+        field = "/name" if isinstance(error, errors.NameInUse) else "/checkpoint/uri"
+        at = [FieldProblem(pointer=field, code=error.code, detail=str(error))]
+        return Refusal(error.code, str(error), at, holder=error.holder)
+    challenge = {"www-authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
+    code = error.code if error.code in CODES else "internal"
+    return Refusal(code, str(error), headers=challenge)
 
 
 def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None) -> FieldProblem:
@@ -172,7 +198,7 @@ def render(refusal: Refusal, scope: Mapping[str, Any]) -> Response:
         detail=str(refusal.detail),
         instance=str(scope.get("path", "")),
         code=refusal.code,
-        errors=list(refusal.errors),
+        errors=list(refusal.fields),
         request_id=str(scope.get("request_id", "")),
     )
     text = json.dumps(problem.model_dump() | refusal.extra)

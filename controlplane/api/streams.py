@@ -148,7 +148,7 @@ class Hub:
                 yield chunk
         finally:
             self.open -= 1
-            if subscriber:
+            if subscriber is not None:
                 self._leave(key, subscriber)
 
     async def _live(self, subscriber: _Subscriber, after: Position) -> AsyncGenerator[bytes]:

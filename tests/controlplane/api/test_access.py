@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from controlplane.api.access import Access
+
+HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+TOKEN = "a-token-of-forty-three-letters"
+
+
+def client(*, any_address: bool = False, token: str | None = None) -> TestClient:
+    async def hello(_: Request) -> Response:
+        return PlainTextResponse("hello")
+
+    app: Any = Starlette(routes=[Route("/{path:path}", hello, methods=["GET", "POST"])])
+    return TestClient(Access(app, HOSTS, any_address=any_address, token=token), base_url="http://localhost:8000")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "localhost:1", "LOCALHOST", "[::1]", "[::1]:8000"])
+def test_loopback_names_are_served(host: str) -> None:
+    assert client().get("/runs", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "[::2", "a:b:c",
+     "localhost:99999", "localhost@evil.example"],
+)  # fmt: skip
+def test_other_names_are_refused_since_a_page_could_have_bound_them_to_us(host: str) -> None:
+    reply = client().get("/runs", headers={"host": host})
+    assert reply.status_code == 403
+    assert reply.json()["code"] == "forbidden_host"
+
+
+def test_where_every_interface_is_bound_any_address_is_ours_and_no_other_name() -> None:
+    assert client(any_address=True).get("/", headers={"host": "10.1.2.3:8000"}).status_code == 200
+    assert client(any_address=True).get("/", headers={"host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "",
+        "http://evil.example",
+        "http://localhost:3000",
+        "https://localhost",
+        "file://",
+        "ftp://localhost:8000",
+    ],
+)
+def test_pages_of_other_origins_are_refused(method: str, origin: str) -> None:
+    reply = client().request(method, "/runs", headers={"origin": origin})
+    assert reply.status_code == 403
+    assert reply.json()["code"] == "forbidden_origin"
+
+
+def test_our_own_pages_are_served() -> None:
+    assert client().post("/runs", headers={"origin": "http://localhost:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer ä"]
+)
+def test_who_shows_no_token_is_refused(header: str | None) -> None:
+    headers = {} if header is None else {"authorization": header.encode("latin-1")}
+    reply = client(token=TOKEN).get("/v1/runs", headers=headers)  # type: ignore[arg-type]
+    assert reply.status_code == 401
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert reply.json()["code"] == "unauthorized"
+    assert TOKEN not in reply.text
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
+def test_who_shows_the_token_is_served(scheme: str) -> None:
+    assert client(token=TOKEN).get("/runs", headers={"authorization": f"{scheme} {TOKEN}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/v1/readyz", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/v1/openapi.json"]
+)
+def test_probes_and_documentation_need_no_token(path: str) -> None:
+    assert client(token=TOKEN).get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/runs/docs", "/docs/../runs", "/livez/x", "/v2/livez", "/runs/a/metrics"]
+)
+def test_everything_else_does(path: str) -> None:
+    assert client(token=TOKEN).get(path).status_code == 401
+
+
+def test_a_runs_own_token_is_left_to_its_route() -> None:
+    assert client(token=TOKEN).post("/v1/runs/run_1/metrics").status_code == 200
+    assert client(token=TOKEN).post("/runs/run_1/metrics").status_code == 200
+    assert client(token=TOKEN).post("/runs/run_1/metrics/x").status_code == 401

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import pytest
+from fastapi import APIRouter, FastAPI, Header, Query
+from starlette.exceptions import HTTPException
+from starlette.testclient import TestClient
+
+from controlplane.api import problems
+from controlplane.api.body import JsonRoute
+from controlplane.api.problems import CODES, LONGEST_ECHO, MEDIA_TYPE, Refusal, translate
+from controlplane.domain import errors
+from controlplane.domain.spec import RunSpec
+from controlplane.settings import Settings
+
+LIMIT = 1 << 20
+
+
+@pytest.fixture
+def client() -> TestClient:
+    app, router = FastAPI(redirect_slashes=False), APIRouter(route_class=JsonRoute)
+    app.state.settings = Settings()
+    problems.install(app)
+
+    @router.post("/runs")
+    def create(spec: RunSpec, key: Annotated[str, Header(max_length=4)] = "") -> str:
+        return spec.size + key
+
+    @router.get("/runs")
+    def runs(limit: Annotated[int, Query(ge=1, le=500)] = 5) -> int:
+        return limit
+
+    @router.get("/runs/{number}")
+    def one(number: int) -> int:
+        raise HTTPException(418, str(number))
+
+    app.include_router(router)
+    return TestClient(app)
+
+
+def post(client: TestClient, body: bytes | str, kind: str = "application/json") -> tuple[int, dict[str, object]]:
+    reply = client.post("/runs", content=body, headers={"content-type": kind})
+    if reply.status_code >= 400:
+        assert reply.headers["content-type"] == MEDIA_TYPE
+    return reply.status_code, reply.json() if reply.status_code >= 400 else {"": reply.json()}
+
+
+def test_a_problem_has_every_member_of_the_rfc_and_ours(client: TestClient) -> None:
+    status, problem = post(client, '{"size": 4}')
+    assert status == problem["status"] == 422
+    assert problem["type"] == "urn:teragpt:problem:invalid_request"
+    assert problem["code"] == "invalid_request"
+    assert problem["instance"] == "/runs"
+    assert problem["title"]
+    assert problem["detail"] == "1 field is wrong: /size"
+
+
+def test_every_bad_field_has_a_pointer(client: TestClient) -> None:
+    body = {
+        "size": "900m",
+        "compute": {"nodes": 0, "gpus_per_node": "8", "cores": 3},
+        "limits": {"max_restarts": -1},
+        "env": [{"name": "OK", "value": "1"}, {"name": "RANK", "value": "1"}],
+        "labels": {"a/b/c~d": "x"},
+        "colour": "red",
+    }
+    _, problem = post(client, json.dumps(body))
+    assert isinstance(problem["errors"], list)
+    found = {error["pointer"]: error for error in problem["errors"]}
+    assert {"/size", "/compute/nodes", "/compute/gpus_per_node", "/compute/cores", "/limits/max_restarts"} <= set(found)
+    assert {"/env/1/name", "/colour"} <= set(found)
+    assert any(pointer.startswith("/labels/a~1b~1c~0d") for pointer in found)
+    assert "900m" in found["/size"]["detail"]
+    assert "124m" in found["/size"]["detail"]
+    assert "got 0" in found["/compute/nodes"]["detail"]
+    assert all(error["code"] for error in problem["errors"])
+
+
+def test_an_unknown_field_is_told_what_is_allowed_and_what_was_probably_meant(client: TestClient) -> None:
+    _, problem = post(client, '{"size": "tiny", "compute": {"node": 2}}')
+    (error,) = problem["errors"]  # type: ignore[misc]
+    assert "did you mean nodes?" in error["detail"]
+    assert "gpus_per_node" in error["detail"]
+
+
+def test_a_long_value_is_not_sent_back_whole(client: TestClient) -> None:
+    _, problem = post(client, json.dumps({"size": "tiny", "name": "n" * 5000}))
+    (error,) = problem["errors"]  # type: ignore[misc]
+    assert len(error["detail"]) < LONGEST_ECHO + 100
+
+
+def test_a_bad_query_parameter_and_a_bad_header_are_pointed_at(client: TestClient) -> None:
+    assert client.get("/runs?limit=0").json()["errors"][0]["pointer"] == "?limit"
+    assert client.get("/runs?limit=x").json()["errors"][0]["pointer"] == "?limit"
+    reply = client.post("/runs", json={"size": "tiny"}, headers={"key": "too long"})
+    assert reply.json()["errors"][0]["pointer"] == "header:key"
+    assert client.get("/runs/x").json()["errors"][0]["pointer"] == "path:number"
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b"3", b'"tiny"'])
+def test_a_body_that_is_no_object_is_refused(client: TestClient, body: bytes) -> None:
+    status, problem = post(client, body)
+    assert status == 422
+    assert [error["pointer"] for error in problem["errors"]] == [""]  # type: ignore[attr-defined]
+
+
+def test_a_body_that_is_no_json_is_refused_with_its_place(client: TestClient) -> None:
+    status, problem = post(client, b'{"size": tiny}')
+    assert (status, problem["code"]) == (400, "invalid_json")
+    assert "line 1, column 10" in str(problem["detail"])
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "", "application/jsonp"])
+def test_only_json_is_read(client: TestClient, kind: str) -> None:
+    status, problem = post(client, b'{"size": "tiny"}', kind)
+    assert (status, problem["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
+def test_json_is_recognised_with_its_parameters(client: TestClient, kind: str) -> None:
+    assert post(client, b'{"size": "tiny"}', kind)[0] == 200
+
+
+def test_a_body_may_fill_the_limit_and_not_pass_it(client: TestClient) -> None:
+    body = b'{"size": "tiny"}'
+    assert post(client, body + b" " * (LIMIT - len(body)))[0] == 200
+    status, problem = post(client, body + b" " * (LIMIT + 1 - len(body)))
+    assert (status, problem["code"]) == (413, "body_too_large")
+
+
+def test_a_large_body_without_a_length_is_not_read_to_its_end(client: TestClient) -> None:
+    sent = 0
+
+    def chunks():  # type: ignore[no-untyped-def]  # noqa: ANN202
+        nonlocal sent
+        for _ in range(10):
+            sent += 1
+            yield b" " * (LIMIT // 4)
+
+    reply = client.post("/runs", content=chunks(), headers={"content-type": "application/json"})
+    assert reply.status_code == 413
+    assert reply.headers["connection"] == "close"
+
+
+def test_an_unknown_address_and_a_wrong_method_are_told_apart(client: TestClient) -> None:
+    reply = client.get("/nowhere")
+    assert (reply.status_code, reply.json()["code"]) == (404, "unknown_route")
+    reply = client.delete("/runs")
+    assert (reply.status_code, reply.json()["code"]) == (405, "method_not_allowed")
+    assert reply.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (errors.InvalidSpec([errors.Problem("/size", "bad", "no")]), 422, "invalid_request"),
+        (errors.NotFound("run", "x"), 404, "not_found"),
+        (errors.NameInUse("n", "run_1"), 409, "name_in_use"),
+        (errors.FolderInUse("/f", "run_1"), 409, "folder_in_use"),
+        (errors.StillRunning("run_1", "running"), 409, "still_running"),
+        (errors.KeyReused("k", "run_1"), 422, "idempotency_key_reused"),
+        (errors.BadCursor("c"), 422, "invalid_request"),
+        (errors.Unauthorized(), 401, "unauthorized"),
+        (errors.StoreUnavailable("disk full"), 503, "unavailable"),
+        (errors.ControlPlaneError("?"), 500, "internal"),
+    ],
+)
+def test_each_refusal_of_the_domain_has_its_status(error: errors.ControlPlaneError, status: int, code: str) -> None:
+    refusal = translate(error)
+    assert (refusal.status_code, refusal.code) == (status, code)
+
+
+def test_a_taken_name_says_who_holds_it() -> None:
+    refusal = translate(errors.NameInUse("mine", "run_42"))
+    assert refusal.extra == {"holder": "run_42"}
+    assert refusal.fields[0].pointer == "/name"
+
+
+def test_a_store_that_is_away_says_when_to_come_back() -> None:
+    assert translate(errors.StoreUnavailable("disk full")).headers == {"retry-after": "5"}
+
+
+def test_every_refusal_names_a_known_code() -> None:
+    for code, (status, title) in CODES.items():
+        assert Refusal(code, "x").status_code == status
+        assert title
