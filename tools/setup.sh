@@ -35,35 +35,26 @@ make_venv() {
         { rm -rf .venv; fail "$python has no ensurepip; install python3-venv (Debian: apt install python3-venv)."; }
 }
 
-# Runs an installer with its output shown and kept, to tell why it failed.
-attempt() {
-    "$@" 2>&1 | tee "$log"
-}
-
 install() {
-    local pin
+    local pip=(.venv/bin/python -m pip --disable-pip-version-check) pin
     pin=$(grep '^uv==' constraints.txt)
     echo "setup: installing TeraGPT with [$extra] from PyPI (some GB the first time)"
-    # uv is many times faster; pip knows the machine's pip.conf, which uv does not read.
-    attempt .venv/bin/python -m pip install --quiet --disable-pip-version-check "$pin" &&
-        attempt .venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e ".[$extra]" ||
-        { ! full_disk && attempt .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$extra]"; } ||
-        explain
+    # uv is many times faster; pip reads the machine's pip.conf, which uv does not.
+    { "${pip[@]}" install --quiet "$pin" && .venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e ".[$extra]"; } ||
+        { ! disk_full && "${pip[@]}" install -c constraints.txt -e ".[$extra]"; } || explain "$pin"
 }
 
-full_disk() {
-    grep -qi 'no space left\|disk quota' "$log"
+disk_full() {
+    [ "$(df -Pk . | awk 'NR == 2 { print $4 }')" -lt 524288 ]
 }
 
 explain() {
-    full_disk && fail "the disk is full: $(df -Ph . | awk 'NR == 2 { print $4 " left on " $6 }')."
-    grep -qiE 'resolv|connect|timed out|network|unreachable|retr(y|ies)' "$log" &&
+    disk_full && fail "the disk is full: $(df -Ph . | awk 'NR == 2 { print $4 " left on " $6 }')."
+    .venv/bin/python -m pip download --quiet --no-deps --no-cache-dir --dest "$(mktemp -d)" "$1" >/dev/null 2>&1 ||
         fail "the package index could not be reached; check the network (or pip's index and proxy settings) and run make again."
     fail "installing failed; the installer's last lines above say why."
 }
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
 python=$(find_python)
 stamp=.venv/installed-$extra
 state=$({ echo "$PWD $extra"; cat pyproject.toml constraints.txt; } | cksum)

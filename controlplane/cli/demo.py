@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 READY_S = 60.0  # a cold disk imports slowly
 STOP_S = 60.0  # the ranks' grace period, and then some
 PROMPT = "def main("
-SPEC = {"size": "tiny", "compute": {"processes_per_node": 2}}
+SPEC: dict[str, object] = {"size": "tiny", "compute": {"processes_per_node": 2}}
 
 commands = typer.Typer()
 
@@ -50,7 +50,7 @@ def demo(
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Generator[None]:
     """Makes SIGTERM and SIGHUP what Ctrl-C is, so that they clean up too."""
 
     def stop(*_: object) -> NoReturn:
@@ -77,7 +77,7 @@ def choose(port: int) -> int:
 
 
 @contextmanager
-def serving(home: Path, port: int) -> Iterator[Client]:
+def serving(home: Path, port: int) -> Generator[Client]:
     """A control plane with its home there, from ready to stopped; its output goes to `<home>/server.log`."""
     from controlplane.client import Client
 

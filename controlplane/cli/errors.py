@@ -1,6 +1,6 @@
 """What a command says when it cannot do what was asked: one line, an exit code, and the next command to try.
 
-Knows the client's errors by their attributes, so that printing one does not cost an import.
+An error's class is looked up only where its module is loaded already, so that no error costs an import.
 """
 
 from __future__ import annotations
@@ -35,14 +35,18 @@ class CliError(Exception):
 
 def from_client(error: Exception) -> CliError | None:
     """The CliError that an error of the client or of the trainer's settings amounts to; None for any other error."""
-    client = sys.modules.get("controlplane.client")
-    config = sys.modules.get("teragpt.config")
-    if client and isinstance(error, client.Unreachable):
-        return CliError(str(error), Code.UNREACHABLE, next="teragpt up, or --url with the address of one that runs")
-    if client and isinstance(error, client.ApiError):
-        return refused(error)
-    if config and isinstance(error, config.ConfigError):
-        return CliError(str(error), Code.BAD_INPUT)
+    if "teragpt.config" in sys.modules:
+        from teragpt.config import ConfigError
+
+        if isinstance(error, ConfigError):
+            return CliError(str(error), Code.BAD_INPUT)
+    if "controlplane.client" in sys.modules:
+        from controlplane.client import ApiError, Unreachable
+
+        if isinstance(error, Unreachable):
+            return CliError(str(error), Code.UNREACHABLE, next="teragpt up, or --url with the address of one that runs")
+        if isinstance(error, ApiError):
+            return refused(error)
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def numbers(run: Run) -> list[str]:
 
 
 @contextmanager
-def screen() -> Iterator[Callable[[Run], None]]:
+def screen() -> Generator[Callable[[Run], None]]:
     """What shows a run here: a bar on a terminal, lines elsewhere."""
     if not sys.stdout.isatty():
         yield lines()

@@ -29,6 +29,7 @@ def run(
     nodes: Annotated[int | None, typer.Option("--nodes", help="Machines.")] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of each node.")] = None,
     processes: Annotated[int | None, typer.Option("--processes", help="Ranks of each node.")] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", help="CPU cores of each node.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Dataset (`teragpt prepare`).")] = None,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where checkpoints go.")] = None,
     settings: Annotated[
@@ -44,12 +45,12 @@ def run(
     """Create a run, and with --follow stay to its end."""
     spec = spec_file(file) if file else {}
     given = {"size": size, "name": name}
-    compute = {"nodes": nodes, "gpus_per_node": gpus, "processes_per_node": processes}
+    compute = {"nodes": nodes, "gpus_per_node": gpus, "processes_per_node": processes, "cpus_per_node": cpus}
     spec |= some(given)
     for section, values in {
         "compute": some(compute),
-        "data": some({"uri": data}),
-        "checkpoint": some({"uri": checkpoint}),
+        "data": some({"uri": place(data)}),
+        "checkpoint": some({"uri": place(checkpoint)}),
         "train": {key: literal(key, value) for key, value in pairs("--set", settings)},
         "labels": dict(pairs("--label", labels)),
     }.items():
@@ -221,6 +222,11 @@ def spec_file(path: Path) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise CliError(f"--file: {path} holds a {type(spec).__name__}; allowed: an object", Code.BAD_INPUT)
     return spec
+
+
+def place(where: str | None) -> str | None:
+    """A folder as seen from anywhere on this machine; a URI as it is."""
+    return where if where is None or "://" in where else str(Path(where).expanduser().absolute())
 
 
 def some(values: dict[str, Any]) -> dict[str, Any]:

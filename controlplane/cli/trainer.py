@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -24,11 +24,11 @@ def sample(
     prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")] = 0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")] = 50,
     top_p: Annotated[
         float, typer.Option("--top-p", min=0, max=1, help="Only tokens that share this probability.")
     ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed writes the same text.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed writes the same text.")] = None,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -88,7 +88,7 @@ def folder(run: str, url: str | None, context: str | None) -> Path:
 
 
 @contextmanager
-def trainer(command: str) -> Iterator[None]:
+def trainer(command: str) -> Generator[None]:
     """Around the trainer's code: a library that is not installed is an error that names the extra."""
     try:
         yield
