@@ -23,7 +23,8 @@ check: install ## ruff, format, mypy, pyright, import layers, line count, genera
 	$(BIN)/lint-imports --cache-dir $(CACHE)/import-linter
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/python tools/generate.py --check
+	$(BIN)/python -m tools.lines --check
+	$(BIN)/python -m tools.reference --check
 
 test: check ## every check, then every test with coverage
 	@$(MAKE) --no-print-directory coverage
