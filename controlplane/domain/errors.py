@@ -1,20 +1,20 @@
 """Everything that the control plane refuses, as one tree. It knows no HTTP: the API maps `code` to a status.
 
-    ControlPlaneError
-    ├── InvalidSpec            fields that cannot be used, each with its pointer
-    ├── NotFound               no such run, attempt or pod
-    ├── Conflict               the request is sound, but not in the present state
-    │   ├── NameInUse          a live run has this name
-    │   ├── FolderInUse        a live run writes to this folder
-    │   ├── StillRunning       the run has not ended yet
-    │   └── KeyReused          an idempotency key came back with another body
-    ├── BadCursor              a page cursor that we did not make
-    ├── Unauthorized           a run token that is unknown
-    └── StoreError             the data folder cannot be used
-        ├── FolderLocked       another process holds it
-        ├── NetworkFolder      it lies on a network file system
-        ├── NewerStore         a newer version wrote it
-        └── StoreUnavailable   it cannot be read or written now (disk full, permissions)
+ControlPlaneError
+├── InvalidSpec            fields that cannot be used, each with its pointer
+├── NotFound               no such run, attempt or pod
+├── Conflict               the request is sound, but not in the present state
+│   ├── NameInUse          a live run has this name
+│   ├── FolderInUse        a live run writes to this folder
+│   ├── StillRunning       the run has not ended yet
+│   └── KeyReused          an idempotency key came back with another body
+├── BadCursor              a page cursor that we did not make
+├── Unauthorized           a run token that is unknown
+└── StoreError             the data folder cannot be used
+    ├── FolderLocked       another process holds it
+    ├── NetworkFolder      it lies on a network file system
+    ├── NewerStore         a newer version wrote it
+    └── StoreUnavailable   it cannot be read or written now (disk full, permissions)
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class FolderInUse(Conflict):
 
     def __init__(self, folder: str, holder: str) -> None:
         self.folder, self.holder = folder, holder
-        super().__init__(f"checkpoint.uri {folder!r} belongs to the live run {holder}: cancel it, or give another folder")
+        super().__init__(
+            f"checkpoint.uri {folder!r} belongs to the live run {holder}: cancel it, or give another folder"
+        )
 
 
 class StillRunning(Conflict):
@@ -105,7 +107,9 @@ class KeyReused(Conflict):
 
     def __init__(self, key: str, run_id: str) -> None:
         self.key, self.run_id = key, run_id
-        super().__init__(f"the idempotency key {key!r} was used with another body, which made run {run_id}: use a new key")
+        super().__init__(
+            f"the idempotency key {key!r} was used with another body, which made run {run_id}: use a new key"
+        )
 
 
 class BadCursor(ControlPlaneError):

@@ -1,4 +1,4 @@
-"""The phases of a run and the moves between them, as data: the table of docs/lifecycle.md, and nothing but the table."""
+"""The phases of a run and the moves between them, as data: the table of docs/lifecycle.md, and nothing else."""
 
 from __future__ import annotations
 
@@ -40,22 +40,25 @@ ON_CLUSTER = frozenset({Phase.PENDING, Phase.STARTING, Phase.RUNNING})  # an obj
 
 @dataclass(frozen=True)
 class Transition:
-    """A numbered row of the table: the phases it may leave, the one it enters, and what causes it."""
+    """A numbered row of the table: the phases it may leave, the one it enters, what must be desired, and its cause."""
 
     number: int
     sources: frozenset[Phase]
     target: Phase
+    desired: frozenset[Desired]
     trigger: str
 
 
-def _row(number: int, sources: set[Phase] | frozenset[Phase], target: Phase, trigger: str) -> Transition:
-    return Transition(number, frozenset(sources), target, trigger)
+def _row(
+    number: int, sources: set[Phase] | frozenset[Phase], target: Phase, trigger: str, *desired: Desired
+) -> Transition:
+    return Transition(number, frozenset(sources), target, frozenset(desired or {Desired.RUNNING}), trigger)
 
 
 CREATED = _row(0, set(), Phase.QUEUED, "a run was asked for")
 SUBMIT = _row(1, {Phase.QUEUED, Phase.RESTARTING, Phase.SUBMITTING}, Phase.SUBMITTING, "its object is due")
-UNREACHABLE = _row(2, {Phase.SUBMITTING}, Phase.SUBMITTING, "the cluster does not answer")
-SUBMITTED = _row(3, {Phase.SUBMITTING}, Phase.PENDING, "its object exists")
+UNREACHABLE = _row(2, {Phase.SUBMITTING}, Phase.SUBMITTING, "the cluster does not answer", *Desired)
+SUBMITTED = _row(3, {Phase.SUBMITTING}, Phase.PENDING, "its object exists", *Desired)
 REFUSED = _row(4, {Phase.SUBMITTING}, Phase.FAILED, "the cluster refuses its object for good")
 PLACED = _row(5, {Phase.PENDING}, Phase.STARTING, "every pod has its place")
 RUNS = _row(6, {Phase.PENDING, Phase.STARTING}, Phase.RUNNING, "every pod runs")
@@ -63,9 +66,11 @@ SUCCESS = _row(7, ON_CLUSTER, Phase.SUCCEEDED, "every pod ended with 0")
 RESTART = _row(8, ON_CLUSTER, Phase.RESTARTING, "the attempt failed and may be tried again")
 WAITING = _row(9, {Phase.PENDING, Phase.STARTING}, Phase.PENDING, "the reason for waiting changed")
 FAILURE = _row(10, ON_CLUSTER | {Phase.RESTARTING}, Phase.FAILED, "the attempt failed for good")
-CANCELLING = _row(11, ON_CLUSTER | {Phase.SUBMITTING}, Phase.CANCELLING, "a cancel was asked for")
-CANCELLED_EARLY = _row(12, {Phase.QUEUED, Phase.RESTARTING}, Phase.CANCELLED, "a cancel found no object")
-CANCELLED = _row(13, {Phase.CANCELLING}, Phase.CANCELLED, "the cancelled pods are quiet")
+CANCELLING = _row(11, ON_CLUSTER | {Phase.SUBMITTING}, Phase.CANCELLING, "a cancel was asked for", Desired.CANCELLED)
+CANCELLED_EARLY = _row(
+    12, {Phase.QUEUED, Phase.RESTARTING}, Phase.CANCELLED, "a cancel found no object", Desired.CANCELLED
+)
+CANCELLED = _row(13, {Phase.CANCELLING}, Phase.CANCELLED, "the cancelled pods are quiet", Desired.CANCELLED)
 
 TRANSITIONS = (
     CREATED,

@@ -102,16 +102,25 @@ def resolve(
 ) -> ResolvedRun:
     """The run that `spec` describes on `machine`, with run folder `out` unless the spec names one.
 
-    Raises InvalidSpec with a pointer to every field that cannot be used.
+    Raises InvalidSpec with a pointer to every field that cannot be used, also for what can never fit the machine.
     """
+    run = lay_out(spec, machine, out, vocabulary=vocabulary, start_from=start_from)
+    if problems := list(misfits(run, spec, machine)):
+        raise InvalidSpec(problems)
+    return run
+
+
+def lay_out(
+    spec: RunSpec, machine: Machine, out: str, *, vocabulary: int | None = None, start_from: str = ""
+) -> ResolvedRun:
+    """As `resolve`, whether it fits the machine or not."""
     problems = list(_uri_problems(spec))
     config = _config(spec, out, vocabulary, start_from, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
     parameters = config.shape.parameters(config.num_tokens)
     layout = _layout(spec.compute, machine, parameters)
-    problems = [*_fit_problems(layout, spec, machine), *_batch_problems(config, layout)]
-    if problems:
+    if problems := list(_batch_problems(config, layout)):
         raise InvalidSpec(problems)
     bytes_of_state = state(parameters, layout.world_size)
     return ResolvedRun(
@@ -135,9 +144,7 @@ def _uri_problems(spec: RunSpec) -> Iterator[Problem]:
             yield Problem(pointer, "not_a_folder", detail)
 
 
-def _config(
-    spec: RunSpec, out: str, vocabulary: int | None, start_from: str, problems: list[Problem]
-) -> Config | None:
+def _config(spec: RunSpec, out: str, vocabulary: int | None, start_from: str, problems: list[Problem]) -> Config | None:
     """The trainer's configuration; what is wrong with it is added to `problems`."""
     given: dict[str, Any] = {"size": spec.size, **spec.train, "out": spec.checkpoint.uri or out}
     if spec.data.uri is not None:
@@ -170,8 +177,9 @@ def _layout(compute: Compute, machine: Machine, parameters: int) -> Layout:
     return Layout(compute.nodes, processes, gpus, cpus, compute.memory_per_node or processes * on_rank)
 
 
-def _fit_problems(layout: Layout, spec: RunSpec, machine: Machine) -> Iterable[Problem]:
+def misfits(run: ResolvedRun, spec: RunSpec, machine: Machine) -> Iterable[Problem]:
     """What the machine can never give, however long the run waits."""
+    layout = run.layout
     wanted = (
         ("gpus_per_node", "GPUs", layout.gpus_per_node, machine.gpus),
         ("cpus_per_node", "CPUs", layout.cpus_per_node, machine.cpus),
@@ -183,7 +191,9 @@ def _fit_problems(layout: Layout, spec: RunSpec, machine: Machine) -> Iterable[P
         derived = getattr(spec.compute, name) is None
         pointer = ("/compute/nodes" if layout.nodes > 1 else "/size") if derived else f"/compute/{name}"
         given = getattr(spec.compute, name) if not derived else (layout.nodes if layout.nodes > 1 else spec.size)
-        detail = f"got {given!r}, which needs {each * layout.nodes:,} {unit}; allowed: what fits this machine's {there:,}"
+        detail = (
+            f"got {given!r}, which needs {each * layout.nodes:,} {unit}; allowed: what fits this machine's {there:,}"
+        )
         yield Problem(pointer, "does_not_fit", detail)
 
 

@@ -74,20 +74,24 @@ class Section(BaseModel):
 class Compute(Section):
     """Where it runs. What is left out follows from the machine: one process per GPU, without a GPU two CPU cores."""
 
-    nodes: int = Field(1, ge=1, le=NODES, description="Nodes, each a pod.", examples=[1])
+    nodes: int = Field(default=1, ge=1, le=NODES, description="Nodes, each a pod.", examples=[1])
     gpus_per_node: int | None = Field(
-        None, ge=0, le=PROCESSES, description="GPUs of each node; all that the machine has unless given.", examples=[0]
+        default=None,
+        ge=0,
+        le=PROCESSES,
+        description="GPUs of each node; all that the machine has unless given.",
+        examples=[0],
     )
     processes_per_node: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=PROCESSES,
         description="Ranks on each node; one per GPU, or per CPU where no GPU is used.",
         examples=[2],
     )
-    cpus_per_node: int | None = Field(None, ge=1, le=CPUS, description="CPU cores of each node.", examples=[2])
+    cpus_per_node: int | None = Field(default=None, ge=1, le=CPUS, description="CPU cores of each node.", examples=[2])
     memory_per_node: int | None = Field(
-        None, ge=1 << 20, le=MEMORY, description="Bytes of memory of each node.", examples=[2 << 30]
+        default=None, ge=1 << 20, le=MEMORY, description="Bytes of memory of each node.", examples=[2 << 30]
     )
 
 
@@ -95,7 +99,7 @@ class Data(Section):
     """What it trains on."""
 
     uri: Text | None = Field(
-        None,
+        default=None,
         description="Dataset folder made by `teragpt prepare`; the embedded corpus unless given.",
         examples=[None],
     )
@@ -105,17 +109,19 @@ class Checkpoint(Section):
     """Where its checkpoints go, and how often."""
 
     uri: Text | None = Field(
-        None, description="Run folder, an absolute path; a new one in the data folder unless given.", examples=[None]
+        default=None,
+        description="Run folder, an absolute path; a new one in the data folder unless given.",
+        examples=[None],
     )
     every_steps: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=10**9,
         description="Steps between checkpoints; a tenth of the run unless given.",
         examples=[50],
     )
     resume: Literal["auto"] = Field(
-        "auto",
+        default="auto",
         description="auto: every attempt goes on from the last complete checkpoint of the run folder.",
         examples=["auto"],
     )
@@ -125,17 +131,17 @@ class Limits(Section):
     """When to stop trying."""
 
     max_restarts: int = Field(
-        3, ge=0, le=10_000, description="Restarts after failures before the run has failed.", examples=[3]
+        default=3, ge=0, le=10_000, description="Restarts after failures before the run has failed.", examples=[3]
     )
     max_runtime_s: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=YEAR,
         description="Seconds from the run's first start to its deadline; none unless given.",
         examples=[3600],
     )
     max_pending_s: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=YEAR,
         description="Seconds that an attempt may wait for its place; no limit unless given.",
@@ -146,9 +152,9 @@ class Limits(Section):
 class Variable(Section):
     """One environment variable of every pod."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"), AfterValidator(_free_variable)] = (
-        Field(description="The variable's name.", examples=["HF_HUB_OFFLINE"])
-    )
+    name: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"), AfterValidator(_free_variable)
+    ] = Field(description="The variable's name.", examples=["HF_HUB_OFFLINE"])
     value: Annotated[str, StringConstraints(max_length=32_768)] = Field(description="Its value.", examples=["1"])
 
 
@@ -159,7 +165,9 @@ class RunSpec(Section):
         description=f"Named size, in upper or lower case: one of {', '.join(SIZES)}.", examples=[TINY]
     )
     name: RunName | None = Field(
-        None, description="Display name in any alphabet; after size and id unless given.", examples=["first-try"]
+        default=None,
+        description="Display name in any alphabet; after size and id unless given.",
+        examples=["first-try"],
     )
     compute: Compute = Field(
         default_factory=Compute,
@@ -172,7 +180,7 @@ class RunSpec(Section):
     )
     train: Annotated[dict[str, Any], AfterValidator(_settings)] = Field(
         default_factory=dict,
-        description=f"Settings of the trainer by name; any of {', '.join(n for n in FIELDS if n not in SET_ELSEWHERE)}.",
+        description=f"Settings of the trainer: any of {', '.join(n for n in FIELDS if n not in SET_ELSEWHERE)}.",
         examples=[{"steps": 200, "seed": 1}],
     )
     limits: Limits = Field(default_factory=Limits, description="When to stop trying.", examples=[{"max_restarts": 3}])
@@ -195,7 +203,7 @@ def parse_spec(body: object) -> RunSpec:
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
-    """pydantic's complaints as problems with JSON pointers."""
+    """Pydantic's complaints as problems with JSON pointers."""
     return [_problem(dict(one)) for one in error.errors(include_url=False)]
 
 

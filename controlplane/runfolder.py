@@ -1,0 +1,75 @@
+"""What lies in a run folder, read without torch: checkpoints that count, attempts that claimed it, lines of metrics.
+
+The layout is the trainer's (`teragpt.checkpoint`, `teragpt.metrics`). Whatever cannot be read is as good as absent: a
+run folder is someone else's, may be half written, and decides nothing alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def last_checkpoint(folder: Path) -> int | None:
+    """The step of the newest complete checkpoint that counts; None where there is none."""
+    steps = (_number(path.parent.name, 1) for path in _counting(folder))
+    return max((step for step in steps if step is not None), default=None)
+
+
+def last_claim(folder: Path) -> int:
+    """The highest attempt that has claimed the folder; 0 where none has."""
+    owners = (_number(path.stem, 1) for path in (folder / "checkpoints").glob("owner-*.json"))
+    return max((number for number in owners if number is not None), default=0)
+
+
+def metric_lines(folder: Path, attempt: int, after: int) -> Iterator[dict[str, Any]]:
+    """The attempt's points with a `seq` beyond `after`, in the order of the record; a torn last line is left out."""
+    try:
+        with (folder / "metrics.jsonl").open(encoding="utf-8", errors="replace") as lines:
+            yield from _points(lines, attempt, after)
+    except OSError:
+        return
+
+
+def _points(lines: Iterator[str], attempt: int, after: int) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            point = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(point, dict) and point.get("attempt") == attempt and _sound(point) and point["seq"] > after:
+            yield point
+
+
+def _sound(point: dict[str, Any]) -> bool:
+    whole = all(isinstance(point.get(name), int) for name in ("seq", "step"))
+    return whole and isinstance(point.get("time"), int | float)
+
+
+def _counting(folder: Path) -> Iterator[Path]:
+    """Markers of complete checkpoints that no later attempt has overruled."""
+    resumed = dict(_owners(folder))
+    for marker in (folder / "checkpoints").glob("step-*-attempt-*/meta.json"):
+        step, attempt = _number(marker.parent.name, 1), _number(marker.parent.name, 3)
+        if step is None or attempt is None:
+            continue
+        if all(step <= start for later, start in resumed.items() if later > attempt):
+            yield marker
+
+
+def _owners(folder: Path) -> Iterator[tuple[int, int]]:
+    """Each attempt that claimed the folder, with the step that it resumed from."""
+    for path in (folder / "checkpoints").glob("owner-*.json"):
+        try:
+            owner = json.loads(path.read_text("utf-8"))
+            yield int(owner["attempt"]), int(owner["resumed_from"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def _number(name: str, place: int) -> int | None:
+    """A whole number among the words of a dashed name."""
+    words = name.split("-")
+    return int(words[place]) if len(words) > place and words[place].isdigit() else None

@@ -1,0 +1,76 @@
+"""A run's attempts, its events, and the manifest of each attempt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import undefer
+
+from controlplane.domain.errors import NotFound, Unauthorized
+from controlplane.domain.names import token_hash
+from controlplane.domain.resolve import ResolvedRun
+from controlplane.render import render
+from controlplane.services import runs
+from controlplane.services.context import Context
+from controlplane.services.views import AttemptView, EventView, view_attempt, view_event
+from controlplane.store.tables import Attempt, Event, Run
+from controlplane.submission import attempt_of
+
+LARGEST_BATCH = 1000
+
+
+def attempts(context: Context, run_id: str) -> list[AttemptView]:
+    """The run's attempts, oldest first. Raises NotFound."""
+    run_id = runs.get(context, run_id).id
+    with context.store.read() as session:
+        rows = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number)).all()
+        return [view_attempt(row) for row in rows]
+
+
+def attempt(context: Context, run_id: str, number: int | None = None) -> AttemptView:
+    """One attempt, the latest unless a number is given. Raises NotFound."""
+    run = runs.get(context, run_id)
+    with context.store.read() as session:
+        row = session.get(Attempt, (run.id, number or run.attempt))
+        if row is None:
+            raise NotFound("attempt", number or run.attempt)
+        return view_attempt(row)
+
+
+def events(context: Context, run_id: str, *, after: int = 0, limit: int = LARGEST_BATCH) -> list[EventView]:
+    """The run's events beyond `after`, oldest first. Raises NotFound."""
+    run_id = runs.get(context, run_id).id
+    wanted = select(Event).where(Event.run_id == run_id, Event.seq > after).order_by(Event.seq)
+    with context.store.read() as session:
+        return [view_event(row) for row in session.scalars(wanted.limit(min(limit, LARGEST_BATCH)))]
+
+
+def manifest(context: Context, run_id: str, number: int | None = None) -> dict[str, Any]:
+    """The manifest of an attempt, the latest unless a number is given. No token is in it. Raises NotFound."""
+    chosen = attempt(context, run_id, number)
+    with context.store.read() as session:
+        wanted = select(Run).join(Attempt).where(Attempt.object_name == chosen.name).options(undefer(Run.resolved))
+        run = session.scalars(wanted).one()
+    described = attempt_of(
+        run.id,
+        chosen.name,
+        chosen.attempt,
+        ResolvedRun.from_json(run.resolved),
+        spec_hash=run.spec_hash,
+        url=context.url,
+        image=context.image,
+        token="-",  # that there is one; the manifest names its secret, not the token
+    )
+    return render(described)
+
+
+def authenticate(context: Context, run_id: str, token: str) -> int:
+    """The attempt of this run whose token this is. Raises Unauthorized."""
+    with context.store.read() as session:
+        found = session.execute(
+            select(Attempt.run_id, Attempt.number).where(Attempt.token_hash == token_hash(token))
+        ).one_or_none()
+    if found is None or found.run_id != run_id:
+        raise Unauthorized
+    return int(found.number)

@@ -1,0 +1,101 @@
+"""What ranks wrote, by rank, in whole lines, with byte offsets so that a reader can go on where it stopped.
+
+Within a pod, rank 0 writes plain lines and every other rank's carry `[rank N] `: that is how they are told apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from controlplane.domain.errors import NotFound
+from controlplane.services import runs
+from controlplane.services.attempts import attempt as get_attempt
+from controlplane.services.context import Context
+from controlplane.services.views import LogChunk
+
+BLOCK = 1 << 18  # bytes of one read
+LARGEST_CHUNK = 1 << 20
+PREFIX = re.compile(r"\[rank (\d+)\] ")
+
+
+def logs(
+    context: Context,
+    run_id: str,
+    *,
+    attempt: int | None = None,
+    rank: int | None = None,
+    offset: int = 0,
+    tail: int | None = None,
+) -> LogChunk:
+    """Lines of one rank (None: every line of the first node), from byte `offset`, or the last `tail` lines.
+
+    One call returns at most 1 MiB of them: go on from the chunk's `offset` until it stands still. Raises NotFound for
+    a run, attempt or rank that is not there.
+    """
+    run = runs.get(context, run_id)
+    chosen = get_attempt(context, run.id, attempt)
+    per_node, nodes = run.resolved["processes_per_node"], run.resolved["nodes"]
+    node = (rank or 0) // per_node
+    if node >= nodes or (rank is not None and rank < 0):
+        raise NotFound("rank", str(rank))
+    pod = pod_name(chosen.name, node)
+    ended = chosen.finished_at is not None
+    if tail is not None:
+        return _tail(context, chosen.name, pod, rank, tail, ended=ended)
+    data = context.cluster.logs(chosen.name, pod, offset, LARGEST_CHUNK)
+    whole = data if ended and len(data) < LARGEST_CHUNK else data[: data.rfind(b"\n") + 1]
+    if not whole and len(data) == LARGEST_CHUNK:
+        whole = data  # a line without an end; better cut than never shown
+    return LogChunk([*of_rank(whole, rank)], offset + len(whole), ended and len(whole) == len(data))
+
+
+def pod_name(object_name: str, node: int) -> str:
+    """The name of a node's pod, as the training operator calls it."""
+    return f"{object_name}-worker-{node - 1}" if node else f"{object_name}-master-0"
+
+
+def of_rank(data: bytes, rank: int | None) -> Iterator[str]:
+    """The lines of one rank, without its prefix; of every rank, with it, for None."""
+    for line in data.decode("utf-8", "replace").splitlines():
+        found = PREFIX.match(line)
+        if rank is None:
+            yield line
+        elif (int(found[1]) if found else 0) == rank:
+            yield line[found.end() :] if found else line
+
+
+def _tail(context: Context, name: str, pod: str, rank: int | None, wanted: int, *, ended: bool) -> LogChunk:
+    """The last lines, read backwards from the end in growing blocks."""
+    end, block = _size(context, name, pod), BLOCK
+    while True:
+        start = max(0, end - block)
+        data = _read(context, name, pod, start, end)
+        whole = data if ended else data[: data.rfind(b"\n") + 1]
+        body = whole[whole.find(b"\n") + 1 :] if start else whole
+        lines = [*of_rank(body, rank)]
+        if len(lines) >= wanted or start == 0:
+            return LogChunk(lines[-wanted:] if wanted else [], start + len(whole), ended)
+        block *= 4
+
+
+def _read(context: Context, name: str, pod: str, start: int, end: int) -> bytes:
+    parts: list[bytes] = []
+    while start < end and (part := context.cluster.logs(name, pod, start, min(LARGEST_CHUNK, end - start))):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)
+
+
+def _size(context: Context, name: str, pod: str) -> int:
+    """The length of a pod's log in bytes, found by asking for single bytes: doubling, then halving."""
+    low, high = 0, BLOCK  # the byte before `low` is there, the one at `high` is not
+    while context.cluster.logs(name, pod, high, 1):
+        low, high = high + 1, 2 * high
+    while low < high:
+        middle = (low + high) // 2
+        if context.cluster.logs(name, pod, middle, 1):
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,0 +1,97 @@
+"""A run's curve: points come in once each, and go out as one curve that later attempts overrule, thinned if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, select, tuple_
+
+from controlplane.services import runs
+from controlplane.services.context import Context
+from controlplane.store.points import PLACE, add_points, point_of
+from controlplane.store.tables import MetricPoint
+
+SHAPE_KEYS = ("loss", "val_loss")  # whose extremes a thinned curve keeps, where no keys were asked for
+LARGEST_BATCH = 5000
+
+
+def add_metrics(context: Context, run_id: str, attempt: int, points: Sequence[Mapping[str, Any]]) -> int:
+    """Add points of an attempt; returns the highest `seq` stored. A point that is there already changes nothing.
+
+    Each needs `seq`, `step` and `time`. Raises NotFound.
+    """
+    return context.store.write(lambda transaction: add_points(transaction, run_id, attempt, points))
+
+
+def points_after(
+    context: Context, run_id: str, *, attempt: int = 0, seq: int = 0, limit: int = LARGEST_BATCH
+) -> list[dict[str, Any]]:
+    """Points as they came, beyond point `seq` of `attempt`: what a stream sends. Raises NotFound."""
+    run_id = runs.get(context, run_id).id
+    place = tuple_(MetricPoint.attempt, MetricPoint.seq)
+    wanted = select(MetricPoint).where(MetricPoint.run_id == run_id, place > (attempt, seq))
+    with context.store.read() as session:
+        ordered = wanted.order_by(MetricPoint.attempt, MetricPoint.seq).limit(min(limit, LARGEST_BATCH))
+        return [point_of(row) for row in session.scalars(ordered)]
+
+
+def curve(
+    context: Context, run_id: str, *, keys: Collection[str] = (), downsample: int | None = None
+) -> list[dict[str, Any]]:
+    """One point a step, of the highest attempt that reached it, with its evaluation merged in. Raises NotFound.
+
+    `keys` picks values, and leaves out points that have none of them. `downsample` bounds the number of points; the
+    first, the last, and each stretch's extremes stay.
+    """
+    run_id = runs.get(context, run_id).id
+    wanted = select(MetricPoint).where(MetricPoint.run_id == run_id).order_by(MetricPoint.attempt, MetricPoint.seq)
+    with context.store.read() as session:
+        points = merged(point_of(row) for row in session.scalars(wanted))
+    if keys:
+        points = [picked for point in points if (picked := _pick(point, keys))]
+    return thinned(points, downsample, [*keys] or SHAPE_KEYS) if downsample else points
+
+
+def last_point(context: Context, run_id: str) -> tuple[int, int]:
+    """The newest point's (attempt, seq); (0, 0) where there is none. Raises NotFound."""
+    run_id = runs.get(context, run_id).id
+    with context.store.read() as session:
+        attempt = session.scalar(select(func.max(MetricPoint.attempt)).where(MetricPoint.run_id == run_id))
+        here = (MetricPoint.run_id == run_id, MetricPoint.attempt == attempt)
+        return attempt or 0, session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
+
+
+def merged(points: Any) -> list[dict[str, Any]]:
+    """Points in order of (attempt, seq) as one curve by step: a later attempt's replace, its own are joined."""
+    steps: dict[int, dict[str, Any]] = {}
+    for point in points:
+        there = steps.get(point["step"])
+        same = there is not None and there["attempt"] == point["attempt"]
+        steps[point["step"]] = {**there, **point} if there is not None and same else point
+    return [steps[step] for step in sorted(steps)]
+
+
+def thinned(points: list[dict[str, Any]], most: int, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """At most `most` (never fewer than 2) of the points: the ends, and the extremes of `keys` in equal stretches."""
+    if len(points) <= max(most, 2):
+        return points
+    present = [key for key in keys if any(_number(point, key) is not None for point in points)]
+    stretches = (most - 2) // (2 * max(1, len(present)))
+    kept = {0, len(points) - 1}
+    for stretch in range(stretches):
+        places = range(len(points) * stretch // stretches, len(points) * (stretch + 1) // stretches)
+        for key in present:
+            known = [(value, place) for place in places if (value := _number(points[place], key)) is not None]
+            kept |= {min(known)[1], max(known)[1]} if known else set()
+    return [points[place] for place in sorted(kept)]
+
+
+def _number(point: Mapping[str, Any], key: str) -> float | None:
+    value = point.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _pick(point: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any] | None:
+    values = {key: point[key] for key in keys if key in point and key not in PLACE}
+    return {**{key: point[key] for key in PLACE}, **values} if values else None

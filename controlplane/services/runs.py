@@ -1,0 +1,261 @@
+"""Runs: asked for, looked at, cancelled, tried again. These write `desired` and never `phase`."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Select, delete, exists, func, or_, select
+from sqlalchemy.orm import Session, undefer
+
+from controlplane.domain.errors import BadCursor, FolderInUse, KeyReused, NameInUse, NotFound, StillRunning
+from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id
+from controlplane.domain.phases import Desired, Phase
+from controlplane.domain.resolve import ResolvedRun, resolve
+from controlplane.domain.spec import RunSpec
+from controlplane.runfolder import last_checkpoint, last_claim
+from controlplane.services.context import Context
+from controlplane.services.datasets import vocabulary_of
+from controlplane.services.views import Page, RunView, view_run
+from controlplane.store.moves import add_attempt, add_event, get_run
+from controlplane.store.tables import Attempt, IdempotencyKey, Label, Run
+from controlplane.store.writer import Transaction
+
+KEYS_LIVE_S = 7 * 86_400
+LOCAL = "local"  # the principal where nobody has to say who they are
+LARGEST_PAGE = 500
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A run about to be stored."""
+
+    id: str
+    name: str
+    spec: RunSpec
+    resolved: ResolvedRun
+    principal: str
+    key: str | None
+    body_hash: str
+    retry_of: str | None = None
+
+    @property
+    def folder(self) -> str:
+        return str(self.resolved.config["out"])
+
+
+def create_run(
+    context: Context, spec: RunSpec, *, idempotency_key: str | None = None, principal: str = LOCAL
+) -> tuple[RunView, bool]:
+    """Store a run, to be submitted at once; returns it, and whether an earlier request with the key made it.
+
+    Raises InvalidSpec, NameInUse, FolderInUse, and KeyReused for a key that came with another body.
+    """
+    body_hash = fingerprint(spec.model_dump(mode="json", exclude_unset=True))
+    if made := _made_before(context, principal, idempotency_key, body_hash):
+        return made, True
+    return _store(context, _request(context, spec, principal, idempotency_key, body_hash))
+
+
+def retry_run(
+    context: Context, run_id: str, *, idempotency_key: str | None = None, principal: str = LOCAL
+) -> tuple[RunView, bool]:
+    """A new run with the spec of one that has ended, from its last checkpoint; as `create_run` otherwise.
+
+    Raises NotFound, and StillRunning for a run that has not ended.
+    """
+    body_hash = fingerprint({"retry_of": run_id})
+    if made := _made_before(context, principal, idempotency_key, body_hash):
+        return made, True
+    old = get(context, run_id)
+    if not Phase(old.phase).terminal:
+        raise StillRunning(old.id, old.phase)
+    spec = RunSpec.model_validate(old.spec)
+    return _store(context, _request(context, spec, principal, idempotency_key, body_hash, retried=old))
+
+
+def get(context: Context, run_id: str) -> RunView:
+    """The run with this id, or the live run of this name. Raises NotFound."""
+    return _view(context, run_id)
+
+
+def list_runs(
+    context: Context,
+    *,
+    cursor: str | None = None,
+    limit: int = 50,
+    phases: Collection[str] = (),
+    name: str | None = None,
+    query: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Page:
+    """A page of runs, newest first. `query` is a part of a name or the start of an id. Raises BadCursor.
+
+    Pages are cut by key: runs made meanwhile neither repeat nor hide one.
+    """
+    limit = max(1, min(limit, LARGEST_PAGE))
+    wanted = _filtered(phases, name, query, labels or {})
+    if cursor:
+        wanted = wanted.where(Run.id < _last_id(cursor))
+    with context.store.read() as session:
+        rows = session.execute(wanted.order_by(Run.id.desc()).limit(limit + 1)).all()
+        runs = [view_run(run, name, context.cluster.name, context.namespace) for run, name in rows[:limit]]
+    more = len(rows) > limit
+    return Page(runs, base64.urlsafe_b64encode(runs[-1].id.encode()).decode() if more else None)
+
+
+def cancel_run(context: Context, run_id: str) -> RunView:
+    """Want the run's end; a run that has ended, or is being cancelled, stays as it is. Raises NotFound."""
+    run_id = get(context, run_id).id
+
+    def job(transaction: Transaction) -> None:
+        run = get_run(transaction, run_id)
+        if Phase(run.phase).terminal or run.desired == Desired.CANCELLED:
+            return
+        run.desired = Desired.CANCELLED
+        transaction.session.flush()
+        add_event(transaction, run_id, "cancel", "a cancel was asked for", context.clock())
+        transaction.work = True
+
+    context.store.write(job)
+    return get(context, run_id)
+
+
+def _request(
+    context: Context, spec: RunSpec, principal: str, key: str | None, body_hash: str, retried: RunView | None = None
+) -> _Request:
+    """Everything of the new run that can be known before it is stored."""
+    run_id = new_run_id()
+    out = str(context.home / "runs" / run_id)
+    start_from = _start_from(retried) if retried else ""
+    resolved = resolve(spec, context.cluster.capacity(), out, vocabulary=vocabulary_of(spec), start_from=start_from)
+    name = spec.name or default_name(spec.size, run_id)
+    return _Request(run_id, name, spec, resolved, principal, key, body_hash, retried.id if retried else None)
+
+
+def _start_from(retried: RunView) -> str:
+    """The folder whose checkpoint a retry goes on from: the old run's, or what that one itself had started from."""
+    found = last_checkpoint(Path(retried.folder)) is not None
+    return retried.folder if found else str(retried.resolved["config"].get("start_from", ""))
+
+
+def _store(context: Context, request: _Request) -> tuple[RunView, bool]:
+    run_id, replayed = context.store.write(lambda transaction: _insert(transaction, request, context.clock()))
+    return get(context, run_id), replayed
+
+
+def _insert(transaction: Transaction, request: _Request, now: float) -> tuple[str, bool]:
+    """Transition 0: the run, its first attempt, its outbox row, its key and its first event, or nothing at all."""
+    session = transaction.session
+    if made := _run_of_key(session, request.principal, request.key, request.body_hash):
+        return made, True
+    if holder := session.scalar(select(Run.id).where(Run.live_name == request.name)):
+        raise NameInUse(request.name, holder)
+    if holder := session.scalar(select(Run.id).where(Run.live_folder == request.folder)):
+        raise FolderInUse(request.folder, holder)
+    run = _row(request, now, attempt=1 + last_claim(Path(request.folder)))
+    session.add(run)
+    session.flush()
+    session.add_all(Label(run_id=run.id, key=key, value=value) for key, value in request.spec.labels.items())
+    if request.key is not None:
+        session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now - KEYS_LIVE_S))
+        session.add(
+            IdempotencyKey(
+                principal=request.principal, key=request.key, body_hash=request.body_hash, run_id=run.id, created_at=now
+            )
+        )
+    add_attempt(transaction, run, run.attempt, now, due_at=now)
+    told = f"retry of {request.retry_of}" if request.retry_of else f"{request.principal} asked for a {run.size} run"
+    add_event(transaction, run.id, "created", told, now, data={"phase": str(Phase.QUEUED), "actor": request.principal})
+    return run.id, False
+
+
+def _row(request: _Request, now: float, attempt: int) -> Run:
+    limits = request.spec.limits
+    return Run(
+        id=request.id,
+        name=request.name,
+        live_name=request.name,
+        folder=request.folder,
+        live_folder=request.folder,
+        size=request.spec.size,
+        principal=request.principal,
+        phase=Phase.QUEUED,
+        desired=Desired.RUNNING,
+        attempt=attempt,
+        charged_restarts=0,
+        restarts_since_checkpoint=0,
+        max_restarts=limits.max_restarts,
+        max_runtime_s=limits.max_runtime_s,
+        max_pending_s=limits.max_pending_s,
+        spec=request.spec.model_dump(mode="json", exclude_unset=True),
+        resolved=request.resolved.to_json(),
+        spec_hash=request.resolved.spec_hash,
+        last_event=0,
+        retry_of=request.retry_of,
+        created_at=now,
+    )
+
+
+def _made_before(context: Context, principal: str, key: str | None, body_hash: str) -> RunView | None:
+    with context.store.read() as session:
+        run_id = _run_of_key(session, principal, key, body_hash)
+    return get(context, run_id) if run_id else None
+
+
+def _run_of_key(session: Session, principal: str, key: str | None, body_hash: str) -> str | None:
+    """The run that an earlier request with this key made. Raises KeyReused where that had another body."""
+    row = session.get(IdempotencyKey, (principal, key)) if key is not None else None
+    if row is None:
+        return None
+    if row.body_hash != body_hash:
+        raise KeyReused(row.key, row.run_id)
+    return row.run_id
+
+
+def _view(context: Context, run_id: str) -> RunView:
+    by_id = bool(RUN_ID.fullmatch(run_id))
+    with context.store.read() as session:
+        found = session.execute(_whole().where(Run.id == run_id if by_id else Run.live_name == run_id)).one_or_none()
+        if found is None:
+            raise NotFound("run", run_id)
+        return view_run(found[0], found[1], context.cluster.name, context.namespace)
+
+
+def _whole() -> Select[Run, str]:
+    """Runs in full, each with its latest object's name."""
+    return (
+        select(Run, Attempt.object_name)
+        .join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt))
+        .options(undefer(Run.spec), undefer(Run.resolved))
+    )
+
+
+def _filtered(
+    phases: Collection[str], name: str | None, query: str | None, labels: Mapping[str, str]
+) -> Select[Run, str]:
+    wanted = _whole()
+    if phases:
+        wanted = wanted.where(Run.phase.in_([*phases]))
+    if name is not None:
+        wanted = wanted.where(Run.name == name)
+    if query:
+        part = query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        named = func.lower(Run.name).like(f"%{part.lower()}%", escape="\\")
+        wanted = wanted.where(or_(named, Run.id.like(f"{part}%", escape="\\")))
+    for key, value in labels.items():
+        held = exists().where(Label.run_id == Run.id, Label.key == key, Label.value == value)
+        wanted = wanted.where(held)
+    return wanted
+
+
+def _last_id(cursor: str) -> str:
+    try:
+        last = base64.urlsafe_b64decode(cursor.encode()).decode("ascii")
+    except ValueError:
+        raise BadCursor(cursor) from None
+    if not RUN_ID.fullmatch(last):
+        raise BadCursor(cursor)
+    return last

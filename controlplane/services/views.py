@@ -1,0 +1,164 @@
+"""What services hand out: plain frozen values, cut loose from the database. Times are aware and in UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from controlplane.store import tables
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run. `spec` is what its user gave, `resolved` everything that it became, `folder` where its output lies."""
+
+    id: str
+    name: str
+    phase: str
+    desired: str
+    reason: str | None
+    message: str | None
+    attempt: int
+    size: str
+    spec: dict[str, Any]
+    resolved: dict[str, Any]
+    progress: dict[str, Any] | None
+    kubernetes: dict[str, Any]
+    folder: str
+    labels: dict[str, str]
+    restarts: int
+    checkpoint_step: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    retry_of: str | None
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod as last seen; `rank` is the node's."""
+
+    name: str
+    uid: str
+    rank: int
+    phase: str
+    reason: str | None
+    message: str | None
+    exit_code: int | None
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    """One execution. From `reason` on it tells of the first failing rank: `outcome` says what came of it.
+
+    `outcome` is None while it lives, then succeeded, failed, restarted or cancelled. `rank`, `exit_code`, `signal` and
+    `last_lines` are the first failing rank's. `resumed_from` is the step of the checkpoint that it started from.
+    """
+
+    attempt: int
+    name: str
+    uid: str | None
+    phase: str
+    outcome: str | None
+    reason: str | None
+    message: str | None
+    rank: int | None
+    exit_code: int | None
+    signal: str | None
+    step: int | None
+    last_lines: list[str]
+    pods: list[PodView]
+    resumed_from: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class EventView:
+    """Something that happened to a run: `kind` is created, phase, verdict, cancel or object."""
+
+    seq: int
+    time: datetime
+    kind: str
+    attempt: int | None
+    message: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of runs, newest first, and the cursor of the next one, if there is one."""
+
+    runs: list[RunView]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class LogChunk:
+    """Whole lines of a pod's output; `offset` is the byte to go on from, `ended` whether no more can come."""
+
+    lines: list[str]
+    offset: int
+    ended: bool
+
+
+def moment(seconds: float | None) -> datetime | None:
+    """A stored time as an aware one."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) -> RunView:
+    """A run's row, loaded in full, as a value."""
+    return RunView(
+        id=run.id,
+        name=run.name,
+        phase=run.phase,
+        desired=run.desired,
+        reason=run.reason,
+        message=run.message,
+        attempt=run.attempt,
+        size=run.size,
+        spec=run.spec,
+        resolved=run.resolved,
+        progress=run.progress,
+        kubernetes={"cluster": cluster, "namespace": namespace, "kind": "PyTorchJob", "name": object_name},
+        folder=run.folder,
+        labels=run.resolved["labels"],
+        restarts=run.charged_restarts,
+        checkpoint_step=run.checkpoint_step,
+        created_at=datetime.fromtimestamp(run.created_at, UTC),
+        started_at=moment(run.started_at),
+        finished_at=moment(run.finished_at),
+        retry_of=run.retry_of,
+    )
+
+
+def view_attempt(row: tables.Attempt) -> AttemptView:
+    """An attempt's row as a value."""
+    shown = PodView.__dataclass_fields__
+    return AttemptView(
+        attempt=row.number,
+        name=row.object_name,
+        uid=row.uid,
+        phase=row.phase,
+        outcome=row.outcome,
+        reason=row.reason,
+        message=row.message,
+        rank=row.rank,
+        exit_code=row.exit_code,
+        signal=row.signal,
+        step=row.step,
+        last_lines=row.last_lines or [],
+        pods=[PodView(**{name: pod[name] for name in shown}) for pod in row.pods],
+        resumed_from=row.resumed_from,
+        created_at=datetime.fromtimestamp(row.created_at, UTC),
+        started_at=moment(row.started_at),
+        finished_at=moment(row.finished_at),
+    )
+
+
+def view_event(row: tables.Event) -> EventView:
+    """An event's row as a value."""
+    return EventView(row.seq, datetime.fromtimestamp(row.time, UTC), row.kind, row.attempt, row.message, row.data)

@@ -1,0 +1,138 @@
+"""The guarded writes: every change of a run's phase, attempts, outbox rows and events goes through here.
+
+Services and reconciler call these inside `Store.write`. A move names what it may leave, so that a terminal phase is
+written once and whatever is stored first wins. What should happen when is not decided here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from sqlalchemy import delete, select, update
+
+from controlplane.domain.errors import NotFound
+from controlplane.domain.names import object_name, token_hash
+from controlplane.domain.phases import Transition
+from controlplane.store.tables import Attempt, Event, Outbox, Run
+from controlplane.store.writer import Transaction
+
+CREATE, DELETE = "create", "delete"
+
+
+def get_run(transaction: Transaction, run_id: str) -> Run:
+    """The run's row. Raises NotFound."""
+    run = transaction.session.get(Run, run_id, populate_existing=True)
+    if run is None:
+        raise NotFound("run", run_id)
+    return run
+
+
+def get_attempt(transaction: Transaction, run_id: str, number: int) -> Attempt:
+    """The attempt's row. Raises NotFound."""
+    attempt = transaction.session.get(Attempt, (run_id, number), populate_existing=True)
+    if attempt is None:
+        raise NotFound("attempt", number)
+    return attempt
+
+
+def move(
+    transaction: Transaction,
+    run_id: str,
+    transition: Transition,
+    now: float,
+    *,
+    reason: str | None = None,
+    message: str | None = None,
+    **columns: Any,
+) -> bool:
+    """Make a transition, if the run is where it may leave from; whether it was made. Leaves an event.
+
+    `columns` are other columns of the run to set with it. Entering a terminal phase frees the run's name and folder.
+    """
+    values: dict[str, Any] = {"phase": transition.target, "reason": reason, "message": message, **columns}
+    if transition.target.terminal:
+        values |= {"finished_at": now, "live_name": None, "live_folder": None}
+    session = transaction.session
+    before = session.execute(select(Run.phase, Run.reason, Run.message).where(Run.id == run_id)).one()
+    guarded = update(Run).where(
+        Run.id == run_id, Run.phase.in_([*transition.sources]), Run.desired.in_([*transition.desired])
+    )
+    changed = session.connection().execute(guarded.values(**values)).rowcount == 1
+    if changed and tuple(before) != (transition.target, reason, message):
+        told = f"{reason}: {message}" if reason and message else reason or message or transition.trigger
+        data = {
+            "phase": str(transition.target),
+            "from": before.phase,
+            "reason": reason,
+            "transition": transition.number,
+        }
+        add_event(transaction, run_id, "phase", told, now, data=data)
+    return changed
+
+
+def add_event(
+    transaction: Transaction, run_id: str, kind: str, message: str, now: float, *, data: dict[str, Any] | None = None
+) -> None:
+    """Add an event with the run's next number, and tell the run's listeners after the commit."""
+    session = transaction.session
+    session.execute(update(Run).where(Run.id == run_id).values(last_event=Run.last_event + 1))
+    seq, attempt = session.execute(select(Run.last_event, Run.attempt).where(Run.id == run_id)).one()
+    session.add(Event(run_id=run_id, seq=seq, time=now, kind=kind, attempt=attempt, message=message, data=data or {}))
+    session.flush()
+    transaction.touched.add(run_id)
+
+
+def add_attempt(transaction: Transaction, run: Run, number: int, now: float, due_at: float) -> None:
+    """The run's next attempt and the outbox row that makes its object, from `due_at` on."""
+    name, token = object_name(run.name, run.id, number), secrets.token_urlsafe(32)
+    attempt = Attempt(
+        run_id=run.id,
+        number=number,
+        object_name=name,
+        token_hash=token_hash(token),
+        phase="queued",
+        pods=[],
+        created_at=now,
+    )
+    row = Outbox(run_id=run.id, attempt=number, op=CREATE, object_name=name, token=token, due_at=due_at, tries=0)
+    transaction.session.add_all([attempt, row])
+    transaction.session.flush()
+    transaction.work = True
+
+
+def request_deletion(transaction: Transaction, attempt: Attempt, now: float) -> None:
+    """Have the attempt's object ended, whether it was made, is being made, or never will be."""
+    session = transaction.session
+    session.execute(
+        delete(Outbox).where(Outbox.run_id == attempt.run_id, Outbox.attempt == attempt.number, Outbox.op == CREATE)
+    )
+    if session.get(Outbox, (attempt.run_id, attempt.number, DELETE)) is None:
+        session.add(
+            Outbox(
+                run_id=attempt.run_id,
+                attempt=attempt.number,
+                op=DELETE,
+                object_name=attempt.object_name,
+                uid=attempt.uid,
+                due_at=now,
+                tries=0,
+            )
+        )
+        session.flush()
+    transaction.work = True
+
+
+def withdraw(transaction: Transaction, run_id: str, attempt: int) -> None:
+    """Take back the creation of an object that was not begun."""
+    transaction.session.execute(
+        delete(Outbox).where(Outbox.run_id == run_id, Outbox.attempt == attempt, Outbox.op == CREATE)
+    )
+
+
+def settle(transaction: Transaction, run_id: str, attempt: int, op: str, lease: str) -> bool:
+    """Remove a row that was worked off, if the lease still stands; whether it did."""
+    removed = transaction.session.connection().execute(
+        delete(Outbox).where(Outbox.run_id == run_id, Outbox.attempt == attempt, Outbox.op == op, Outbox.lease == lease)
+    )
+    return removed.rowcount == 1

@@ -1,0 +1,63 @@
+"""Metric points: added once each, by the API as they come and by the reconciler from the record that was left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+
+from controlplane.store.moves import get_attempt, get_run
+from controlplane.store.tables import MetricPoint, Run
+from controlplane.store.writer import Transaction
+
+PLACE = ("attempt", "seq", "step", "time")  # where a point lies; everything else is a value
+PROGRESS = ("loss", "val_loss", "tokens_per_s", "eta_s", "mfu", "memory_bytes")
+
+
+def add_points(transaction: Transaction, run_id: str, attempt: int, points: Sequence[Mapping[str, Any]]) -> int:
+    """Store the points that are not there yet, and the run's progress; returns the attempt's highest `seq`.
+
+    Raises NotFound.
+    """
+    run = get_run(transaction, run_id)
+    get_attempt(transaction, run_id, attempt)
+    session, here = transaction.session, (MetricPoint.run_id == run_id, MetricPoint.attempt == attempt)
+    given = {int(point["seq"]): point for point in points}
+    known = set(session.scalars(select(MetricPoint.seq).where(*here, MetricPoint.seq >= min(given, default=0))))
+    fresh = [given[seq] for seq in sorted(given.keys() - known)]
+    session.add_all(_row(run_id, attempt, point) for point in fresh)
+    session.flush()
+    if fresh and attempt == run.attempt:
+        _advance(run, fresh)
+        session.flush()
+    if fresh:
+        transaction.touched.add(run_id)
+    return session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
+
+
+def last_seq(transaction: Transaction, run_id: str, attempt: int) -> int:
+    """The attempt's highest `seq`; 0 where it has no point."""
+    here = (MetricPoint.run_id == run_id, MetricPoint.attempt == attempt)
+    return transaction.session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
+
+
+def point_of(row: MetricPoint) -> dict[str, Any]:
+    """A stored point as it came."""
+    return {"attempt": row.attempt, "seq": row.seq, "step": row.step, "time": row.time, **row.values}
+
+
+def _row(run_id: str, attempt: int, point: Mapping[str, Any]) -> MetricPoint:
+    values = {key: value for key, value in point.items() if key not in PLACE}
+    place = {"seq": int(point["seq"]), "step": int(point["step"]), "time": float(point["time"])}
+    return MetricPoint(run_id=run_id, attempt=attempt, values=values, **place)
+
+
+def _advance(run: Run, points: Sequence[Mapping[str, Any]]) -> None:
+    """The run's progress after these points, the newest last; a value that they lack stays."""
+    progress = dict(run.progress or dict.fromkeys(PROGRESS))
+    for point in points:
+        known = {key: point[key] for key in PROGRESS if key in point}
+        progress |= {"step": int(point["step"]), "time": float(point["time"]), **known}
+    progress["steps"] = progress.get("steps") or run.resolved["steps"]
+    run.progress = progress

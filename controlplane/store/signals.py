@@ -1,0 +1,40 @@
+"""Who wants to know that something was stored: streams by run, and the reconciler. Hints within one process, no truth.
+
+A listener that misses a hint finds the same facts in the store at its next look.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+
+
+class Signals:
+    """`work` is set when the reconciler has something to do; a run's listeners are called after its commits."""
+
+    def __init__(self) -> None:
+        self.work = threading.Event()
+        self._lock = threading.Lock()
+        self._listeners: defaultdict[str, list[Callable[[], None]]] = defaultdict(list)
+
+    @contextmanager
+    def listen(self, run_id: str, changed: Callable[[], None]) -> Generator[None]:
+        """Call `changed`, from the writer's thread and soon done, after each commit that touched the run."""
+        with self._lock:
+            self._listeners[run_id].append(changed)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listeners[run_id].remove(changed)
+                if not self._listeners[run_id]:
+                    del self._listeners[run_id]
+
+    def touched(self, run_ids: Iterable[str]) -> None:
+        """Tell the listeners of these runs."""
+        with self._lock:
+            called = [changed for run_id in run_ids for changed in self._listeners.get(run_id, ())]
+        for changed in called:
+            changed()

@@ -1,0 +1,41 @@
+"""All that is SQLite's own: the engine, its transactions and its pragmas. Postgres would be a file beside this one.
+
+Python's driver begins transactions by itself, too late for savepoints; so it is told not to, and SQLAlchemy says BEGIN.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",  # a reply that says 201 survives a power cut
+    "foreign_keys=ON",
+    "busy_timeout=5000",
+    "journal_size_limit=67108864",
+)
+
+
+def open_engine(path: Path) -> Engine:
+    """An engine on the database file `path`, which is made where it is absent."""
+    engine = create_engine(f"sqlite:///{path}", poolclass=QueuePool, pool_size=8, max_overflow=64)
+    event.listen(engine, "connect", _connected)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _connected(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    """Writers lock at once: a read that turns into a write could only fail."""
+    options: dict[str, Any] = connection.get_execution_options()
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writer") else "BEGIN")

@@ -1,0 +1,154 @@
+"""The tables, as typed rows. Times are seconds since the epoch, UTC. A change here needs a migration beside it.
+
+Nothing here is SQLite's alone: the same tables serve Postgres.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Named constraints, so that migrations can change them on any database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {str: String(255), float: Float(53), dict[str, Any]: JSON(), list[Any]: JSON()}
+
+
+class Run(Base):
+    """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    live_name: Mapped[str | None] = mapped_column(unique=True)
+    folder: Mapped[str] = mapped_column(String(4096))
+    live_folder: Mapped[str | None] = mapped_column(String(4096), unique=True)
+    size: Mapped[str]
+    principal: Mapped[str]
+    phase: Mapped[str] = mapped_column(index=True)
+    desired: Mapped[str]
+    reason: Mapped[str | None]
+    message: Mapped[str | None] = mapped_column(Text)
+    attempt: Mapped[int]
+    charged_restarts: Mapped[int] = mapped_column(default=0)
+    restarts_since_checkpoint: Mapped[int] = mapped_column(default=0)
+    checkpoint_step: Mapped[int | None] = mapped_column(BigInteger)
+    max_restarts: Mapped[int]
+    max_runtime_s: Mapped[int | None]
+    max_pending_s: Mapped[int | None]
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
+    resolved: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
+    spec_hash: Mapped[str]
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    last_event: Mapped[int] = mapped_column(default=0)
+    retry_of: Mapped[str | None] = mapped_column(index=True)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class Label(Base):
+    """A run's label, for filters."""
+
+    __tablename__ = "run_labels"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(320), primary_key=True)
+    value: Mapped[str]
+
+    __table_args__ = (Index("ix_run_labels_key_value", "key", "value"),)
+
+
+class Attempt(Base):
+    """One execution of a run. Its verdict (`reason` and the fields after it) is written once, before it is ended."""
+
+    __tablename__ = "attempts"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    object_name: Mapped[str] = mapped_column(unique=True)
+    uid: Mapped[str | None]
+    token_hash: Mapped[str] = mapped_column(unique=True)
+    phase: Mapped[str]
+    reason: Mapped[str | None]
+    message: Mapped[str | None] = mapped_column(Text)
+    outcome: Mapped[str | None]
+    rank: Mapped[int | None]
+    exit_code: Mapped[int | None]
+    signal: Mapped[str | None]
+    step: Mapped[int | None] = mapped_column(BigInteger)
+    last_lines: Mapped[list[Any] | None] = mapped_column(JSON)
+    pods: Mapped[list[Any]] = mapped_column(JSON)
+    resumed_from: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[float]
+    submitted_at: Mapped[float | None]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class Event(Base):
+    """Something that happened to a run; `seq` grows by one within it."""
+
+    __tablename__ = "events"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[float]
+    kind: Mapped[str]
+    attempt: Mapped[int | None]
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Outbox(Base):
+    """An object that must be made (`create`) or ended (`delete`); gone once that is done."""
+
+    __tablename__ = "outbox"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    op: Mapped[str] = mapped_column(primary_key=True)
+    object_name: Mapped[str]
+    uid: Mapped[str | None]
+    token: Mapped[str | None]
+    due_at: Mapped[float] = mapped_column(index=True)
+    lease: Mapped[str | None]
+    leased_until: Mapped[float | None]
+    tries: Mapped[int] = mapped_column(default=0)
+
+
+class IdempotencyKey(Base):
+    """A key that a client sent, what it sent with it, and the run that came of it."""
+
+    __tablename__ = "idempotency_keys"
+
+    principal: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_hash: Mapped[str]
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    created_at: Mapped[float] = mapped_column(index=True)
+
+
+class MetricPoint(Base):
+    """One line of an attempt's metrics; `values` are its numbers by name."""
+
+    __tablename__ = "metric_points"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger)
+    time: Mapped[float]
+    values: Mapped[dict[str, Any]] = mapped_column(JSON)

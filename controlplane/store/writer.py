@@ -1,0 +1,135 @@
+"""The one writer: a thread that takes whatever writes are waiting and commits them together.
+
+One fsync serves them all, and no write waits for a lock. Each write has a savepoint of its own, so one that fails
+takes nothing of the others with it. Callers block until their write is durable. It knows no table.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from controlplane.domain.errors import StoreUnavailable
+from controlplane.store.signals import Signals
+
+T = TypeVar("T")
+LARGEST_GROUP = 64  # writes of one commit
+
+
+class Transaction:
+    """What a write works with: the `session`, and whom to tell once it is durable."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.touched: set[str] = set()
+        self.work = False
+
+
+Write = Callable[[Transaction], Any]
+_Job = tuple[Write, "Future[Any]"]
+
+
+class Writer:
+    """Runs writes in a thread of its own until `close`."""
+
+    def __init__(self, engine: Engine, signals: Signals) -> None:
+        self._engine = engine.execution_options(writer=True)
+        self._signals = signals
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._closing = threading.Lock()
+        self._closed = False
+        self._thread.start()
+
+    def write(self, job: Callable[[Transaction], T]) -> T:
+        """Run `job` in a transaction, and return its result once that is durable. Raises what it raises.
+
+        Raises StoreUnavailable, with nothing written, where the database cannot be written.
+        """
+        done: Future[Any] = Future()
+        with self._closing:
+            if self._closed:
+                raise StoreUnavailable("the control plane is shutting down")
+            self._jobs.put((job, done))
+        result: T = done.result()
+        return result
+
+    def close(self) -> None:
+        """Finish the writes that wait, and stop."""
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (first := self._jobs.get()) is not None:
+            group, more = self._group(first)
+            self._commit(group)
+            if not more:
+                return
+
+    def _group(self, first: _Job) -> tuple[list[_Job], bool]:
+        """What waits now, up to the largest group; and whether the writer goes on after it."""
+        group = [first]
+        while len(group) < LARGEST_GROUP:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                return group, False
+            group.append(job)
+        return group, True
+
+    def _commit(self, group: list[_Job]) -> None:
+        """Run the group's writes and commit them; then answer each caller."""
+        answers: list[tuple[Future[Any], Any, Transaction]] = []
+        try:
+            with self._engine.begin() as connection:
+                for write, done in group:
+                    answer = _run_one(connection, write, done)
+                    if answer is not None:
+                        answers.append((done, *answer))
+        except Exception as error:  # noqa: BLE001 - whatever it was, every caller must hear of it
+            refusal = _refusal(error)
+            for _, done in group:
+                if not done.done():
+                    done.set_exception(refusal)
+            return
+        self._tell([transaction for _, _, transaction in answers])
+        for done, result, _ in answers:
+            done.set_result(result)
+
+    def _tell(self, transactions: list[Transaction]) -> None:
+        self._signals.touched({run_id for one in transactions for run_id in one.touched})
+        if any(one.work for one in transactions):
+            self._signals.work.set()
+
+
+def _run_one(connection: Connection, write: Write, done: Future[Any]) -> tuple[Any, Transaction] | None:
+    """One write under its savepoint; None where it failed, which its caller alone hears of."""
+    with Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False) as session:
+        transaction = Transaction(session)
+        try:
+            result = write(transaction)
+            session.commit()
+        except OperationalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it belongs to the caller
+            session.rollback()
+            done.set_exception(error)
+            return None
+    return result, transaction
+
+
+def _refusal(error: Exception) -> Exception:
+    if isinstance(error, OperationalError):
+        return StoreUnavailable(f"the database cannot be written: {error.orig}")
+    return error
