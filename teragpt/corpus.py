@@ -18,15 +18,15 @@ from typing import Any
 from tqdm import tqdm
 
 from teragpt.config import EMBEDDED_VOCABULARY
-from teragpt.prepare import Document, write
+from teragpt.prepare import Document, counted, write
 from teragpt.shards import MANIFEST, TRAIN, cache_folder, fail, locked, read_manifest
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenizer import PIECES, train_bpe
 
-RECIPE = 1  # counts the ways in which the corpus was made: a new one is a new dataset
-VALIDATION = 0.03  # of some 500 files
+VALIDATION = 0.05  # of some 400 modules
 SKIPPED = {
-    "__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test",  # not the library
-    "encodings", "pydoc_data", "lib2to3", "__phello__",  # tables, prose, grammars of another Python
+    "__pycache__", "site-packages", "dist-packages", "test", "tests",  # not the library
+    "idlelib", "tkinter", "turtledemo", "distutils", "lib2to3", "ensurepip", "__phello__",  # not with every Python
+    "encodings", "pydoc_data",  # tables, and prose kept in strings
 }  # fmt: skip
 LONGEST_PART = 40_000  # characters; what is longer is a table
 
@@ -51,9 +51,10 @@ def embedded_dataset(cache: Path | None = None) -> Path:
 
 
 def key() -> str:
-    """Names the corpus: which Python's library, made in which way."""
-    told = f"{platform.python_version()} {library()} {EMBEDDED_VOCABULARY} {RECIPE}"
-    return f"py{platform.python_version()}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    """Names the corpus: which Python's library, made by which rules."""
+    version = platform.python_version()
+    recipe = (str(library()), EMBEDDED_VOCABULARY, PIECES, VALIDATION, sorted(SKIPPED), LONGEST_PART)
+    return f"py{version}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
 
 
 def library() -> Path:
@@ -68,9 +69,8 @@ def make(folder: Path) -> None:
         raise fail("data", library(), "a Python with its standard library's source, or a dataset of your own")
     size = sum(document.size for document in documents)
     with tqdm(total=2 * size, unit="B", unit_scale=True, desc="prepare the embedded corpus", disable=None) as bar:
-        tokenizer = train_bpe((part for one in documents for part in one.parts), EMBEDDED_VOCABULARY)
-        bar.update(size)
-        write(documents, folder, tokenizer, VALIDATION, advance=bar.update)
+        tokenizer = train_bpe((part for one in counted(documents, bar) for part in one.parts), EMBEDDED_VOCABULARY)
+        write(counted(documents, bar), folder, tokenizer, VALIDATION)
 
 
 def read_library(root: Path) -> Iterator[Document]:

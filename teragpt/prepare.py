@@ -10,11 +10,15 @@ from __future__ import annotations
 import argparse
 import glob
 import hashlib
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -46,10 +50,10 @@ class Document:
 
     parts: tuple[str, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Its length, near enough its bytes."""
-        return sum(map(len, self.parts))
+        """Its text in bytes."""
+        return sum(len(part.encode()) for part in self.parts)
 
     @property
     def point(self) -> float:
@@ -81,33 +85,51 @@ def prepare(
     if not total:
         raise fail("sources", ", ".join(map(str, sources)), "at least one file that is not empty")
     with tqdm(total=total, unit="B", unit_scale=True, desc="prepare", disable=None if progress else True) as bar:
-        documents = (document for path in files for document in read_documents(path))
-        return write(documents, Path(out), tokenizer, validation, shard_tokens, bar.update)
+        documents = counted((document for path in files for document in read_documents(path)), bar)
+        return write(documents, Path(out), tokenizer, validation, shard_tokens)
+
+
+def counted(documents: Iterable[Document], bar: tqdm[NoReturn]) -> Iterator[Document]:
+    """The documents, while a bar shows how far they are."""
+    for document in documents:
+        yield document
+        bar.update(document.size)
 
 
 def find_files(sources: Sequence[Path | str]) -> Iterator[Path]:
     """The files that sources stand for, in a fixed order. Raises ConfigError for a source that stands for none."""
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            names = (one for one in path.rglob("*") if not hidden(one.relative_to(path)))
-        elif path.exists():
-            names = iter([path])
-        elif glob.has_magic(str(source)):
-            names = map(Path, glob.iglob(str(source), recursive=True))
-        else:
-            raise fail("sources", source, "a text file, a folder or a glob pattern (no such file)")
-        found = sorted(one for one in names if one.is_file())
+        try:
+            found = sorted(path for path in candidates(Path(source)) if path.is_file())
+        except OSError as error:
+            raise fail("sources", source, f"files that can be read ({error.filename}: {error.strerror})") from None
         if not found:
             raise fail("sources", source, "a text file, or a folder or glob pattern with files in it (it has none)")
-        if path.is_file() and not path.stat().st_size:
+        if found == [Path(source)] and not found[0].stat().st_size:
             raise fail("sources", source, "a text file that is not empty")
         yield from found
 
 
-def hidden(path: Path) -> bool:
-    """Whether a path leads through a name that starts with a dot."""
-    return any(part.startswith(".") for part in path.parts)
+def candidates(source: Path) -> Iterable[Path]:
+    """What a source may stand for. Raises ConfigError if it is no path, nor a pattern; OSError if it can't be read."""
+    if source.is_dir():
+        return walk(source)
+    if source.exists():
+        return [source]
+    if glob.has_magic(str(source)):
+        return map(Path, glob.glob(str(source), recursive=True))  # noqa: PTH207 (a Path's glob takes no absolute one)
+    raise fail("sources", source, "a text file, a folder or a glob pattern (no such file)")
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and below, but for names that start with a dot. Raises OSError."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def read_documents(path: Path) -> Iterator[Document]:
@@ -147,27 +169,42 @@ def decode(path: Path, position: int, held: bytes) -> str:
 
 
 def write(
-    documents: Iterable[Document],
-    out: Path,
-    tokenizer: Tokenizer,
-    validation: float,
-    shard_tokens: int = SHARD_TOKENS,
-    advance: Callable[[int], object] = lambda size: None,
+    documents: Iterable[Document], out: Path, tokenizer: Tokenizer, validation: float, shard_tokens: int = SHARD_TOKENS
 ) -> Manifest:
-    """Write documents as the dataset `out`, which appears whole or not at all; `advance` hears of characters done.
+    """Write documents as the dataset `out`, which appears whole or not at all.
 
     Raises ConfigError if `out` holds anything, is being written by another process, or cannot be written.
     """
-    vacant(out)
-    draft = out.with_name(f".{out.name}.partial")
     try:
-        draft.mkdir(parents=True, exist_ok=True)
-        with locked(draft / LOCK, wait=False):
-            return publish(documents, out, draft, tokenizer, validation, shard_tokens, advance)
+        with published(out.absolute()) as draft:
+            manifest = fill(documents, draft, tokenizer, validation, shard_tokens)
+            manifest.write(draft)
     except BlockingIOError:
         raise fail("out", out, "a folder that no other process is preparing at this moment") from None
     except OSError as error:
         raise fail("out", out, f"a folder that can be written, with room for the tokens ({error.strerror})") from None
+    return manifest
+
+
+@contextmanager
+def published(out: Path) -> Generator[Path]:
+    """A folder to write into: it becomes `out` when the block ends, and goes when the block fails.
+
+    Raises BlockingIOError if another process is at it, ConfigError if something is at `out`, OSError.
+    """
+    vacant(out)
+    draft = out.with_name(f".{out.name}.partial")
+    draft.mkdir(parents=True, exist_ok=True)
+    with locked(draft / LOCK, wait=False):
+        try:
+            clear(draft)  # of what a killed process left
+            yield draft
+            settle(draft)
+            draft.replace(out)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+    (out / LOCK).unlink()
 
 
 def vacant(out: Path) -> None:
@@ -176,28 +213,6 @@ def vacant(out: Path) -> None:
         raise fail("out", out, "a folder that does not exist yet (a dataset is there: remove it or name another)")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise fail("out", out, "a folder that does not exist yet or is empty (something else is there)")
-
-
-def publish(
-    documents: Iterable[Document],
-    out: Path,
-    draft: Path,
-    tokenizer: Tokenizer,
-    validation: float,
-    shard_tokens: int,
-    advance: Callable[[int], object],
-) -> Manifest:
-    """Write the dataset as `draft`, whose lock is held, and rename it to `out`. Leaves no draft behind."""
-    try:
-        clear(draft)  # of what a killed process left
-        manifest = fill(documents, draft, tokenizer, validation, shard_tokens, advance)
-        manifest.write(draft)
-        draft.replace(out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    (out / LOCK).unlink()
-    return manifest
 
 
 def clear(draft: Path) -> None:
@@ -209,20 +224,24 @@ def clear(draft: Path) -> None:
             path.unlink()
 
 
+def settle(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk, so that a rename never shows one that isn't."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
 def fill(
-    documents: Iterable[Document],
-    folder: Path,
-    tokenizer: Tokenizer,
-    validation: float,
-    shard_tokens: int,
-    advance: Callable[[int], object],
+    documents: Iterable[Document], folder: Path, tokenizer: Tokenizer, validation: float, shard_tokens: int
 ) -> Manifest:
-    """Write shards and tokenizer into a folder, and say what was written."""
+    """Write shards and tokenizer into a folder, and say what was written. Raises OSError."""
     train, held_out = (SplitWriter(folder, split, tokenizer.vocabulary, shard_tokens) for split in (TRAIN, VALIDATION))
     for batch in batches(documents):
-        append(train, [one for one in batch if one.point >= validation], tokenizer)
-        append(held_out, [one for one in batch if one.point < validation], tokenizer)
-        advance(sum(one.size for one in batch))
+        held = [document.point < validation for document in batch]
+        held[0] = held[0] and train.documents > 0  # something must be left to train on
+        append(train, [one for one, out in zip(batch, held, strict=True) if not out], tokenizer)
+        append(held_out, [one for one, out in zip(batch, held, strict=True) if out], tokenizer)
     if validation and not held_out.documents:
         tail = train.take_tail(max(1, round(validation * train.tokens)))
         held_out.append(tail, 1)
@@ -257,8 +276,8 @@ def append(writer: SplitWriter, documents: Sequence[Document], tokenizer: Tokeni
     parts = [part for document in documents for part in document.parts]
     if not parts:
         return
-    ids = [one for part in tokenizer.encode_batch(parts) for one in (*part, tokenizer.end)]
-    writer.append(np.array(ids, np.int64), len(parts))
+    ids = [np.array([*part, tokenizer.end], np.int64) for part in tokenizer.encode_batch(parts)]
+    writer.append(np.concatenate(ids), len(parts))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +32,7 @@ SHARD_TOKENS = 1 << 27  # 256 MiB of two-byte tokens
 
 
 def fail(field: str, given: object, allowed: str) -> ConfigError:
-    """The error of one bad input, for `raise fail(...) from None`."""
+    """The error that one bad input deserves."""
     return ConfigError([Problem(field, str(given), allowed)])
 
 
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     """Hold the lock file at `path`, which is made if need be; the system frees it when its holder dies.
 
     Raises BlockingIOError if it is held and `wait` is false, OSError if the file cannot be made.
@@ -153,7 +153,7 @@ def parse_manifest(content: dict[str, Any]) -> Manifest:
         name: Split(int(split["documents"]), int(split["tokens"]), tuple(File(**file) for file in split["shards"]))
         for name, split in content["splits"].items()
     }
-    return Manifest(
+    manifest = Manifest(
         vocabulary=int(content["vocabulary"]),
         end=int(content["end"]),
         tokenizer_fingerprint=str(content["tokenizer_fingerprint"]),
@@ -161,6 +161,13 @@ def parse_manifest(content: dict[str, Any]) -> Manifest:
         unigram_entropy=float(content["unigram_entropy"]),
         splits={TRAIN: splits[TRAIN], VALIDATION: splits[VALIDATION]},
     )
+    if content["dtype"] != manifest.dtype.name:
+        raise ValueError(f"{content['dtype']} tokens for a vocabulary of {manifest.vocabulary}")
+    for name, split in manifest.splits.items():
+        held = sum(shard.size for shard in split.shards)
+        if held != split.tokens * manifest.dtype.itemsize:
+            raise ValueError(f"{split.tokens} {name} tokens in shards of {held} bytes")
+    return manifest
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
@@ -248,9 +255,10 @@ class SplitWriter:
     def take_tail(self, tokens: int) -> npt.NDArray[np.int64]:
         """Take the last `tokens` tokens off the last shard, or half of that shard if it holds fewer than twice that."""
         path = self.shards[-1]
-        held = np.fromfile(path, self.dtype)
-        tail = held[len(held) - min(tokens, len(held) // 2) :].astype(np.int64)
-        os.truncate(path, (len(held) - len(tail)) * self.dtype.itemsize)
+        held = path.stat().st_size // self.dtype.itemsize
+        kept = (held - min(tokens, held // 2)) * self.dtype.itemsize
+        tail = np.fromfile(path, self.dtype, offset=kept).astype(np.int64)
+        os.truncate(path, kept)
         self.counts -= np.bincount(tail, minlength=len(self.counts))
         return tail
 

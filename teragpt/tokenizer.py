@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,23 +23,23 @@ if TYPE_CHECKING:
 END = "<|end|>"
 KNOWN_ENDS = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 HUB_TIMEOUT_S = 5.0
+SOURCES = "a tokenizer.json, a folder that holds one, or the hub's name of a tokenizer"
 
 # What a token may span: pieces of Python that mean something by themselves. A line's end keeps the next line's
 # indentation, a name keeps the dot or underscore before it, and quotes and brackets stand alone, since a small model
 # has to learn which of them closes which.
-PIECES = "|".join(
-    (
-        r"(?:[ \t]*\r?\n)+[ \t]*",
-        r"[ .]?__[a-z]+__",
-        r"[ .]?_{0,2}\p{L}+",
-        r" ?\p{N}{1,3}",
-        r' ?(?:"""|\'\'\'|["\'])',
-        r" ?(?:\(\)|\[\]|\{\}|[()\[\]{}])",
-        r" ?[^\s\p{L}\p{N}\"'()\[\]{}._]+",
-        r" ?[._]+",
-        r"\s+",
-    )
+PIECES = (
+    r"(?:[ \t]*\r?\n)+[ \t]*",
+    r"[ .]?__[a-z]+__",
+    r"[ .]?_{0,2}\p{L}+",
+    r" ?\p{N}{1,3}",
+    r' ?(?:"""|\'\'\'|["\'])',
+    r" ?(?:\(\)|\[\]|\{\}|[()\[\]{}])",
+    r" ?[^\s\p{L}\p{N}\"'()\[\]{}._]+",
+    r" ?[._]+",
+    r"\s+",
 )
 
 
@@ -52,36 +53,24 @@ class TokenizerError(ConfigError):
 class Tokenizer:
     """A tokenizer by `tokenizer_name`: a hub name, a local folder, or a `tokenizer.json`.
 
-    A local path wins over the hub, and the hub's local cache over the network. `end` is the id of the document
-    separator, `vocabulary` the number of ids. Raises TokenizerError.
+    A local path wins over the hub, and the hub's local cache over the network. Rules that are at hand already come as
+    `rules`, with their separator `end_token`. `end` is the separator's id, `vocabulary` the number of ids. Raises
+    TokenizerError.
     """
 
-    def __init__(self, tokenizer_name: str) -> None:
-        path = Path(tokenizer_name)
-        if path.is_file():
-            rules, end = read_file(path), None
-        elif path.is_dir() and (path / "tokenizer.json").is_file():
-            rules, end = read_file(path / "tokenizer.json"), configured_end(path)
-        else:
-            rules, end = find(tokenizer_name)
-        self._adopt(tokenizer_name, rules, end)
-
-    @classmethod
-    def of(cls, rules: tokenizers.Tokenizer, name: str, end: str | None = None) -> Tokenizer:
-        """The tokenizer that follows `rules`, with the separator `end`."""
-        tokenizer = cls.__new__(cls)
-        tokenizer._adopt(name, rules, end)
-        return tokenizer
-
-    def _adopt(self, name: str, rules: tokenizers.Tokenizer, end: str | None) -> None:
+    def __init__(
+        self, tokenizer_name: str, *, rules: tokenizers.Tokenizer | None = None, end_token: str | None = None
+    ) -> None:
+        if rules is None:
+            rules, end_token = look_up(str(tokenizer_name))
         rules.no_padding()
         rules.no_truncation()
         rules.encode_special_tokens = True  # a special token's name in a text is text
         ids = rules.get_vocab(with_added_tokens=True)
-        known = [word for word in (end, *KNOWN_ENDS) if word in ids]
+        known = [word for word in (end_token, *KNOWN_ENDS) if word in ids]
         if not known:
-            raise TokenizerError(name, f"a tokenizer with an end-of-text token ({', '.join(KNOWN_ENDS)})")
-        self.name = name
+            raise TokenizerError(tokenizer_name, f"a tokenizer with an end-of-text token ({', '.join(KNOWN_ENDS)})")
+        self.name = str(tokenizer_name)
         self.end_token: str = known[0]
         self.end: int = ids[known[0]]
         self.vocabulary: int = max(ids.values()) + 1
@@ -108,7 +97,7 @@ class Tokenizer:
         return hashlib.sha256(said.encode()).hexdigest()
 
     def save(self, folder: Path | str) -> None:
-        """Write files from which `transformers.AutoTokenizer` and this class make the same tokenizer. Raises OSError."""
+        """Write what `transformers.AutoTokenizer` and this class read as this same tokenizer. Raises OSError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
@@ -132,15 +121,28 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     from tokenizers import Tokenizer as Rules
 
     rules = Rules(models.BPE())
-    pieces = pre_tokenizers.Split(Regex(PIECES), "isolated")
-    rules.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    pieces = pre_tokenizers.Split(Regex("|".join(PIECES)), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rules.pre_tokenizer = pre_tokenizers.Sequence([pieces, to_bytes])
     rules.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
     rules.train_from_iterator(texts, trainer)
-    return Tokenizer.of(rules, f"bpe-{vocabulary}", END)
+    return Tokenizer(f"bpe-{vocabulary}", rules=rules, end_token=END)
+
+
+def look_up(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
+    """The rules that a name stands for, and the end-of-text token that is configured beside them, if one is."""
+    path = Path(name)
+    if path.is_file():
+        return read_file(path), configured_end(path.parent)
+    if name and (path / "tokenizer.json").is_file():
+        return read_file(path / "tokenizer.json"), configured_end(path)
+    if HUB_NAME.fullmatch(name) or (name and path.is_dir()):
+        return through_transformers(name)
+    raise TokenizerError(name, f"{SOURCES} (no such file or folder, and no name that a hub could know)")
 
 
 def read_file(path: Path) -> tokenizers.Tokenizer:
@@ -154,7 +156,7 @@ def read_file(path: Path) -> tokenizers.Tokenizer:
 
 
 def configured_end(folder: Path) -> str | None:
-    """The end-of-text token that a tokenizer's folder names."""
+    """The end-of-text token that the files beside a `tokenizer.json` name. Raises TokenizerError."""
     for name in CONFIG_FILES:
         try:
             end = json.loads((folder / name).read_text("utf-8")).get("eos_token")
@@ -167,38 +169,38 @@ def configured_end(folder: Path) -> str | None:
     return None
 
 
-def find(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
-    """The rules and end-of-text token that `transformers` has for a folder or hub name. Raises TokenizerError."""
-    import huggingface_hub
+def through_transformers(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
+    """What `transformers` has for a folder, or for a hub name in the hub's cache or at the hub."""
     from transformers import AutoTokenizer
 
-    cache = huggingface_hub.constants.HF_HUB_CACHE
-    alternatives = "a tokenizer.json, a folder that holds one, or a hub name"
     try:
-        found: Any = AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 (anything may be wrong with foreign files)
+        found = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 (foreign files fail in any way)
         if Path(name).is_dir():
-            raise TokenizerError(name, f"{alternatives} ({error})") from None
-        found = download(name, f"{alternatives}; looked in the folder {Path.cwd()}, in the hub's cache {cache}")
+            raise TokenizerError(name, f"{SOURCES} ({first_line(error)})") from None
+        found = download(name)
     rules = getattr(found, "backend_tokenizer", None)
     if rules is None:
-        raise TokenizerError(name, f"a tokenizer that `tokenizers` can run ({type(found).__name__} cannot be)")
+        raise TokenizerError(name, f"a tokenizer that the tokenizers library can run, not a {type(found).__name__}")
     return rules, found.eos_token
 
 
-def download(name: str, alternatives: str) -> Any:
-    """The tokenizer of a hub name from the network. Raises TokenizerError, and soon when the hub is out of reach."""
-    import huggingface_hub
+def download(name: str) -> Any:
+    """What the hub has for a name. Raises TokenizerError, and soon where the hub is out of reach."""
+    from huggingface_hub import constants, get_session
     from transformers import AutoTokenizer
 
-    hub = huggingface_hub.constants.ENDPOINT
     try:
-        huggingface_hub.utils.validate_repo_id(name)
-        huggingface_hub.get_session().head(hub, timeout=HUB_TIMEOUT_S)  # the hub's client would retry for a minute
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)  # the hub's own client would retry for a minute
         return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # noqa: BLE001 (network, hub, foreign files: each has its own exceptions)
-        reason = str(error).partition("\n")[0]
-        raise TokenizerError(name, f"{alternatives} and at {hub} ({reason})") from None
+    except Exception as error:  # noqa: BLE001 (network, hub and foreign files fail in any way)
+        looked = f"looked for the folder {Path(name).absolute()}, in the hub's cache {constants.HF_HUB_CACHE}"
+        raise TokenizerError(name, f"{SOURCES}; {looked} and at {constants.ENDPOINT} ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without its advice."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def stated(value: Any) -> Any:
