@@ -40,6 +40,7 @@ class _Request:
     key: str | None
     body_hash: str
     retry_of: str | None = None
+    resumed_from: int | None = None
 
     @property
     def folder(self) -> str:
@@ -132,7 +133,10 @@ def _request(
     start_from = _start_from(retried) if retried else ""
     resolved = resolve(spec, context.cluster.capacity(), out, vocabulary=vocabulary_of(spec), start_from=start_from)
     name = spec.name or default_name(spec.size, run_id)
-    return _Request(run_id, name, spec, resolved, principal, key, body_hash, retried.id if retried else None)
+    folders = (resolved.config["out"], resolved.config["start_from"])
+    found = (step for folder in folders if folder and (step := last_checkpoint(Path(folder))) is not None)
+    retry_of = retried.id if retried else None
+    return _Request(run_id, name, spec, resolved, principal, key, body_hash, retry_of, next(found, None))
 
 
 def _start_from(retried: RunView) -> str:
@@ -166,7 +170,7 @@ def _insert(transaction: Transaction, request: _Request, now: float) -> tuple[st
                 principal=request.principal, key=request.key, body_hash=request.body_hash, run_id=run.id, created_at=now
             )
         )
-    add_attempt(transaction, run, run.attempt, now, due_at=now)
+    add_attempt(transaction, run, run.attempt, now, due_at=now, resumed_from=request.resumed_from)
     told = f"retry of {request.retry_of}" if request.retry_of else f"{request.principal} asked for a {run.size} run"
     add_event(transaction, run.id, "created", told, now, data={"phase": str(Phase.QUEUED), "actor": request.principal})
     return run.id, False
@@ -187,6 +191,7 @@ def _row(request: _Request, now: float, attempt: int) -> Run:
         attempt=attempt,
         charged_restarts=0,
         restarts_since_checkpoint=0,
+        free_restarts_since_checkpoint=0,
         max_restarts=limits.max_restarts,
         max_runtime_s=limits.max_runtime_s,
         max_pending_s=limits.max_pending_s,

@@ -50,17 +50,17 @@ class PodView:
 
 @dataclass(frozen=True)
 class AttemptView:
-    """One execution. From `reason` on it tells of the first failing rank: `outcome` says what came of it.
+    """One execution. From `reason` to `last_lines` it tells of the first failing rank.
 
-    `outcome` is None while it lives, then succeeded, failed, restarted or cancelled. `rank`, `exit_code`, `signal` and
-    `last_lines` are the first failing rank's. `resumed_from` is the step of the checkpoint that it started from.
+    `phase` is the run's while it lives, then succeeded, failed or cancelled; `charged`, whether its failure counted
+    against `max_restarts`. `resumed_from` is the step of the checkpoint that it started from.
     """
 
     attempt: int
     name: str
     uid: str | None
     phase: str
-    outcome: str | None
+    charged: bool | None
     reason: str | None
     message: str | None
     rank: int | None
@@ -143,7 +143,7 @@ def view_attempt(row: tables.Attempt) -> AttemptView:
         name=row.object_name,
         uid=row.uid,
         phase=row.phase,
-        outcome=row.outcome,
+        charged=row.charged,
         reason=row.reason,
         message=row.message,
         rank=row.rank,

@@ -83,8 +83,10 @@ def add_event(
     transaction.touched.add(run_id)
 
 
-def add_attempt(transaction: Transaction, run: Run, number: int, now: float, due_at: float) -> None:
-    """The run's next attempt and the outbox row that makes its object, from `due_at` on."""
+def add_attempt(
+    transaction: Transaction, run: Run, number: int, now: float, due_at: float, *, resumed_from: int | None = None
+) -> None:
+    """The run's next attempt, from the checkpoint at step `resumed_from`, and the outbox row that makes its object."""
     name, token = object_name(run.name, run.id, number), secrets.token_urlsafe(32)
     attempt = Attempt(
         run_id=run.id,
@@ -93,6 +95,7 @@ def add_attempt(transaction: Transaction, run: Run, number: int, now: float, due
         token_hash=token_hash(token),
         phase="queued",
         pods=[],
+        resumed_from=resumed_from,
         created_at=now,
     )
     row = Outbox(run_id=run.id, attempt=number, op=CREATE, object_name=name, token=token, due_at=due_at, tries=0)

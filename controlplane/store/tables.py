@@ -44,6 +44,7 @@ class Run(Base):
     attempt: Mapped[int]
     charged_restarts: Mapped[int] = mapped_column(default=0)
     restarts_since_checkpoint: Mapped[int] = mapped_column(default=0)
+    free_restarts_since_checkpoint: Mapped[int] = mapped_column(default=0)
     checkpoint_step: Mapped[int | None] = mapped_column(BigInteger)
     max_restarts: Mapped[int]
     max_runtime_s: Mapped[int | None]
@@ -72,7 +73,10 @@ class Label(Base):
 
 
 class Attempt(Base):
-    """One execution of a run. Its verdict (`reason` and the fields after it) is written once, before it is ended."""
+    """One execution of a run. Its verdict, from `reason` to `last_lines`, is written once.
+
+    `charged`: whether its failure counts against `max_restarts`; null where it may not be tried again at all.
+    """
 
     __tablename__ = "attempts"
 
@@ -84,7 +88,7 @@ class Attempt(Base):
     phase: Mapped[str]
     reason: Mapped[str | None]
     message: Mapped[str | None] = mapped_column(Text)
-    outcome: Mapped[str | None]
+    charged: Mapped[bool | None]
     rank: Mapped[int | None]
     exit_code: Mapped[int | None]
     signal: Mapped[str | None]

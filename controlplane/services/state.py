@@ -1,0 +1,59 @@
+"""What the control plane tells about itself: whether its parts work, and how much lies before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from controlplane.clusters.base import ClusterError
+from controlplane.domain.errors import StoreError
+from controlplane.domain.phases import Phase
+from controlplane.services.context import Context
+from controlplane.store.tables import Outbox, Run
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the control plane. Without an `essential` one no request can be served."""
+
+    ready: bool
+    detail: str
+    essential: bool
+
+
+def components(context: Context) -> dict[str, Component]:
+    """Every part by name. An absent cluster stops no request: runs wait for it."""
+    return {"store": _store(context), "cluster": _cluster(context)}
+
+
+def runs_by_phase(context: Context) -> dict[str, int]:
+    """How many runs are in each phase; every phase is there."""
+    with context.store.read() as session:
+        counted = session.execute(select(Run.phase, func.count()).group_by(Run.phase)).all()
+    return {str(phase): 0 for phase in Phase} | {phase: count for phase, count in counted}
+
+
+def outbox_length(context: Context) -> int:
+    """How many objects wait to be made or ended."""
+    with context.store.read() as session:
+        return session.scalar(select(func.count()).select_from(Outbox)) or 0
+
+
+def _store(context: Context) -> Component:
+    try:
+        context.store.ping()
+    except StoreError as error:
+        return Component(ready=False, detail=str(error), essential=True)
+    return Component(ready=True, detail="answers", essential=True)
+
+
+def _cluster(context: Context) -> Component:
+    try:
+        there = context.cluster.capacity()
+    except ClusterError as error:
+        return Component(ready=False, detail=f"{context.cluster.name}: unreachable: {error}", essential=False)
+    detail = (
+        f"{context.cluster.name}: {there.free_cpus} of {there.cpus} CPUs, {there.free_gpus} of {there.gpus} GPUs free"
+    )
+    return Component(ready=True, detail=detail, essential=False)
