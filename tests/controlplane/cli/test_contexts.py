@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controlplane.cli import main
+from controlplane.cli.contexts import DEFAULT_URL, Contexts, connect
+from controlplane.cli.errors import CliError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("TERAGPT_HOME", str(tmp_path / "home"))
+    for name in ("TERAGPT_URL", "TERAGPT_CONTEXT", "TERAGPT_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def bearer(url: str | None = None, context: str | None = None) -> tuple[str, str | None]:
+    with connect(url, context) as client:
+        return client.url, client._http.headers.get("authorization")
+
+
+def test_without_anything_the_default_address_is_tried() -> None:
+    assert bearer() == (DEFAULT_URL, None)
+
+
+def test_this_machines_control_plane_is_found_by_its_home(home: Path) -> None:
+    (home / "server.json").write_text('{"url": "http://127.0.0.1:4321"}', "utf-8")
+    assert bearer() == ("http://127.0.0.1:4321", None)
+    (home / "token").write_text("secret\n", "utf-8")
+    assert bearer() == ("http://127.0.0.1:4321", "Bearer secret")
+
+
+def test_a_torn_server_file_is_as_good_as_none(home: Path) -> None:
+    (home / "server.json").write_text('{"url": "ht', "utf-8")
+    assert bearer() == (DEFAULT_URL, None)
+
+
+def test_the_context_in_use_wins_over_this_machine_and_a_named_one_over_both(home: Path) -> None:
+    (home / "server.json").write_text('{"url": "http://127.0.0.1:4321"}', "utf-8")
+    assert main(["context", "add", "lab", "--url", "https://lab", "--token", "t1"]) == 0
+    assert main(["context", "add", "cloud", "--url", "https://cloud"]) == 0
+    assert bearer() == ("https://cloud", None)
+    assert bearer(context="lab") == ("https://lab", "Bearer t1")
+    assert bearer(url="http://elsewhere", context="lab") == ("http://elsewhere", None)
+    assert main(["context", "use"]) == 0
+    assert bearer() == ("http://127.0.0.1:4321", None)
+
+
+def test_a_token_in_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    main(["context", "add", "lab", "--url", "https://lab", "--token", "t1"])
+    monkeypatch.setenv("TERAGPT_TOKEN", "t2")
+    assert bearer() == ("https://lab", "Bearer t2")
+
+
+def test_contexts_are_listed_with_the_one_in_use_and_without_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["context", "add", "lab", "--url", "https://lab", "--token", "t1"])
+    assert main(["context", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert "lab" in printed
+    assert "*" in printed
+    assert "t1" not in printed
+    assert main(["context", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"use": "lab", "contexts": {"lab": "https://lab"}}
+
+
+def test_the_file_is_readable_by_its_user_alone() -> None:
+    main(["context", "add", "lab", "--url", "https://lab", "--token", "t1"])
+    assert Contexts.path().stat().st_mode & 0o777 == 0o600
+
+
+def test_removing_the_context_in_use_leaves_none_in_use() -> None:
+    main(["context", "add", "lab", "--url", "https://lab"])
+    main(["context", "add", "cloud", "--url", "https://cloud"])
+    assert main(["context", "remove", "lab"]) == 0
+    assert Contexts.load() == Contexts("cloud", {"cloud": {"url": "https://cloud", "token": None}})
+    assert main(["context", "remove", "cloud"]) == 0
+    assert Contexts.load() == Contexts()
+
+
+@pytest.mark.parametrize(
+    "command", [["context", "use", "lab"], ["context", "remove", "lab"], ["runs", "--context", "lab"]]
+)
+def test_an_unknown_context_is_named_with_those_that_exist(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["context", "add", "cloud", "--url", "https://cloud"])
+    assert main(command) == 2
+    assert capsys.readouterr().err == "error: no context 'lab'; there are: cloud; try: teragpt context list\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"other": 1}'])
+def test_a_broken_file_is_named(text: str) -> None:
+    Contexts.path().parent.mkdir(parents=True)
+    Contexts.path().write_text(text, "utf-8")
+    with pytest.raises(CliError, match=r"contexts\.json cannot be read as contexts"):
+        Contexts.load()
+
+
+def test_an_address_without_a_scheme_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--url", "localhost:8000"]) == 2
+    assert capsys.readouterr().err == "error: --url: got 'localhost:8000'; allowed: http://… or https://…\n"
+
+
+def test_nobody_answering_is_exit_code_3_with_what_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--url", "http://127.0.0.1:9"]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: no control plane answers at http://127.0.0.1:9 (")
+    assert "try: teragpt up" in error
+    assert error.count("\n") == 1
