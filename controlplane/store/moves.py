@@ -101,6 +101,7 @@ def add_attempt(
     row = Outbox(run_id=run.id, attempt=number, op=CREATE, object_name=name, token=token, due_at=due_at, tries=0)
     transaction.session.add_all([attempt, row])
     transaction.session.flush()
+    transaction.session.execute(update(Run).where(Run.id == run.id).values(attempt=number))
     transaction.work = True
 
 

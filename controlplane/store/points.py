@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from controlplane.store.moves import get_attempt, get_run
 from controlplane.store.tables import MetricPoint, Run
@@ -33,13 +34,13 @@ def add_points(transaction: Transaction, run_id: str, attempt: int, points: Sequ
         session.flush()
     if fresh:
         transaction.touched.add(run_id)
-    return session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
+    return newest_seq(session, run_id, attempt)
 
 
-def last_seq(transaction: Transaction, run_id: str, attempt: int) -> int:
+def newest_seq(session: Session, run_id: str, attempt: int) -> int:
     """The attempt's highest `seq`; 0 where it has no point."""
     here = (MetricPoint.run_id == run_id, MetricPoint.attempt == attempt)
-    return transaction.session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
+    return session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
 
 
 def point_of(row: MetricPoint) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Writes decisions: one guarded transaction each, void where the run has moved on meanwhile. It decides no verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from controlplane.domain.phases import FAILURE, RESTART, Phase
+from controlplane.reconcile.decide import Decision, Look
+from controlplane.reconcile.pace import Pace
+from controlplane.reconcile.verdicts import Handling, Verdict
+from controlplane.runfolder import last_checkpoint, metric_lines
+from controlplane.store.moves import add_attempt, add_event, get_attempt, get_run, move, request_deletion, withdraw
+from controlplane.store.points import add_points, newest_seq
+from controlplane.store.store import Store
+from controlplane.store.tables import Attempt, Run
+from controlplane.store.writer import Transaction
+
+BATCH = 2000  # leftover points of one transaction
+
+
+class Stale(Exception):
+    """The run is no longer where the decision was made for."""
+
+
+def apply(store: Store, pace: Pace, look: Look, decision: Decision) -> bool:
+    """Store a decision; whether it was still valid. Raises StoreUnavailable, with nothing stored."""
+    checkpoint = None
+    if decision.ends:
+        read_leftovers(store, look.run, look.attempt)
+        checkpoint = last_checkpoint(Path(look.run.folder))
+    try:
+        store.write(lambda transaction: _store(transaction, pace, look, decision, checkpoint))
+    except Stale:
+        return False
+    return True
+
+
+def read_leftovers(store: Store, run: Run, attempt: Attempt) -> None:
+    """Take in the points of the attempt's record that were never acknowledged."""
+    with store.read() as session:
+        after = newest_seq(session, run.id, attempt.number)
+    batch: list[dict[str, Any]] = []
+    for point in metric_lines(Path(run.folder), attempt.number, after):
+        batch.append(point)
+        if len(batch) == BATCH:
+            _add(store, run, attempt, batch)
+            batch = []
+    if batch:
+        _add(store, run, attempt, batch)
+
+
+def _add(store: Store, run: Run, attempt: Attempt, points: list[dict[str, Any]]) -> None:
+    store.write(lambda transaction: add_points(transaction, run.id, attempt.number, points))
+
+
+def _store(transaction: Transaction, pace: Pace, look: Look, decision: Decision, checkpoint: int | None) -> None:
+    run = get_run(transaction, look.run.id)
+    if (run.phase, run.desired, run.attempt) != (look.run.phase, look.run.desired, look.run.attempt):
+        raise Stale
+    attempt = get_attempt(transaction, run.id, run.attempt)
+    if decision.pods is not None:
+        attempt.pods = decision.pods
+    if decision.verdict is not None:
+        _note(transaction, attempt, decision.verdict, look.now)
+    if decision.deletes:
+        request_deletion(transaction, attempt, look.now)
+    if decision.ends:
+        _end(transaction, pace, run, attempt, decision, checkpoint, look.now)
+    elif decision.transition is not None:
+        _step(transaction, run, attempt, decision, look.now)
+    transaction.session.flush()
+
+
+def _step(transaction: Transaction, run: Run, attempt: Attempt, decision: Decision, now: float) -> None:
+    """A transition of a live attempt."""
+    assert decision.transition is not None
+    target, started = decision.transition.target, run.started_at
+    attempt.phase = target
+    if target is Phase.RUNNING:
+        attempt.started_at = attempt.started_at or _first_start(attempt) or now
+        started = started or attempt.started_at
+    transaction.session.flush()
+    reason, message = decision.reason, decision.message
+    moved = move(transaction, run.id, decision.transition, now, reason=reason, message=message, started_at=started)
+    if not moved:
+        raise Stale
+
+
+def _note(transaction: Transaction, attempt: Attempt, verdict: Verdict, now: float) -> None:
+    """Store an attempt's verdict, once."""
+    if attempt.reason is not None:
+        raise Stale
+    attempt.reason, attempt.message = verdict.reason, verdict.message
+    attempt.rank, attempt.exit_code, attempt.signal = verdict.rank, verdict.exit_code, verdict.signal
+    attempt.step, attempt.last_lines = verdict.step, list(verdict.last_lines)
+    attempt.charged = {Handling.FINAL: None, Handling.FREE: False, Handling.CHARGED: True}[verdict.handling]
+    data = {"reason": verdict.reason, "handling": str(verdict.handling), "rank": verdict.rank}
+    told = f"{verdict.reason}: {verdict.message}"
+    add_event(transaction, attempt.run_id, "verdict", told, now, data={**data, "exit_code": verdict.exit_code})
+
+
+def _end(
+    transaction: Transaction,
+    pace: Pace,
+    run: Run,
+    attempt: Attempt,
+    decision: Decision,
+    checkpoint: int | None,
+    now: float,
+) -> None:
+    """The attempt is over: the run ends with it, or goes on with the next one."""
+    attempt.finished_at = now
+    attempt.started_at = attempt.started_at or _first_start(attempt)
+    attempt.phase = decision.transition.target if decision.transition else Phase.FAILED
+    transaction.session.flush()
+    progressed = checkpoint is not None and checkpoint > (run.checkpoint_step or 0)
+    columns: dict[str, Any] = {"started_at": run.started_at or attempt.started_at, "checkpoint_step": checkpoint}
+    if decision.transition is not None:
+        withdraw(transaction, run.id, attempt.number)
+        reason, message = decision.reason, decision.message
+        done = move(transaction, run.id, decision.transition, now, reason=reason, message=message, **columns)
+    else:
+        done = _restart_or_fail(transaction, pace, run, attempt, now, columns, progressed=progressed)
+    if not done:
+        raise Stale
+
+
+def _restart_or_fail(
+    transaction: Transaction,
+    pace: Pace,
+    run: Run,
+    attempt: Attempt,
+    now: float,
+    columns: dict[str, Any],
+    *,
+    progressed: bool,
+) -> bool:
+    free = 0 if progressed else run.free_restarts_since_checkpoint
+    reason, message = attempt.reason, attempt.message
+    if attempt.charged is None:
+        return move(transaction, run.id, FAILURE, now, reason=reason, message=message, **columns)
+    if attempt.charged and run.charged_restarts >= run.max_restarts:
+        spent = f" (after {run.charged_restarts} of {run.max_restarts} restarts)" if run.max_restarts else ""
+        return move(transaction, run.id, FAILURE, now, reason=reason, message=f"{message}{spent}", **columns)
+    if not attempt.charged and free >= pace.free_restarts:
+        told = f"{free} interruptions without a new checkpoint; the last: {reason}: {message}"
+        return move(transaction, run.id, FAILURE, now, reason="NoProgress", message=told, **columns)
+    restarts = 1 + (0 if progressed else run.restarts_since_checkpoint)
+    counted = {
+        "charged_restarts": run.charged_restarts + bool(attempt.charged),
+        "restarts_since_checkpoint": restarts,
+        "free_restarts_since_checkpoint": free + (not attempt.charged),
+    }
+    step, wait = columns["checkpoint_step"], pace.restart_backoff(restarts)
+    told = (
+        f"{message}; attempt {attempt.number + 1} follows in {wait:g} s from {f'step {step}' if step else 'the start'}"
+    )
+    moved = move(transaction, run.id, RESTART, now, reason=reason, message=told, **columns, **counted)
+    if moved:
+        add_attempt(transaction, run, attempt.number + 1, now, now + wait, resumed_from=step)
+    return moved
+
+
+def _first_start(attempt: Attempt) -> float | None:
+    return min((pod["started_at"] for pod in attempt.pods if pod.get("started_at")), default=None)

@@ -1,0 +1,181 @@
+"""What a look at one live run leads to: at most one decision. Pure: stored rows and an observation in, a decision out.
+
+Whoever applies it writes it in one transaction, guarded; what was stored meanwhile makes it void.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.clusters.base import ObservedJob, ObservedPod
+from controlplane.domain.phases import (
+    CANCELLED,
+    CANCELLED_EARLY,
+    CANCELLING,
+    FAILURE,
+    ON_CLUSTER,
+    PLACED,
+    RUNS,
+    SUCCESS,
+    WAITING,
+    Desired,
+    Phase,
+    Transition,
+)
+from controlplane.reconcile.verdicts import Handling, Verdict, node_rank, object_lost, quiet, succeeded, verdict_of
+from controlplane.store.tables import Attempt, Run
+
+PLACED_REASONS = frozenset({"ContainerCreating", "PodInitializing", "ImagePulling", "Starting"})  # not for want of room
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is known of one live run at one moment. `absent`: the object was missing in that many looks in a row."""
+
+    run: Run
+    attempt: Attempt
+    job: ObservedJob | None
+    absent: int
+    now: float
+
+    @property
+    def gone(self) -> bool:
+        """Whether the object is certainly not there: one look could be a slow list, two are not."""
+        return self.job is None and self.absent >= 2
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no pod of the attempt works any more."""
+        return quiet(self.job) if self.job is not None else self.gone
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to store: a `transition` with its reason, a new `verdict`, the attempt's end, its object's deletion.
+
+    `ends`: the attempt is over, and what follows from its verdict (restart or failure) is to be worked out.
+    """
+
+    transition: Transition | None = None
+    reason: str | None = None
+    message: str | None = None
+    verdict: Verdict | None = None
+    ends: bool = False
+    deletes: bool = False
+    pods: list[dict[str, Any]] | None = None
+
+
+def decide(look: Look) -> Decision | None:
+    """The next thing to store about this run; None where nothing has changed."""
+    phase = Phase(look.run.phase)
+    if look.run.desired == Desired.CANCELLED:
+        return _cancel(look, phase)
+    if phase is Phase.RESTARTING:
+        return Decision(FAILURE, *_overdue_words(look), ends=True) if _overdue(look) else None
+    if phase not in ON_CLUSTER:
+        return None  # the outbox is at it
+    if look.attempt.reason is not None:
+        return _wind_down(look)
+    return _follow(look, phase)
+
+
+def _cancel(look: Look, phase: Phase) -> Decision | None:
+    if phase in CANCELLED_EARLY.sources:
+        return Decision(CANCELLED_EARLY, ends=True)
+    if phase in CANCELLING.sources:
+        return Decision(CANCELLING, deletes=True)
+    if look.quiet:
+        return Decision(CANCELLED, ends=True, deletes=look.job is not None, pods=_changed(look))
+    return _delete_again(look)
+
+
+def _wind_down(look: Look) -> Decision | None:
+    """The attempt has its verdict: it is over when its pods are quiet."""
+    if look.quiet:
+        return Decision(ends=True, deletes=look.job is not None, pods=_changed(look))
+    return _delete_again(look)
+
+
+def _delete_again(look: Look) -> Decision | None:
+    """A deletion that was asked for and is not under way, as after a failure on the way there."""
+    pods = _changed(look)
+    if look.job is not None and not look.job.deleting:
+        return Decision(deletes=True, pods=pods)
+    return Decision(pods=pods) if pods is not None else None
+
+
+def _follow(look: Look, phase: Phase) -> Decision | None:
+    """The attempt may still succeed: its phase is that of its pods."""
+    job = look.job
+    if job is None:
+        return _end(look, object_lost(look.attempt.object_name)) if look.gone else None
+    if succeeded(job):
+        return Decision(SUCCESS, ends=True, deletes=True, pods=_changed(look))
+    if verdict := verdict_of(job, look.attempt.pods) or _late(look, job):
+        return _end(look, verdict)
+    return _progress(look, job, phase)
+
+
+def _end(look: Look, verdict: Verdict) -> Decision:
+    return Decision(verdict=verdict, ends=look.quiet, deletes=True, pods=_changed(look))
+
+
+def _late(look: Look, job: ObservedJob) -> Verdict | None:
+    """The verdict of our own timers."""
+    if _overdue(look):
+        return Verdict(*_overdue_words(look), Handling.FINAL)
+    limit, since = look.run.max_pending_s, look.attempt.submitted_at
+    if limit is not None and since is not None and _waiting(job) and look.now - since > limit:
+        return Verdict("PendingTimeout", f"pending for more than limits.max_pending_s = {limit}", Handling.FINAL)
+    return None
+
+
+def _overdue(look: Look) -> bool:
+    limit, since = look.run.max_runtime_s, look.run.started_at
+    return limit is not None and since is not None and look.now - since > limit
+
+
+def _overdue_words(look: Look) -> tuple[str, str]:
+    return "DeadlineExceeded", f"running for more than limits.max_runtime_s = {look.run.max_runtime_s}"
+
+
+def _progress(look: Look, job: ObservedJob, phase: Phase) -> Decision | None:
+    pods = _changed(look)
+    if waiting := _waiting(job):
+        wanted, reason, message = WAITING, waiting.reason, waiting.message
+    elif all(pod.phase != "Pending" for pod in job.pods):
+        wanted, reason, message = RUNS, None, None
+    else:
+        wanted, reason, message = PLACED, next((pod.reason for pod in job.pods if pod.phase == "Pending"), None), None
+    same = (phase, look.run.reason, look.run.message) == (wanted.target, reason, message)
+    if not same and phase in wanted.sources:
+        return Decision(wanted, reason, message, pods=pods)
+    return Decision(pods=pods) if pods is not None else None
+
+
+def _waiting(job: ObservedJob) -> ObservedPod | None:
+    """A pod that has not found its place."""
+    return next((pod for pod in job.pods if pod.phase == "Pending" and pod.reason not in PLACED_REASONS), None)
+
+
+def _changed(look: Look) -> list[dict[str, Any]] | None:
+    """The pods as they are to be stored, where they differ from what is."""
+    if look.job is None:
+        return None
+    seen = [_stored(pod) for pod in look.job.pods]
+    return seen if seen != look.attempt.pods else None
+
+
+def _stored(pod: ObservedPod) -> dict[str, Any]:
+    return {
+        "name": pod.name,
+        "uid": pod.uid,
+        "rank": node_rank(pod),
+        "phase": pod.phase,
+        "reason": pod.reason,
+        "message": pod.message,
+        "exit_code": pod.exit_code,
+        "started_at": pod.started_at.timestamp() if pod.started_at else None,
+        "finished_at": pod.finished_at.timestamp() if pod.finished_at else None,
+    }

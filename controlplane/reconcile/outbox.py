@@ -1,0 +1,152 @@
+"""Works the outbox off: leases rows, asks the cluster with no transaction open, and stores what came of it.
+
+Everything here may be cut off at any point and begun again: creations go under a deterministic name and are adopted
+when they turn out to be done, deletions of what is gone succeed.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy.orm import undefer
+
+from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
+from controlplane.domain.phases import REFUSED, SUBMIT, SUBMITTED, UNREACHABLE, Desired
+from controlplane.domain.resolve import ResolvedRun
+from controlplane.reconcile.pace import Pace
+from controlplane.render import render, secret_of
+from controlplane.store.moves import CREATE, get_attempt, get_run, move, settle
+from controlplane.store.store import Store
+from controlplane.store.tables import Outbox, Run
+from controlplane.store.writer import Transaction
+from controlplane.submission import attempt_of
+
+log = logging.getLogger(__name__)
+BATCH = 16  # rows leased at once: one commit serves them all
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where pods find the control plane (`url`), and the `image` that they run."""
+
+    url: str
+    image: str
+
+
+def void_leases(store: Store) -> None:
+    """Forget the leases of a process that is gone. Only for who holds the data folder alone."""
+    store.write(lambda t: t.session.execute(update(Outbox).values(lease=None, leased_until=None)))
+
+
+class Worker:
+    """Works off what is due."""
+
+    def __init__(self, store: Store, cluster: Cluster, site: Site, pace: Pace) -> None:
+        self._store, self._cluster, self._site, self._pace = store, cluster, site, pace
+
+    def work(self, now: float) -> bool:
+        """Work off one batch; whether there may be more. Raises StoreUnavailable."""
+        with self._store.read() as session:
+            free = or_(Outbox.leased_until.is_(None), Outbox.leased_until < now)
+            due = select(Outbox).where(Outbox.due_at <= now, free).order_by(Outbox.due_at).limit(BATCH)
+            rows = session.scalars(due).all()
+        if not rows:
+            return False
+        leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
+        for row in leased:
+            self._create(row, now) if row.op == CREATE else self._delete(row, now)
+        return len(leased) == BATCH
+
+    def _lease(self, transaction: Transaction, rows: list[Outbox], now: float) -> list[Outbox]:
+        """Take those rows that are still free. A creation is taken only as transition 1: no cancel came before it."""
+        return [row for row in rows if self._take(transaction, row, now)]
+
+    def _take(self, transaction: Transaction, row: Outbox, now: float) -> bool:
+        if row.op == CREATE:
+            if not move(transaction, row.run_id, SUBMIT, now):
+                return False
+            get_attempt(transaction, row.run_id, row.attempt).phase = SUBMIT.target
+        row.lease, row.leased_until = secrets.token_hex(8), now + self._pace.lease_s
+        taken = transaction.session.connection().execute(
+            update(Outbox)
+            .where(*_this(row), or_(Outbox.leased_until.is_(None), Outbox.leased_until < now))
+            .values(lease=row.lease, leased_until=row.leased_until)
+        )
+        return taken.rowcount == 1
+
+    def _create(self, row: Outbox, now: float) -> None:
+        with self._store.read() as session:
+            run = session.get_one(Run, row.run_id, options=[undefer(Run.resolved)])
+        try:
+            attempt = attempt_of(
+                run.id,
+                row.object_name,
+                row.attempt,
+                ResolvedRun.from_json(run.resolved),
+                spec_hash=run.spec_hash,
+                url=self._site.url,
+                image=self._site.image,
+                token=row.token or "",
+            )
+            uid = self._cluster.create(render(attempt), secret_of(attempt))
+        except Unavailable as error:
+            self._put_off(row, str(error), now)
+        except (Rejected, NameConflict, ValueError) as error:
+            reason = "NameConflict" if isinstance(error, NameConflict) else "ManifestRejected"
+            message = str(error)
+            self._store.write(lambda transaction: _refused(transaction, row, reason, message, now))
+        else:
+            self._store.write(lambda transaction: _created(transaction, row, uid, now))
+
+    def _delete(self, row: Outbox, now: float) -> None:
+        try:
+            self._cluster.delete(row.object_name, row.uid)
+        except Unavailable as error:
+            self._put_off(row, str(error), now)
+            return
+        self._store.write(lambda transaction: settle(transaction, row.run_id, row.attempt, row.op, row.lease or ""))
+
+    def _put_off(self, row: Outbox, message: str, now: float) -> None:
+        log.warning("%s of %s is put off: %s", row.op, row.object_name, message)
+        due_at = now + self._pace.submit_backoff(row.tries)
+        self._store.write(lambda transaction: _returned(transaction, row, message, now, due_at))
+
+
+def _created(transaction: Transaction, row: Outbox, uid: str, now: float) -> None:
+    """Transition 3."""
+    if not settle(transaction, row.run_id, row.attempt, row.op, row.lease or ""):
+        return
+    attempt = get_attempt(transaction, row.run_id, row.attempt)
+    attempt.uid, attempt.submitted_at, attempt.phase = uid, now, SUBMITTED.target
+    transaction.session.flush()
+    move(transaction, row.run_id, SUBMITTED, now)
+
+
+def _returned(transaction: Transaction, row: Outbox, message: str, now: float, due_at: float) -> None:
+    """Transition 2: the row is due again later; that fails nothing."""
+    transaction.session.connection().execute(
+        update(Outbox)
+        .where(*_this(row), Outbox.lease == row.lease)
+        .values(lease=None, leased_until=None, tries=row.tries + 1, due_at=due_at)
+    )
+    if row.op == CREATE:
+        move(transaction, row.run_id, UNREACHABLE, now, reason="ClusterUnreachable", message=message)
+
+
+def _refused(transaction: Transaction, row: Outbox, reason: str, message: str, now: float) -> None:
+    """Transition 4; a run whose cancel came first goes on to be cancelled."""
+    if not settle(transaction, row.run_id, row.attempt, row.op, row.lease or ""):
+        return
+    attempt = get_attempt(transaction, row.run_id, row.attempt)
+    attempt.reason, attempt.message = reason, message
+    if get_run(transaction, row.run_id).desired == Desired.RUNNING:
+        attempt.phase, attempt.finished_at = REFUSED.target, now
+    transaction.session.flush()
+    move(transaction, row.run_id, REFUSED, now, reason=reason, message=message)
+
+
+def _this(row: Outbox) -> tuple[ColumnElement[bool], ...]:
+    return Outbox.run_id == row.run_id, Outbox.attempt == row.attempt, Outbox.op == row.op

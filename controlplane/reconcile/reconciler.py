@@ -1,0 +1,156 @@
+"""The reconciler: a thread that looks, decides and writes, again and again, from nothing but the store and the cluster.
+
+Level-triggered: a hint that is missed costs a tick, never a state. It keeps no truth of its own, so it can be killed at
+any instant; and while the cluster does not answer, it changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy import select
+
+from controlplane.clusters.base import Cluster, ClusterError, ObservedJob
+from controlplane.domain.errors import StoreError
+from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
+from controlplane.reconcile.apply import apply
+from controlplane.reconcile.decide import Look, decide
+from controlplane.reconcile.outbox import Site, Worker, void_leases
+from controlplane.reconcile.pace import Pace
+from controlplane.store.store import Store
+from controlplane.store.tables import Attempt, Outbox, Run
+
+log = logging.getLogger(__name__)
+HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING}
+FOLLOW_UPS = 8  # decisions about one run in one look, at most
+
+
+class Reconciler:
+    """Reconciles one cluster. `step` is one look; `start` and `stop` run it in a thread of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        *,
+        site: Site,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._cluster, self._clock = store, cluster, clock
+        self._pace = pace or Pace()
+        self._worker = Worker(store, cluster, site, self._pace)
+        self._absent: dict[str, int] = {}  # looks in a row that missed a live attempt's object
+        self._strangers: set[str] = set()
+        self._trouble: str | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        void_leases(store)
+
+    def start(self) -> None:
+        """Begin to reconcile."""
+        self._cluster.watch(self._store.signals.work.set)
+        self._store.signals.work.set()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the step at hand. The runs go on."""
+        self._stopping.set()
+        self._store.signals.work.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def step(self) -> bool:
+        """One look at everything that lives; whether anything does. Raises StoreUnavailable."""
+        while self._worker.work(self._clock()):
+            pass
+        live = self._live()
+        try:
+            jobs = {job.name: job for job in self._cluster.observe()}
+        except ClusterError as error:
+            self._hear(str(error))
+            return True
+        self._hear(None)
+        self._count_absences({attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}, jobs)
+        for run, attempt in live:
+            self._reconcile_one(run, attempt, jobs.pop(attempt.object_name, None))
+        self._sweep([job for job in jobs.values() if not job.deleting])
+        return bool(live) or self._outbox_waits()
+
+    def _run(self) -> None:
+        work, busy = self._store.signals.work, True
+        while not self._stopping.is_set():
+            work.wait(self._pace.tick_s if busy else self._pace.idle_s)
+            work.clear()
+            try:
+                busy = self.step()
+            except Exception:  # whatever it was, the next look starts from what is stored
+                log.exception("a look failed; the next one follows")
+                busy = True
+                self._stopping.wait(self._pace.tick_s)
+
+    def _live(self) -> list[tuple[Run, Attempt]]:
+        """Every live run with its present attempt, by the index on phases."""
+        joined = (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt)
+        wanted = select(Run, Attempt).join(Attempt, joined).where(Run.phase.in_([*LIVE])).order_by(Run.id)
+        with self._store.read() as session:
+            return [(run, attempt) for run, attempt in session.execute(wanted)]
+
+    def _outbox_waits(self) -> bool:
+        with self._store.read() as session:
+            return session.scalar(select(Outbox.run_id).limit(1)) is not None
+
+    def _count_absences(self, wanted: set[str], jobs: dict[str, ObservedJob]) -> None:
+        self._absent = {name: self._absent.get(name, 0) + 1 for name in wanted - jobs.keys()}
+
+    def _hear(self, trouble: str | None) -> None:
+        """Say once that the cluster does not answer, and once that it does again."""
+        if trouble is not None and self._trouble is None:
+            log.warning("cluster %s does not answer, nothing is decided: %s", self._cluster.name, trouble)
+        if trouble is None and self._trouble is not None:
+            log.info("cluster %s answers again", self._cluster.name)
+        self._trouble = trouble
+
+    def _reconcile_one(self, run: Run, attempt: Attempt, job: ObservedJob | None) -> None:
+        """One run's trouble is not another's; the store's is everyone's."""
+        try:
+            self._reconcile(run, attempt, job)
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("run %s could not be reconciled; the next look tries again", run.id)
+
+    def _reconcile(self, run: Run, attempt: Attempt, job: ObservedJob | None) -> None:
+        """Decide about a run until nothing is left to decide on this observation."""
+        absent = self._absent.get(attempt.object_name, 0)
+        for _ in range(FOLLOW_UPS):
+            look = Look(run, attempt, job, absent, self._clock())
+            decision = decide(look)
+            if decision is None or not apply(self._store, self._pace, look, decision):
+                return
+            with self._store.read() as session:
+                run = session.get_one(Run, run.id)
+                attempt_now = session.get_one(Attempt, (run.id, run.attempt))
+            if run.phase not in LIVE or attempt_now.number != attempt.number:
+                return
+            attempt = attempt_now
+
+    def _sweep(self, jobs: list[ObservedJob]) -> None:
+        """End objects whose attempt has ended, as after a creation that came late; leave strangers alone."""
+        for job in jobs:
+            with self._store.read() as session:
+                attempt = session.scalars(select(Attempt).where(Attempt.object_name == job.name)).one_or_none()
+            if attempt is not None and attempt.finished_at is not None:
+                self._end(job)
+            elif attempt is None and job.name not in self._strangers:
+                self._strangers.add(job.name)
+                log.warning("object %s is of run %s, which is not in this store: left alone", job.name, job.run_id)
+
+    def _end(self, job: ObservedJob) -> None:
+        try:
+            self._cluster.delete(job.name, job.uid)
+        except ClusterError as error:
+            log.warning("object %s could not be ended yet: %s", job.name, error)
