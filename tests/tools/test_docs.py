@@ -33,7 +33,7 @@ def test_every_size_is_in_the_tables() -> None:
 
 
 def test_every_command_has_a_heading_and_no_heading_is_left_over() -> None:
-    root = typer.main.get_command(app)
+    root = typer.main.get_group(app)
     assert {f"teragpt {name}" for name in root.commands} == headings(page("docs/cli.md"))
 
 

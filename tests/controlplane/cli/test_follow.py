@@ -45,7 +45,7 @@ def test_lines_are_printed_at_changes_of_phase_and_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock: Iterator[float] = iter([0.0, 100.0, 100.5, 106.0, 106.0])
-    monkeypatch.setattr(follow.time, "monotonic", lambda: next(clock, 106.0))
+    monkeypatch.setattr("controlplane.cli.follow.time.monotonic", lambda: next(clock, 106.0))
     show = follow.lines()
     show(run(phase="queued"))
     show(run(progress=PROGRESS))

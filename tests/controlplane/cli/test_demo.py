@@ -1,0 +1,92 @@
+"""The demo as a process of its own, shortened to a few steps, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+DEADLINE_S = 120
+
+
+def demo(home: Path, *options: str, steps: int) -> subprocess.Popen[str]:
+    train = json.dumps({"steps": steps, "log_every": 1, "checkpoint_every": 2})
+    command = [sys.executable, "-m", "controlplane.cli", "demo", "--home", str(home), "--train", train, *options]
+    return subprocess.Popen(command, cwd=home.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "demo"
+    assert processes_of(tmp_path / "demo") == []
+
+
+def processes_of(home: Path) -> list[str]:
+    """Command lines of processes that this demo started and that still live."""
+    lines = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return [line for line in lines if str(home) in line and "pytest" not in line]
+
+
+def test_the_demo_trains_samples_says_where_all_is_and_leaves_nothing_running(home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = demo(home, "--port", str(port), steps=4)
+        printed, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, printed
+    assert f"Port {port} is taken by another program; using " in printed
+    assert "POST http://127.0.0.1:" in printed
+    assert "step 4/4 | loss " in printed
+    assert "def main(" in printed
+    folder = Path(next(line.split()[2] for line in printed.splitlines() if line.startswith("Run folder:")))
+    assert (folder / "metrics.jsonl").is_file()
+    for label in ("Checkpoints:", "Logs:"):
+        assert Path(next(line.split()[1] for line in printed.splitlines() if line.startswith(label))).is_dir()
+    assert "/docs" in printed
+    assert f"teragpt sample {folder}" in printed
+
+
+def test_stopping_the_demo_cancels_its_run_and_stops_everything(home: Path) -> None:
+    process = demo(home, "--port", "0", steps=100_000)
+    assert process.stdout
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith("running"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, printed + rest
+    assert "Stopping run_" in rest
+    deadline = time.monotonic() + DEADLINE_S
+    while processes_of(home) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def test_a_control_plane_that_cannot_start_is_one_sentence(home: Path) -> None:
+    home.mkdir()
+    (home / "state.db").mkdir()
+    process = demo(home, "--port", "0", steps=1)
+    printed, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1, printed
+    assert printed.startswith("error: the control plane did not start: ")
+    assert printed.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    process = demo(tmp_path / "file/demo", "--port", "0", steps=1)
+    printed, _ = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, printed) == (
+        1,
+        f"error: the demo cannot write to {tmp_path}/file/demo (Not a directory)\n",
+    )
