@@ -25,11 +25,11 @@ class ClusterError(Exception):
     """What a cluster says instead of doing what was asked."""
 
 
-class Unavailable(ClusterError):  # noqa: N818 - the tree above reads as what happened
+class Unavailable(ClusterError):
     """The cluster could not be reached or could not answer; nothing is known about the request. Retry it."""
 
 
-class NameConflict(ClusterError):  # noqa: N818 - as above
+class NameConflict(ClusterError):
     """An object of that name exists and belongs to another run, attempt or spec. Final."""
 
 
@@ -45,7 +45,7 @@ class Refusal:
         return f"{self.path}: got {self.given!r}; allowed: {self.allowed}"
 
 
-class Rejected(ClusterError):  # noqa: N818 - as above
+class Rejected(ClusterError):
     """A manifest that this cluster can never execute, with every field that stands in the way (`problems`). Final."""
 
     def __init__(self, problems: Iterable[Refusal]) -> None:

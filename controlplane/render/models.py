@@ -18,7 +18,8 @@ ATTEMPT = "teragpt.io/attempt"
 SPEC_HASH = "teragpt.io/spec-hash"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 
-GPU = "nvidia.com/gpu"
+GPU: Literal["nvidia.com/gpu"] = "nvidia.com/gpu"
+Kind = Literal["cpu", "memory", "nvidia.com/gpu"]
 
 # DNS-1035, short enough for the operator's pods and services, which add "-worker-NNNN" and end at 63 characters.
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=51)]
@@ -84,7 +85,7 @@ class Port(Shape):
 class Resources(Shape):
     """Limits; Kubernetes takes them as the requests too, which makes the pod's share guaranteed."""
 
-    limits: dict[Literal["cpu", "memory", "nvidia.com/gpu"], Quantity]
+    limits: dict[Kind, Quantity]
 
 
 class VolumeMount(Shape):

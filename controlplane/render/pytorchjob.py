@@ -122,7 +122,7 @@ def _threads(attempt: Attempt) -> dict[str, str]:
 
 
 def _resources(attempt: Attempt) -> models.Resources | None:
-    limits: dict[Any, str] = {}
+    limits: dict[models.Kind, str] = {}
     if attempt.cpus_per_node:
         limits["cpu"] = str(attempt.cpus_per_node)
     if attempt.memory_per_node:

@@ -1,0 +1,242 @@
+"""The local cluster: objects that were taken on, the queue before the machine, and their pods.
+
+A pod starts when its whole object fits beside what runs, in order of arrival; nothing overtakes. What is on disk is
+enough to go on after a kill at any instant: `docs/local-cluster.md` walks through it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from controlplane.clusters.base import Capacity, Manifest, NameConflict, ObservedJob, Unavailable
+from controlplane.clusters.local import ports, shim
+from controlplane.clusters.local.folder import ADMITTED, Folders
+from controlplane.clusters.local.launch import host_environment, launch_record, read_job
+from controlplane.clusters.local.machine import Machine, this_machine
+from controlplane.clusters.local.objects import LocalObject
+from controlplane.clusters.local.pod import LocalPod
+from controlplane.clusters.local.share import Share, lacks, total, whole
+from controlplane.clusters.local.watcher import Watcher
+from controlplane.render import Identity, PyTorchJob, identity_of, pods_of
+
+NAME = re.compile(r"[a-z][-a-z0-9]*")
+AGAIN_S = 5.0  # after the disk refused
+
+
+class LocalCluster:
+    """`controlplane.clusters.base.Cluster` on this machine, with its objects under `root`.
+
+    `machine` and `environment` (what every pod inherits) are found out unless given. Raises Unavailable where another
+    control plane follows the same folder.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        name: str = "local",
+        machine: Machine | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._name = name
+        self._machine = machine or this_machine()
+        self._environment = host_environment() if environment is None else dict(environment)
+        root.mkdir(parents=True, exist_ok=True)
+        lock = shim.try_lock(str(root / "lock"))
+        if lock is None:
+            raise Unavailable(f"{root}: another control plane follows this folder")
+        self._root_lock = lock
+        self._folders = Folders(root.resolve())
+        self._lock = threading.RLock()
+        self._watcher = Watcher(self._lock, self._tick)
+        self._wakers: list[Callable[[], None]] = []
+        self._objects: dict[str, LocalObject] = {}
+        self._observed: dict[str, ObservedJob] = {}
+        self._recover()
+        self._watcher.start()
+        self._watcher.poke()
+
+    @property
+    def name(self) -> str:
+        """The cluster's name, as runs show it."""
+        return self._name
+
+    def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
+        """See `Cluster.create`. Rejects fields that the local cluster does not know, and what the machine cannot hold."""
+        job = read_job(manifest, secret or {}, self._machine)
+        name, identity = job.metadata.name, identity_of(manifest)
+        with self._lock:
+            known = self._known(name)
+            if known is None:
+                return self._add(job, secret or {})
+        if known[0] != identity:
+            raise NameConflict(f"{name} belongs to {known[0]}, not to {identity}")
+        return known[1]
+
+    def observe(self) -> list[ObservedJob]:
+        """See `Cluster.observe`: what the supervising thread last saw."""
+        with self._lock:
+            return list(self._observed.values())
+
+    def delete(self, name: str, uid: str | None = None) -> None:
+        """See `Cluster.delete`."""
+        with self._lock:
+            found = self._objects.get(name)
+            if found is None or found.deleting or (uid is not None and uid != found.uid):
+                return
+            try:
+                shim.write_atomically(str(found.folder / shim.DELETING), {"at": time.time()})
+            except OSError as error:
+                raise Unavailable(f"{found.folder}: {error.strerror}") from error
+            found.deleting = True
+            self._observed[name] = found.observe()
+            self._watcher.poke()
+
+    def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        """See `Cluster.logs`."""
+        if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
+            return b""
+        return self._folders.log(name, pod, max(0, offset), max(0, limit))
+
+    def forget(self, name: str) -> None:
+        """See `Cluster.forget`."""
+        if NAME.fullmatch(name):
+            self._folders.forget(name)
+
+    def capacity(self) -> Capacity:
+        """See `Cluster.capacity`; what queues does not count as used."""
+        with self._lock:
+            free = self._free()
+        machine = self._machine
+        left = (max(0, int(amount)) for amount in (free.cpus, free.memory, free.gpus))
+        return Capacity(machine.cpus, machine.memory, len(machine.gpus), machine.gpu_type, *left)
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """See `Cluster.watch`."""
+        self._wakers.append(wake)
+
+    def close(self) -> None:
+        """See `Cluster.close`."""
+        self._watcher.close()
+        for found in self._objects.values():
+            found.release()
+        os.close(self._root_lock)
+
+    def _recover(self) -> None:
+        """Take up what an earlier control plane left; what it had admitted comes back with its port and its GPUs."""
+        objects = [LocalObject(self._folders.live / name, self._watcher) for name in self._folders.names()]
+        for found in sorted(objects, key=lambda found: found.number):
+            self._objects[found.name] = found
+            if found.admitted:
+                found.hold(found.admitted["port"])
+                self._start(found, found.admitted)
+            self._observed[found.name] = found.observe()
+
+    def _known(self, name: str) -> tuple[Identity, str] | None:
+        found = self._objects.get(name)
+        return (found.identity, found.uid) if found else self._folders.archived(name)
+
+    def _add(self, job: PyTorchJob, secret: Mapping[str, str]) -> str:
+        number = max((found.number for found in self._objects.values()), default=0) + 1
+        pods = [pod.name for pod in pods_of(job)]
+        record = {"uid": str(uuid.uuid4()), "number": number, "created": time.time(), "pods": pods}
+        try:
+            found = LocalObject(self._folders.add(job.manifest(), record, secret), self._watcher)
+        except OSError as error:
+            raise Unavailable(f"{error.filename or self._folders.live}: {error.strerror}") from error
+        self._objects[found.name] = found
+        self._observed[found.name] = found.observe()
+        self._watcher.poke()
+        return found.uid
+
+    # --- on the supervising thread ---------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Level-triggered: stop what is over, put away what is gone, admit what fits, and say what changed."""
+        for found in list(self._objects.values()):
+            if found.over:
+                for pod in found.pods:
+                    pod.stop()
+            if found.ended:
+                found.release()
+                if found.deleting:
+                    self._folders.archive(found.name)
+                    del self._objects[found.name]
+        self._admit()
+        self._publish()
+
+    def _admit(self) -> None:
+        """Start the head of the queue while it fits; tell the others what they wait for."""
+        first = None
+        waiting = (found for found in self._objects.values() if not (found.admitted or found.over))
+        for found in sorted(waiting, key=lambda found: found.number):
+            needed, free = total(pod.share for pod in found.pods), self._free()
+            short = ", ".join(f"{needs}, {left.split()[0]} free" for _, needs, left in lacks(needed, free))
+            if lacks(needed, whole(self._machine)):
+                for pod in found.pods:
+                    pod.never("Rejected", "the machine has become smaller than this needs")
+            elif first or short:
+                first = first or found.name
+                found.waits(f"needs {short}" if short else f"waits behind {first}")
+            elif problem := self._take_on(found):
+                first = found.name
+                found.waits(problem)
+
+    def _take_on(self, found: LocalObject) -> str:
+        """Write down that the object is admitted, then start it; why that could not be, otherwise."""
+        free = iter(self._free_gpus())
+        gpus = {pod.pod.name: [next(free) for _ in range(int(pod.share.gpus))] for pod in found.pods}
+        try:
+            found.reservation = ports.reserve()
+            admitted = {"port": found.reservation.getsockname()[1], "gpus": gpus}
+            shim.write_atomically(str(found.folder / ADMITTED), admitted)
+        except OSError as error:
+            found.release()
+            self._watcher.after(AGAIN_S, self._watcher.poke)
+            return str(error)
+        found.admitted = admitted
+        self._start(found, admitted)
+        return ""
+
+    def _start(self, found: LocalObject, admitted: Mapping[str, Any]) -> None:
+        """Start an admitted object's pods, or take up those that an earlier control plane started."""
+
+        def launch(pod: LocalPod) -> tuple[dict[str, Any], int | None]:
+            port, held = admitted["port"], found.reservation
+            record = launch_record(found.job, pod.pod, pod.folder, self._environment, found.secret, port)
+            if self._machine.gpus:
+                record["env"]["CUDA_VISIBLE_DEVICES"] = ",".join(pod.gpus)
+            return record, held.fileno() if held else None
+
+        for pod in found.pods:
+            pod.gpus = tuple(admitted["gpus"][pod.pod.name])
+        for pod in found.pods:
+            pod.start(launch)
+
+    def _admitted_pods(self) -> Iterator[LocalPod]:
+        return (pod for found in self._objects.values() if found.admitted for pod in found.pods if pod.end is None)
+
+    def _free(self) -> Share:
+        return whole(self._machine) - total(pod.share for pod in self._admitted_pods())
+
+    def _free_gpus(self) -> list[str]:
+        taken = {gpu for pod in self._admitted_pods() for gpu in pod.gpus}
+        return [gpu for gpu in self._machine.gpus if gpu not in taken]
+
+    def _publish(self) -> None:
+        gone = self._observed.keys() - self._objects.keys()
+        changed = [found for found in self._objects.values() if found.take_dirty()]
+        for name in gone:
+            del self._observed[name]
+        for found in changed:
+            self._observed[found.name] = found.observe()
+        if gone or changed:
+            for wake in self._wakers:
+                wake()
