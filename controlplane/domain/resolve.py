@@ -18,7 +18,7 @@ from controlplane.domain.spec import SET_ELSEWHERE, Compute, RunSpec
 from teragpt.config import Config, ConfigError
 from teragpt.config import resolve as resolve_config
 from teragpt.plan import state
-from teragpt.sizes import SIZES
+from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 CPU_RANKS = 2  # ranks of a run without a GPU: enough to exercise every collective, and it leaves a laptop usable
 PROCESS_BYTES = 768 << 20  # resident set of a rank before its state: interpreter, torch, gloo
@@ -212,7 +212,7 @@ def sizes() -> list[dict[str, Any]]:
     """Every named size with what it derives, for `GET /sizes`."""
     rows: list[dict[str, Any]] = []
     for name in SIZES:
-        config = resolve_config({"size": name})
+        config = resolve_config({"size": name}, None if name == TINY else REFERENCE_VOCABULARY)
         parameters = config.shape.parameters(config.num_tokens)
         derived = {key: getattr(config, key) for key in SHOWN}
         rows.append({"name": name, "parameters": parameters, **derived, "state_bytes": state(parameters, 1).total})
