@@ -142,8 +142,7 @@ def train_one(client: Client, spec: dict[str, object]) -> Run:
     except BaseException:
         print(f"\nStopping {run['id']} ...", flush=True)
         client.cancel(run["id"])
-        for _ in follow.states(client, run["id"]):
-            pass
+        follow.wait(client, run["id"])
         raise
     if ended["phase"] != "succeeded":
         print(client.logs(run["id"], tail=20), file=sys.stderr)

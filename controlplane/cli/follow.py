@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +27,14 @@ ENDED = frozenset({"succeeded", "failed", "cancelled"})
 def follow(client: Client, run: str) -> Run:
     """Show the run until it has ended, and return it as it ended."""
     with screen() as show:
-        last = None
-        for last in states(client, run):
-            show(last)
-    assert last is not None
-    return last
+        return wait(client, run, show)
 
 
-def states(client: Client, run: str) -> Iterator[Run]:
-    """The run again and again until it has ended. Raises Unreachable once nobody has answered for a minute."""
+def wait(client: Client, run: str, show: Callable[[Run], None] = lambda _: None) -> Run:
+    """The run as it ended; on the way there it is given to `show` twice a second.
+
+    Raises Unreachable once nobody has answered for a minute.
+    """
     from controlplane.client import Unreachable
 
     seen = time.monotonic()
@@ -47,9 +46,9 @@ def states(client: Client, run: str) -> Iterator[Run]:
                 raise
         else:
             seen = time.monotonic()
-            yield now
+            show(now)
             if now["phase"] in ENDED:
-                return
+                return now
         time.sleep(EVERY_S)
 
 

@@ -67,17 +67,16 @@ def created(client: Client, run: Run, *, follow: bool, json: bool) -> None:
     """Show a new run, and follow it where that was asked for."""
     if not json:
         print(f"{run['name']} is {run['id']}, in {run['folder']}")
-    if not follow:
-        output.json(run) if json else print(
-            f"next: teragpt show {run['id']} | logs -f {run['id']} | cancel {run['id']}"
-        )
-        return
-    ended = following.follow(client, run["id"]) if not json else list(following.states(client, run["id"]))[-1]
+    if follow:
+        show_progress = following.wait if json else following.follow
+        run = show_progress(client, run["id"])
     if json:
-        output.json(ended)
-    following.check(ended)
+        output.json(run)
+    if follow:
+        following.check(run)
     if not json:
-        print(f"next: teragpt sample {run['id']} 'def main(' | export {run['id']} DIR")
+        on = "sample {} 'def main(' | teragpt export {} DIR" if follow else "logs -f {} | teragpt cancel {}"
+        print(f"next: teragpt {on.format(run['id'], run['id'])}")
 
 
 @commands.command()
@@ -183,7 +182,7 @@ def cancel(
     with connect(url, context) as client:
         asked = [client.cancel(find(client, each)["id"]) for each in runs]
         if follow:
-            asked = [list(following.states(client, each["id"]))[-1] for each in asked]
+            asked = [following.wait(client, each["id"]) for each in asked]
     if json:
         output.json(asked)
     else:

@@ -53,7 +53,7 @@ def test_a_run_is_cancelled_and_retried(teragpt: Teragpt) -> None:
     made = teragpt("run", "tiny", "--name", "long", "--processes", "1", "--set", "steps=5000")
     assert made.startswith("long is run_")
     run = made.split()[2].rstrip(",")
-    assert f"next: teragpt show {run}" in made
+    assert f"next: teragpt logs -f {run}" in made
     assert teragpt("cancel", "long", "--follow") == f"{run} cancelled\n"
     assert json.loads(teragpt("cancel", run, "--json"))[0]["phase"] == "cancelled"
     again = json.loads(teragpt("retry", run, "--json"))
