@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Mapping
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,28 @@ class Batch:
 
 
 Read = Callable[[Position, int], Batch]  # (after, at most) -> Batch; called in a thread
+Listen = Callable[[Callable[[], None]], AbstractContextManager[None]]  # calls back, from any thread, after news
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a stream's messages come from. `key` tells it from others; without news it is read every `poll_s`."""
+
+    key: Hashable
+    read: Read
+    listen: Listen
+    poll_s: float = 5.0
+
+
+def stream_responses(name: str) -> dict[int | str, dict[str, Any]]:
+    """What the documentation says of a stream's reply."""
+    message = f"id: 1\nevent: {name.removesuffix('s')}\ndata: {{}}\n\nevent: end\ndata: {{}}\n\n"
+    return {
+        200: {
+            "description": f"The {name}, as server-sent events.",
+            "content": {EventStream.media_type: {"example": message}},
+        }
+    }
 
 
 def parse_position(text: str | None, length: int) -> Position | None:
@@ -71,42 +94,87 @@ def parse_position(text: str | None, length: int) -> Position | None:
 
 @dataclass(eq=False)
 class _Subscriber:
-    """A client of a tail; `dropped` once it was too slow, or the hub was closed."""
+    """A client of a tail, with the messages that wait for it; `dropped` once they were too many, or the hub closed."""
 
-    queue: asyncio.Queue[Message | None]
+    most_bytes: int
+    waiting: deque[tuple[Position, bytes]] = field(default_factory=deque[tuple[Position, bytes]])
+    size: int = 0
+    ended: bool = False
     dropped: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def push(self, message: Message | None) -> None:
-        """Hand on a message (None: the end); a full queue costs the client its place."""
-        try:
-            self.queue.put_nowait(message)
-        except asyncio.QueueFull:
+    def push(self, position: Position, wire: bytes) -> None:
+        """Let a message wait."""
+        self.waiting.append((position, wire))
+        self.size += len(wire)
+        if self.size > self.most_bytes and len(self.waiting) > 1:
             self.drop()
+        self.news.set()
+
+    def end(self) -> None:
+        """There is nothing after what waits."""
+        self.ended = True
+        self.news.set()
 
     def drop(self) -> None:
         """End it before the stream's end."""
         self.dropped = True
-        while not self.queue.empty():
-            self.queue.get_nowait()
-        self.queue.put_nowait(None)
+        self.waiting.clear()
+        self.news.set()
+
+    def take(self, after: Position) -> bytes:
+        """Everything that waits beyond `after`."""
+        wires = [wire for position, wire in self.waiting if position > after]
+        self.waiting.clear()
+        self.size = 0
+        self.news.clear()
+        return b"".join(wires)
 
 
 @dataclass(eq=False)
 class _Tail:
     """Reads one stream's news for all of its subscribers."""
 
-    read: Read
+    source: Source
     position: Position
     subscribers: set[_Subscriber] = field(default_factory=set[_Subscriber])
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
-    def push(self, batch: Batch) -> None:
-        """Hand a batch to every subscriber, and forget those that are too slow for it."""
-        for subscriber in self.subscribers:
-            for message in [*batch.messages, *([None] if batch.ended else [])]:
-                if not subscriber.dropped:
-                    subscriber.push(message)
+    async def run(self) -> None:
+        """Read until the stream ends; an error drops the listeners, who come back."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self.news.set)
+
+        try:
+            with self.source.listen(wake):
+                while await self.step():
+                    pass
+        except Exception:
+            log.exception("tail failed", extra={"stream": str(self.source.key)})
+            for subscriber in self.subscribers:
+                subscriber.drop()
+
+    async def step(self) -> bool:
+        """Read once and hand on what came; wait for news where nothing did. False at the stream's end."""
+        self.news.clear()
+        batch = await asyncio.to_thread(self.source.read, self.position, BATCH)
+        for message in batch.messages:
+            wire = message.encode()
+            for subscriber in self.subscribers:
+                subscriber.push(message.position, wire)
         self.subscribers = {subscriber for subscriber in self.subscribers if not subscriber.dropped}
+        moved, self.position = batch.position != self.position, batch.position
+        if batch.ended:
+            for subscriber in self.subscribers:
+                subscriber.end()
+        elif not moved:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.source.poll_s):
+                    await self.news.wait()
+        return not batch.ended
 
 
 class Hub:
@@ -121,90 +189,80 @@ class Hub:
     def close(self) -> None:
         """End every stream, so that the process can stop; clients reconnect to the next one."""
         self.closed = True
-        for tail in list(self._tails.values()):
+        for tail in self._tails.values():
             for subscriber in tail.subscribers:
                 subscriber.drop()
 
-    async def follow(self, key: Hashable, read: Read, after: Position) -> AsyncGenerator[bytes]:
-        """The stream `key` from `after` on, in chunks of whole messages, with pings where nothing happens."""
+    async def follow(self, source: Source, after: Position, first: Iterable[Message] = ()) -> AsyncGenerator[bytes]:
+        """The stream from `after` on, in chunks of whole messages, with pings where nothing happens.
+
+        `first` are messages up to `after`, which come before.
+        """
         self.open += 1
         subscriber: _Subscriber | None = None
         try:
-            yield PING  # the first byte tells the client that it is connected
+            yield PING + b"".join(message.encode() for message in first)  # a first byte says that it is connected
             for joined in (False, True):
-                batch = await asyncio.to_thread(read, after, BATCH)
-                while batch.messages and not self.closed:
-                    yield b"".join(message.encode() for message in batch.messages)
-                    batch = await asyncio.to_thread(read, batch.position, BATCH)
+                batch = await asyncio.to_thread(source.read, after, BATCH)
+                while batch.position != after and not self.closed:
+                    if batch.messages:
+                        yield b"".join(message.encode() for message in batch.messages)
+                    after = batch.position
+                    batch = await asyncio.to_thread(source.read, after, BATCH)
                 if batch.ended:
                     yield END
                 if batch.ended or self.closed:
                     return
-                after = batch.position
                 if not joined:
-                    subscriber = self._join(key, read, after)
+                    subscriber = self._join(source, after)
             assert subscriber is not None
             async for chunk in self._live(subscriber, after):
                 yield chunk
         finally:
             self.open -= 1
             if subscriber is not None:
-                self._leave(key, subscriber)
+                self._leave(source, subscriber)
 
     async def _live(self, subscriber: _Subscriber, after: Position) -> AsyncGenerator[bytes]:
-        """What comes through the subscriber's queue beyond `after`."""
+        """What comes to the subscriber beyond `after`."""
         while True:
             try:
                 async with asyncio.timeout(self.settings.heartbeat_s):
-                    messages = [await subscriber.queue.get()]
+                    await subscriber.news.wait()
             except TimeoutError:
                 yield PING
                 continue
-            while not subscriber.queue.empty():
-                messages.append(subscriber.queue.get_nowait())
             if subscriber.dropped:
                 return
-            chunk = b"".join(END if m is None else m.encode() for m in messages if m is None or m.position > after)
-            if chunk:
+            ended = subscriber.ended
+            if chunk := subscriber.take(after) + (END if ended else b""):
                 yield chunk
-            if messages[-1] is None:
+            if ended:
                 return
 
-    def _join(self, key: Hashable, read: Read, position: Position) -> _Subscriber:
-        tail = self._tails.get(key)
-        if not tail:
-            tail = self._tails[key] = _Tail(read, position)
-            tail.task = asyncio.create_task(self._run(key, tail))
-        subscriber = _Subscriber(asyncio.Queue(self.settings.queue))
+    def _join(self, source: Source, position: Position) -> _Subscriber:
+        tail = self._tails.get(source.key)
+        if tail is None:
+            tail = self._tails[source.key] = _Tail(source, position)
+            tail.task = asyncio.create_task(self._run(tail))
+        subscriber = _Subscriber(self.settings.queue_bytes)
         tail.subscribers.add(subscriber)
         return subscriber
 
-    def _leave(self, key: Hashable, subscriber: _Subscriber) -> None:
-        tail = self._tails.get(key)
-        if tail:
+    def _leave(self, source: Source, subscriber: _Subscriber) -> None:
+        tail = self._tails.get(source.key)
+        if tail is not None:
             tail.subscribers.discard(subscriber)
-            if not tail.subscribers and tail.task:
+            if not tail.subscribers and tail.task is not None:
                 tail.task.cancel()
-                del self._tails[key]
+                del self._tails[source.key]
 
-    async def _run(self, key: Hashable, tail: _Tail) -> None:
-        """Read until the stream ends or nobody listens; an error drops the listeners, who come back."""
+    async def _run(self, tail: _Tail) -> None:
         try:
-            while tail.subscribers:
-                batch = await asyncio.to_thread(tail.read, tail.position, BATCH)
-                tail.position = batch.position
-                tail.push(batch)
-                if batch.ended:
-                    return
-                if not batch.messages:
-                    await asyncio.sleep(self.settings.poll_s)
-        except Exception:
-            log.exception("tail failed", extra={"stream": str(key)})
-            for subscriber in tail.subscribers:
-                subscriber.drop()
+            await tail.run()
         finally:
-            if self._tails.get(key) is tail:
-                del self._tails[key]
+            if self._tails.get(tail.source.key) is tail:
+                del self._tails[tail.source.key]
 
 
 class EventStream(Response):

@@ -30,9 +30,13 @@ Gauges = Callable[[], Mapping[str, float]]
 
 
 class Measurements:
-    """The registry of one process's measurements. `phases` counts runs by phase when the page is asked for."""
+    """The registry of one process's measurements.
 
-    def __init__(self, phases: Gauges) -> None:
+    `phases` counts runs by phase, `outbox` objects that wait for the cluster, `streams` open streams; they are asked
+    when the page is.
+    """
+
+    def __init__(self, phases: Gauges, outbox: Callable[[], float], streams: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "teragpt_http_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
@@ -40,7 +44,8 @@ class Measurements:
         self.seconds = Histogram(
             "teragpt_http_request_seconds", "Seconds to answer, streams apart.", ("route",), registry=self.registry
         )
-        self.streams = Gauge("teragpt_http_streams", "Event streams now open.", registry=self.registry)
+        Gauge("teragpt_http_streams", "Event streams now open.", registry=self.registry).set_function(streams)
+        Gauge("teragpt_outbox_rows", "Objects to be made or ended.", registry=self.registry).set_function(outbox)
         self.registry.register(_Labelled("teragpt_runs", "Runs by phase.", "phase", phases))
 
     def page(self) -> bytes:
@@ -105,6 +110,6 @@ class Telemetry:
         self.measurements.requests.labels(scope["method"], route, str(status)).inc()
         if not streams:
             self.measurements.seconds.labels(route).observe(seconds)
-        level = logging.DEBUG if route.removeprefix("/v1") in QUIET else logging.INFO
+        level = logging.DEBUG if route in QUIET else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
         log.log(level, "request", extra={**fields, "request": scope["request_id"]})

@@ -51,10 +51,18 @@ def _free_variable(name: str) -> str:
     return name
 
 
+class Misplaced(ValueError):
+    """A setting of the trainer that has a place of its own in a spec; `field` is its name."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        super().__init__(f"got {field!r}, which is set at {SET_ELSEWHERE[field]}")
+
+
 def _settings(train: dict[str, Any]) -> dict[str, Any]:
     for name in train:
         if name in ("size", "data", "out"):
-            raise ValueError(f"got {name!r}, which is set at {SET_ELSEWHERE[name]}")
+            raise Misplaced(name)
     return train
 
 
@@ -209,8 +217,9 @@ def problems_of(error: ValidationError) -> list[Problem]:
 
 def _problem(one: dict[str, Any]) -> Problem:
     where, kind, said = list(one["loc"]), str(one["type"]), str(one["msg"]).removeprefix("Value error, ")
-    if kind == "value_error" and where == ["train"]:
-        where.append(said.split("'")[1])
+    cause = one.get("ctx", {}).get("error")
+    if isinstance(cause, Misplaced):
+        where.append(cause.field)
     pointer = pointer_to(*where)
     if kind == "extra_forbidden":
         return Problem(pointer, "unknown_field", f"there is no field {where[-1]!r} here")

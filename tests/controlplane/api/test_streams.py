@@ -1,29 +1,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import dataclasses
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from controlplane.api.problems import Refusal
-from controlplane.api.streams import END, PING, Batch, EventStream, Hub, Message, Position, parse_position
+from controlplane.api.streams import END, PING, Batch, EventStream, Hub, Message, Position, Source, parse_position
 from controlplane.settings import Streams
 
-QUICK = Streams(heartbeat_s=5.0, poll_s=0.01, queue=10_000, send_timeout_s=5.0)
+QUICK = Streams(heartbeat_s=5.0, send_timeout_s=5.0)
 
 
 class Counter:
     """A source of numbered messages that grows while it is read."""
 
-    def __init__(self, count: int = 0, *, ended: bool = False) -> None:
+    def __init__(self, count: int = 0, *, ended: bool = False, poll_s: float = 0.01) -> None:
         self.count, self.ended, self.reads = count, ended, 0
+        self.listeners: list[Callable[[], None]] = []
+        self.source = Source("counter", self.read, self.listen, poll_s)
 
     def read(self, after: Position, limit: int) -> Batch:
         self.reads += 1
         ended, last = self.ended, self.count
         messages = [Message((n,), "tick", {"n": n}) for n in range(after[0] + 1, min(last, after[0] + limit) + 1)]
         return Batch(messages, messages[-1].position if messages else after, ended and not messages)
+
+    @contextmanager
+    def listen(self, changed: Callable[[], None]) -> Iterator[None]:
+        self.listeners.append(changed)
+        yield
+        self.listeners.remove(changed)
 
 
 def ids(chunks: bytes) -> list[int]:
@@ -41,25 +51,25 @@ async def gather(stream: AsyncGenerator[bytes], until: Callable[[bytes], bool] =
 
 
 def test_a_stream_that_has_ended_is_told_whole_and_ends() -> None:
-    text = asyncio.run(gather(Hub(QUICK).follow("a", Counter(1234, ended=True).read, (0,))))
+    text = asyncio.run(gather(Hub(QUICK).follow(Counter(1234, ended=True).source, (0,))))
     assert ids(text) == list(range(1, 1235))
     assert text.endswith(END)
 
 
 def test_a_stream_goes_on_after_the_position_it_is_given() -> None:
-    text = asyncio.run(gather(Hub(QUICK).follow("a", Counter(20, ended=True).read, (15,))))
+    text = asyncio.run(gather(Hub(QUICK).follow(Counter(20, ended=True).source, (15,))))
     assert ids(text) == [16, 17, 18, 19, 20]
 
 
 def test_past_and_live_join_without_a_gap_or_a_repetition() -> None:
     async def scene() -> list[bytes]:
         hub, source = Hub(QUICK), Counter(700)
-        clients = [asyncio.create_task(gather(hub.follow("a", source.read, (after,)))) for after in (0, 300, 699)]
+        clients = [asyncio.create_task(gather(hub.follow(source.source, (after,)))) for after in (0, 300, 699)]
         for _ in range(100):
             source.count += 7
             await asyncio.sleep(0.001)
             if len(clients) < 5:
-                clients.append(asyncio.create_task(gather(hub.follow("a", source.read, (source.count - 50,)))))
+                clients.append(asyncio.create_task(gather(hub.follow(source.source, (source.count - 50,)))))
         source.ended = True
         return await asyncio.gather(*clients)
 
@@ -71,8 +81,8 @@ def test_past_and_live_join_without_a_gap_or_a_repetition() -> None:
 
 def test_any_number_of_clients_share_one_tail() -> None:
     async def scene() -> tuple[int, int]:
-        hub, source = Hub(Streams(poll_s=0.02, heartbeat_s=5)), Counter(3)
-        clients = [asyncio.create_task(gather(hub.follow("a", source.read, (0,)))) for _ in range(50)]
+        hub, source = Hub(QUICK), Counter(3, poll_s=0.02)
+        clients = [asyncio.create_task(gather(hub.follow(source.source, (0,)))) for _ in range(50)]
         while hub.open < 50 or source.reads < 153:  # three reads of the past a client
             await asyncio.sleep(0.01)
         before = source.reads
@@ -87,16 +97,39 @@ def test_any_number_of_clients_share_one_tail() -> None:
     assert left == 0
 
 
+def test_news_wake_a_tail_before_its_next_look() -> None:
+    async def scene() -> bytes:
+        hub, source = Hub(QUICK), Counter(1, poll_s=1000)
+        client = asyncio.create_task(gather(hub.follow(source.source, (0,))))
+        while not source.listeners or source.reads < 4:
+            await asyncio.sleep(0.01)
+        source.count, source.ended = 2, True
+        while not client.done():
+            for changed in source.listeners:
+                await asyncio.to_thread(changed)
+            await asyncio.sleep(0.01)
+        assert not source.listeners
+        return await client
+
+    assert ids(asyncio.run(scene())) == [1, 2]
+
+
+def test_what_comes_first_is_told_first() -> None:
+    first = [Message((3,), "tick", {"n": 3})]
+    text = asyncio.run(gather(Hub(QUICK).follow(Counter(5, ended=True).source, (3,), first)))
+    assert ids(text) == [3, 4, 5]
+
+
 def test_silence_is_filled_with_pings() -> None:
-    hub = Hub(Streams(poll_s=0.01, heartbeat_s=0.05))
-    text = asyncio.run(gather(hub.follow("a", Counter().read, (0,)), lambda text: text.count(PING) >= 3))
+    hub = Hub(Streams(heartbeat_s=0.05))
+    text = asyncio.run(gather(hub.follow(Counter().source, (0,)), lambda text: text.count(PING) >= 3))
     assert text == PING * 3
 
 
 def test_a_client_that_does_not_read_is_dropped_and_others_are_not() -> None:
     async def scene() -> tuple[bytes, bytes]:
-        hub, source = Hub(Streams(poll_s=0.01, heartbeat_s=5, queue=5)), Counter(1)
-        slow, quick = hub.follow("a", source.read, (0,)), hub.follow("a", source.read, (0,))
+        hub, source = Hub(Streams(heartbeat_s=5, queue_bytes=200)), Counter(1)
+        slow, quick = hub.follow(source.source, (0,)), hub.follow(source.source, (0,))
         reader = asyncio.create_task(gather(quick))
         first = await anext(slow) + await anext(slow)
         waiting = asyncio.create_task(anext(slow))
@@ -119,11 +152,11 @@ def test_a_client_that_does_not_read_is_dropped_and_others_are_not() -> None:
 def test_closing_the_hub_ends_streams_without_saying_that_the_run_ended() -> None:
     async def scene() -> bytes:
         hub, source = Hub(QUICK), Counter(2)
-        client = asyncio.create_task(gather(hub.follow("a", source.read, (0,))))
+        client = asyncio.create_task(gather(hub.follow(source.source, (0,))))
         while source.reads < 5:
             await asyncio.sleep(0.01)
         hub.close()
-        late = await gather(hub.follow("a", source.read, (0,)))
+        late = await gather(hub.follow(source.source, (0,)))
         assert END not in late
         return await client
 
@@ -140,7 +173,7 @@ def test_a_tail_that_fails_ends_its_clients_so_that_they_come_back(caplog: pytes
             raise OSError("disk gone")
         return source.read(after, limit)
 
-    text = asyncio.run(gather(Hub(QUICK).follow("a", read, (0,))))
+    text = asyncio.run(gather(Hub(QUICK).follow(dataclasses.replace(source.source, read=read), (0,))))
     assert ids(text) == [1, 2]
     assert END not in text
     assert "tail failed" in caplog.text
@@ -184,7 +217,7 @@ class Wire:
 def test_a_client_that_leaves_a_message_unread_is_let_go() -> None:
     async def scene() -> int:
         hub, wire = Hub(QUICK), Wire(room=2)
-        await EventStream(hub.follow("a", Counter(5).read, (0,)), 0.05)({}, wire.receive, wire.send)
+        await EventStream(hub.follow(Counter(5).source, (0,)), 0.05)({}, wire.receive, wire.send)
         return hub.open
 
     assert asyncio.run(scene()) == 0
@@ -194,7 +227,7 @@ def test_a_client_that_goes_frees_its_place() -> None:
     async def scene() -> int:
         hub, wire = Hub(QUICK), Wire(room=100)
         task = asyncio.create_task(
-            EventStream(hub.follow("a", Counter(5).read, (0,)), 5)({}, wire.receive, wire.send)  # type: ignore[arg-type]
+            EventStream(hub.follow(Counter(5).source, (0,)), 5)({}, wire.receive, wire.send)  # type: ignore[arg-type]
         )
         while len(wire.sent) < 3:
             await asyncio.sleep(0.01)

@@ -1,0 +1,73 @@
+"""The app: routes under /v1 and without it, behind the access rules, measured and named from outside in.
+
+It is made of what it is given and reads no setting of its own; starting and stopping are the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+
+from controlplane.api import attempts, docs, events, health, logs, metrics, plans, problems, runs, sizes
+from controlplane.api.access import Access
+from controlplane.api.streams import Hub
+from controlplane.api.telemetry import Measurements, Telemetry
+from controlplane.services import state
+from controlplane.services.context import Context
+from controlplane.settings import Settings, hosts
+
+NOUNS = (runs, attempts, events, logs, metrics, sizes, plans, health)
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": problems.Problem, "description": "The request was refused."},
+    "5XX": {"model": problems.Problem, "description": "The control plane could not answer."},
+}
+
+
+def create_app(context: Context, settings: Settings, *, token: str | None = None) -> FastAPI:
+    """The API over the services of `context`. `token`: what every caller must show, if anything."""
+    hub = Hub(settings.streams)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        yield
+        hub.close()
+
+    app = FastAPI(
+        title="TeraGPT",
+        version=product_version(),
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context, app.state.settings, app.state.hub = context, settings, hub
+    app.state.measurements = Measurements(
+        phases=lambda: state.runs_by_phase(context),
+        outbox=lambda: state.outbox_length(context),
+        streams=lambda: hub.open,
+    )
+    problems.install(app)
+    nouns = APIRouter()
+    for noun in NOUNS:
+        nouns.include_router(noun.router)
+    app.include_router(nouns, prefix="/v1", responses=REFUSALS)
+    app.include_router(nouns, include_in_schema=False)
+    for prefix in ("", "/v1"):
+        app.include_router(docs.router, prefix=prefix)
+    everywhere = settings.listen.host in {"0.0.0.0", "::"}
+    app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token)
+    app.add_middleware(Telemetry, measurements=app.state.measurements)
+    return app
+
+
+def product_version() -> str:
+    """The version of the installed distribution; `0+source` in a checkout that was not installed."""
+    try:
+        return version("teragpt")
+    except PackageNotFoundError:
+        return "0+source"

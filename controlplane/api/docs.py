@@ -1,0 +1,65 @@
+"""The API's documentation, readable without the internet: its page's scripts come from an installed package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from controlplane.api.problems import MEDIA_TYPE
+
+ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
+DESCRIPTION = """\
+From a model size to a trained GPT with one call: `POST /v1/runs` with `{"size": "tiny"}`.
+
+Every address also works without `/v1`. Refusals are `application/problem+json` (RFC 9457) with a stable `code` and a
+pointer to every bad field. Streams are server-sent events that resume by `Last-Event-ID`.
+"""
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/docs")
+def page() -> HTMLResponse:
+    """The documentation."""
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="TeraGPT API",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="docs/favicon-32x32.png",
+    )
+
+
+@router.get("/docs/{asset}")
+def asset(asset: str) -> Response:
+    """One of the page's files."""
+    if asset not in ASSETS:
+        raise HTTPException(404)
+    content = files("fastapi_swagger").joinpath("resources", asset).read_bytes()
+    return Response(content, media_type=ASSETS[asset], headers={"cache-control": "max-age=86400"})
+
+
+@router.get("/openapi.json")
+def openapi(request: Request) -> JSONResponse:
+    """The API as an OpenAPI document."""
+    return JSONResponse(document(request.app))
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of `app`, made at the first call."""
+    if not app.openapi_schema:
+        schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+        for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+            for status, response in operation["responses"].items():
+                if status in {"4XX", "5XX"}:
+                    response["content"] = {MEDIA_TYPE: response["content"].popitem()[1]}
+        schema["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{}, {"bearer": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,185 @@
+"""Runs: asked for, looked at, cancelled, tried again, previewed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import Field
+
+from controlplane.api.body import JsonRoute
+from controlplane.api.plans import Plan, Resolved
+from controlplane.api.problems import FieldProblem, invalid
+from controlplane.api.views import CREATED, OBJECT, RUN_ID, STARTED, IdempotencyKey, RunRef, Services, View
+from controlplane.domain.phases import Desired, Phase
+from controlplane.domain.spec import RunSpec
+from controlplane.services import plans, runs
+from controlplane.services.views import RunView
+
+router = APIRouter(tags=["runs"], route_class=JsonRoute)
+STREAMED = ("logs", "events", "metrics")
+
+
+class Progress(View):
+    """How far a run is: the newest of its points."""
+
+    step: int = Field(description="The step.", examples=[120])
+    steps: int = Field(description="Steps in all.", examples=[200])
+    loss: float | None = Field(None, description="Training loss, nats a token.", examples=[3.12])
+    val_loss: float | None = Field(None, description="Loss on the held-out split, as last evaluated.", examples=[3.4])
+    tokens_per_s: float | None = Field(None, description="Tokens a second over all ranks.", examples=[35120.0])
+    eta_s: float | None = Field(None, description="Seconds to the last step.", examples=[41.0])
+    mfu: float | None = Field(None, description="Part of the GPUs' peak FLOP/s; null on CPU.", examples=[None])
+    memory_bytes: int | None = Field(None, description="Memory of rank 0, in bytes.", examples=[629145600])
+    time: float | None = Field(
+        None, description="When it was measured, in seconds since 1970.", examples=[1795518320.5]
+    )
+
+
+class ClusterObject(View):
+    """The object that executes a run's newest attempt."""
+
+    cluster: str = Field(description="The cluster's name.", examples=["local"])
+    namespace: str = Field(description="The object's namespace.", examples=["default"])
+    kind: str = Field(description="The object's kind.", examples=["PyTorchJob"])
+    name: str = Field(description="The object's name.", examples=[OBJECT])
+
+
+class Run(View):
+    """A run: what was asked for, what it became, and how far it is."""
+
+    id: str = Field(description="The run's id.", examples=[RUN_ID])
+    name: str = Field(description="Its display name, unique among live runs.", examples=["first-try"])
+    phase: Phase = Field(description="What was last observed of it (docs/lifecycle.md).", examples=["running"])
+    desired: Desired = Field(description="What its user wants of it.", examples=["running"])
+    reason: str | None = Field(description="Why it is in this phase, as a stable word.", examples=[None])
+    message: str | None = Field(description="The same as a sentence.", examples=[None])
+    attempt: int = Field(description="The number of the newest attempt.", examples=[1])
+    size: str = Field(description="The named size.", examples=["tiny"])
+    spec: dict[str, Any] = Field(description="What its user gave.", examples=[{"size": "tiny", "name": "first-try"}])
+    resolved: Resolved = Field(description="Everything that it became: nothing is left open.")
+    progress: Progress | None = Field(description="How far it is; null before its first step.")
+    kubernetes: ClusterObject = Field(description="The object that executes its newest attempt.")
+    folder: str = Field(description="Where checkpoints and metrics.jsonl lie.", examples=[f"/data/runs/{RUN_ID}"])
+    labels: dict[str, str] = Field(description="Labels to find it by.", examples=[{"team": "lm"}])
+    restarts: int = Field(description="Restarts that count against limits.max_restarts.", examples=[0])
+    checkpoint_step: int | None = Field(description="Step of its last complete checkpoint.", examples=[100])
+    created_at: datetime = Field(description="When it was asked for.", examples=[CREATED])
+    started_at: datetime | None = Field(description="When all of its pods first ran.", examples=[STARTED])
+    finished_at: datetime | None = Field(description="When it ended.", examples=[None])
+    retry_of: str | None = Field(description="The run that this one tries again.", examples=[None])
+    links: dict[str, str] = Field(
+        description="Addresses of what belongs to it.", examples=[{"self": f"/v1/runs/{RUN_ID}"}]
+    )
+
+
+class RunPage(View):
+    """A page of runs, newest first."""
+
+    items: list[Run] = Field(description="The runs.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page.", examples=[None])
+
+
+class Preview(View):
+    """What would be created."""
+
+    plan: Plan = Field(description="Layout and bytes.")
+    manifest: dict[str, Any] = Field(description="The object.", examples=[{"kind": "PyTorchJob"}])
+    environment: dict[str, dict[str, str]] = Field(
+        description="What each pod's environment holds beside that, by pod.",
+        examples=[{f"{OBJECT}-master-0": {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "23456"}}],
+    )
+    warnings: list[str] = Field(description="What to know before it is created.", examples=[[]])
+
+
+PhaseFilter = Annotated[list[Phase] | None, Query(description="Only runs in these phases.", examples=[["running"]])]
+LabelFilter = Annotated[
+    list[str] | None, Query(description="Only runs with these labels, each key=value.", examples=[["team=lm"]])
+]
+Name = Annotated[str | None, Query(description="Only runs of this name.", examples=["first-try"], max_length=100)]
+Part = Annotated[
+    str | None, Query(description="Part of a name, or the start of an id.", examples=["first"], max_length=128)
+]
+Limit = Annotated[int, Query(description="Most runs of a page.", examples=[50], ge=1, le=runs.LARGEST_PAGE)]
+Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.", examples=[None], max_length=128)]
+
+
+@router.post("/runs", status_code=201, summary="Create a run")
+def create(spec: RunSpec, response: Response, context: Services, idempotency_key: IdempotencyKey = None) -> Run:
+    """Store a run and submit it; the reply does not wait for the cluster. 200 where the key had made it before."""
+    run, replayed = runs.create_run(context, spec, idempotency_key=idempotency_key)
+    return _made(run, response, replayed=replayed)
+
+
+@router.post("/runs:preview", summary="Show what would be created")
+def preview(spec: RunSpec, context: Services) -> Preview:
+    """Plan, manifest and per-pod environment of a run that is not created."""
+    previewed = plans.preview(context, spec)
+    return Preview(
+        plan=Plan.of(previewed.plan),
+        manifest=previewed.manifest,
+        environment=previewed.environment,
+        warnings=list(previewed.warnings),
+    )
+
+
+@router.get("/runs", summary="List runs")
+def list_runs(
+    context: Services,
+    phase: PhaseFilter = None,
+    label: LabelFilter = None,
+    name: Name = None,
+    q: Part = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> RunPage:
+    """Runs, newest first, a page at a time."""
+    page = runs.list_runs(
+        context, cursor=cursor, limit=limit, phases=phase or (), name=name, query=q, labels=_labels(label or [])
+    )
+    return RunPage(items=[show(run) for run in page.runs], next_cursor=page.next_cursor)
+
+
+@router.get("/runs/{run}", summary="Show a run")
+def get(run: RunRef, context: Services) -> Run:
+    """One run."""
+    return show(runs.get(context, run))
+
+
+@router.post("/runs/{run}/cancel", status_code=202, summary="Cancel a run")
+def cancel(run: RunRef, context: Services) -> Run:
+    """Ask for the run's end. It writes a checkpoint first; a run that has ended stays as it is."""
+    return show(runs.cancel_run(context, run))
+
+
+@router.post("/runs/{run}/retry", status_code=201, summary="Try a run again")
+def retry(run: RunRef, response: Response, context: Services, idempotency_key: IdempotencyKey = None) -> Run:
+    """A new run (`retry_of`) that goes on from an ended run's last checkpoint."""
+    made, replayed = runs.retry_run(context, run, idempotency_key=idempotency_key)
+    return _made(made, response, replayed=replayed)
+
+
+def show(run: RunView) -> Run:
+    """A run as the API shows it."""
+    here = f"/v1/runs/{run.id}"
+    parts = {name: f"{here}/{name}" for name in ("manifest", "attempts", *STREAMED)}
+    streams = {f"{name}_stream": f"{here}/{name}/stream" for name in STREAMED}
+    return Run.model_validate({**vars(run), "links": {"self": here, **parts, **streams}})
+
+
+def _made(run: RunView, response: Response, *, replayed: bool) -> Run:
+    response.headers["location"] = f"/v1/runs/{run.id}"
+    response.headers["idempotency-replayed"] = str(replayed).lower()
+    response.status_code = 200 if replayed else 201
+    return show(run)
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    """Labels of a query. Raises Refusal for one that is no `key=value`."""
+    bad = [label for label in given if "=" not in label]
+    if bad:
+        raise invalid(
+            [FieldProblem(pointer="?label", code="invalid_label", detail=f"got {bad[0]!r}; allowed: key=value")]
+        )
+    return dict(label.split("=", 1) for label in given)

@@ -1,0 +1,55 @@
+"""What is common to the documents that the API shows, and how routes reach what they show."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Depends, Header, Path, Request
+from pydantic import BaseModel, ConfigDict
+
+from controlplane.api.streams import Hub
+from controlplane.services.context import Context
+
+RUN_ID = "run_01JD3M7X9K5V2Q8R4T6W0Y1Z2A"
+OBJECT = "first-try-6w0y1z2a-1"
+CREATED = datetime(2026, 11, 24, 11, 5, 0, 250_000, UTC)
+STARTED = datetime(2026, 11, 24, 11, 5, 2, 500_000, UTC)
+FINISHED = datetime(2026, 11, 24, 11, 6, 9, 750_000, UTC)
+
+
+class View(BaseModel):
+    """A document that the API shows."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+def _hub(request: Request) -> Hub:
+    hub: Hub = request.app.state.hub
+    return hub
+
+
+Services = Annotated[Context, Depends(_context)]
+Streams = Annotated[Hub, Depends(_hub)]
+RunRef = Annotated[
+    str, Path(description="A run's id, or its name while it lives.", examples=[RUN_ID], min_length=1, max_length=128)
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="The same key with the same request gives the same run, for 7 days.",
+        examples=["0f4c7b52a1"],
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]+$",
+    ),
+]
+LastEventId = Annotated[
+    str | None,
+    Header(description="The id of the last message received; the stream goes on after it.", examples=["1.0"]),
+]

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from controlplane.api.problems import CODES
+
+from .conftest import Plane
+
+API = Path(__file__).parents[3] / "docs" / "api.md"
+
+
+@pytest.fixture
+def document(client: TestClient) -> dict[str, Any]:
+    schema: dict[str, Any] = client.get("/openapi.json").json()
+    return schema
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def test_the_documentation_needs_no_internet(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    places = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert places
+    for place in places:
+        assert "//" not in place
+        reply = client.get(f"/{place}")
+        assert reply.status_code == 200
+        assert len(reply.content) > 100
+    assert client.get("/docs/other.js").status_code == 404
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_the_page_finds_its_document_at_either_address(client: TestClient, prefix: str) -> None:
+    assert "'openapi.json'" in client.get(f"{prefix}/docs").text
+    assert client.get(f"{prefix}/openapi.json").json()["info"]["title"] == "TeraGPT"
+
+
+def test_every_field_has_a_description_and_an_example(document: dict[str, Any]) -> None:
+    bare = []
+    for name, schema in document["components"]["schemas"].items():
+        if "enum" in schema:
+            continue
+        assert schema.get("description"), name
+        for field, entry in schema.get("properties", {}).items():
+            composed = "$ref" in str(entry)  # its own schema describes it, its own fields have examples
+            if not (entry.get("description") or composed) or not ("examples" in entry or composed):
+                bare.append(f"{name}.{field}")
+    assert not bare
+
+
+def test_every_parameter_has_a_description_and_an_example(document: dict[str, Any]) -> None:
+    for path, method, operation in operations(document):
+        for parameter in operation.get("parameters", []):
+            assert parameter.get("description"), (path, method, parameter["name"])
+            assert "examples" in parameter["schema"] or "examples" in parameter, (path, method, parameter["name"])
+
+
+def test_every_operation_says_what_it_does_and_how_it_refuses(document: dict[str, Any]) -> None:
+    for path, method, operation in operations(document):
+        assert operation["summary"], (path, method)
+        assert operation["description"], (path, method)
+        assert "application/problem+json" in operation["responses"]["4XX"]["content"], (path, method)
+
+
+def test_no_reply_is_documented_that_the_api_does_not_give(document: dict[str, Any]) -> None:
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def examples(document: dict[str, Any], schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each example of each field of a schema, with the pointer of the field."""
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    for field, entry in schema.get("properties", {}).items():
+        for example in entry.get("examples", []):
+            yield f"/{field}", example
+        for part in [entry, *entry.get("anyOf", [])]:
+            if "$ref" in part:
+                yield from ((f"/{field}{pointer}", example) for pointer, example in examples(document, part))
+
+
+def placed(pointer: str, value: Any) -> dict[str, Any]:
+    for part in reversed(pointer.strip("/").split("/")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def test_a_request_made_from_each_example_is_accepted(
+    client: TestClient, plane: Plane, document: dict[str, Any]
+) -> None:
+    tried = 0
+    for path in ("/v1/runs", "/v1/runs:preview", "/v1/plans"):
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for pointer, example in examples(document, schema):
+            body = {"size": "tiny"} | placed(pointer, example)
+            reply = client.post(path, json=body)
+            assert reply.status_code in {200, 201}, (pointer, example, reply.text)
+            if path == "/v1/runs":
+                plane.end(reply.json()["id"])
+            tried += 1
+    assert tried > 40
+
+
+def test_points_made_from_the_examples_are_accepted(
+    client: TestClient, plane: Plane, document: dict[str, Any], run: dict[str, Any]
+) -> None:
+    points = document["components"]["schemas"]["NewPoints"]["properties"]["points"]["examples"][0]
+    one = document["components"]["schemas"]["NewPoint"]["properties"]
+    body = {"attempt": 1, "points": [*points, {name: entry["examples"][0] for name, entry in one.items()}]}
+    headers = {"authorization": f"Bearer {plane.token(run['id'])}"}
+    assert client.post(f"/v1/runs/{run['id']}/metrics", json=body, headers=headers).status_code == 200
+
+
+def test_query_parameters_made_from_the_examples_are_accepted(
+    client: TestClient, document: dict[str, Any], run: dict[str, Any]
+) -> None:
+    for path, method, operation in operations(document):
+        if method != "get" or path.endswith("/stream"):
+            continue
+        for parameter in operation.get("parameters", []):
+            values = parameter["schema"].get("examples") or parameter["examples"]
+            if parameter["in"] == "query" and values[0] is not None:
+                reply = client.get(path.replace("{run}", run["id"]), params={parameter["name"]: values[0]})
+                assert reply.status_code == 200, (path, parameter["name"], reply.text)
+
+
+def test_every_route_is_documented_with_a_call(document: dict[str, Any]) -> None:
+    text = API.read_text("utf-8")
+    for path, method, _ in operations(document):
+        place = path.removeprefix("/v1").replace("{run}", "$RUN")
+        assert re.search(rf"^curl .*{re.escape(place)}(\s|'|\"|\?|$)", text, re.MULTILINE), (method, path)
+        assert f"`{method.upper()} {path.removeprefix('/v1')}`" in text
+
+
+def test_every_code_is_documented() -> None:
+    text = API.read_text("utf-8")
+    for code, (status, _) in CODES.items():
+        assert re.search(rf"^\| `{code}` \| {status} \|", text, re.MULTILINE), code
+
+
+def test_every_measurement_is_documented(client: TestClient) -> None:
+    text = API.read_text("utf-8")
+    for name in re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE):
+        if not name.endswith("_created"):
+            assert f"`{name}`" in text

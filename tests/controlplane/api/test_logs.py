@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from .conftest import Plane
+
+LINES = "".join(f"step {step}/200 | loss 3.1\n[rank 1] noise {step}\n" for step in range(1, 201))
+
+
+def write(plane: Plane, run: dict[str, Any], text: str) -> None:
+    key = f"{run['kubernetes']['name']}/{run['kubernetes']['name']}-master-0"
+    plane.cluster.written[key] = plane.cluster.written.get(key, b"") + text.encode()
+
+
+def test_each_ranks_lines_are_told_apart(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:
+    write(plane, run, LINES)
+    reply = client.get(f"/runs/{run['id']}/logs")
+    assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+    assert reply.text.splitlines() == [f"step {step}/200 | loss 3.1" for step in range(1, 201)]
+    other = client.get(f"/runs/{run['id']}/logs?rank=1&attempt=1").text
+    assert other.splitlines() == [f"noise {step}" for step in range(1, 201)]
+
+
+@pytest.mark.parametrize("tail", [0, 1, 7, 1000])
+def test_the_last_lines_are_shown(client: TestClient, plane: Plane, run: dict[str, Any], tail: int) -> None:
+    write(plane, run, LINES)
+    shown = client.get(f"/runs/{run['id']}/logs?tail={tail}").text.splitlines()
+    assert shown == ([f"step {step}/200 | loss 3.1" for step in range(1, 201)][-tail:] if tail else [])
+
+
+def test_a_log_of_any_length_is_shown_whole(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:
+    write(plane, run, "x" * 99 + "\n")
+    write(plane, run, ("y" * 99 + "\n") * 30_000)
+    text = client.get(f"/runs/{run['id']}/logs").text
+    assert len(text) == 100 * 30_001
+    assert text.startswith("x" * 99 + "\ny")
+
+
+def test_a_run_that_has_written_nothing_has_an_empty_log(client: TestClient, run: dict[str, Any]) -> None:
+    assert client.get(f"/runs/{run['id']}/logs").text == ""
+    assert client.get(f"/runs/{run['id']}/logs?tail=5").text == ""
+
+
+def test_bytes_that_are_no_text_and_odd_lines_do_no_harm(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:
+    key = f"{run['kubernetes']['name']}/{run['kubernetes']['name']}-master-0"
+    plane.cluster.written[key] = b"\xff\xfe\0 half\n 10%\r 20%\rdone\n"
+    assert client.get(f"/runs/{run['id']}/logs").status_code == 200
+
+
+@pytest.mark.parametrize("query", ["rank=-1", "rank=x", "tail=-1", "attempt=0"])
+def test_a_bad_query_is_pointed_at(client: TestClient, run: dict[str, Any], query: str) -> None:
+    reply = client.get(f"/runs/{run['id']}/logs?{query}")
+    assert reply.status_code == 422
+    assert reply.json()["errors"][0]["pointer"] == f"?{query.partition('=')[0]}"
+
+
+def test_a_rank_that_is_not_there_is_not_found(client: TestClient, run: dict[str, Any]) -> None:
+    assert client.get(f"/runs/{run['id']}/logs?rank=7").status_code == 404
