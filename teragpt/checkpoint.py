@@ -45,14 +45,16 @@ class Checkpoint:
     attempt: int
     meta: dict[str, Any]
 
-    def verify(self, config: Config) -> None:
-        """Raise ConfigError when it is of another shape than the run, or a file is missing or cut."""
+    def verify(self, config: Config, data: str = "") -> None:
+        """Raise ConfigError when it is of another shape or other data than the run, or a file is missing or cut."""
         theirs = self.meta["config"]
         problems = [
             Problem(name, getattr(config, name), f"{theirs[name]!r}, as in the checkpoint {self.folder}")
             for name in SHAPE
             if theirs[name] != getattr(config, name)
         ]
+        if data and self.meta["data"] != data:
+            problems.append(Problem("data", config.data or "the embedded corpus", f"the data of {self.folder}"))
         for name, size in self.meta["files"].items():
             path = self.folder / name
             found = path.stat().st_size if path.exists() else None
@@ -100,12 +102,14 @@ def write_durably(path: Path, value: Mapping[str, object]) -> None:
 class Checkpoints:
     """The checkpoints of one attempt of a run. Every rank makes one, and calls its methods at the same steps."""
 
-    def __init__(self, config: Config, attempt: int | None) -> None:
+    def __init__(self, config: Config, data: str, attempt: int | None) -> None:
         """Claim the run folder for `attempt` (the next free one unless given); `start` is what to resume from.
+
+        `data` is the dataset's fingerprint: a run goes on only with the data that it began with.
 
         Raises ConfigError for a folder that cannot be written, and Superseded when a later attempt owns it.
         """
-        self.config, self.folder = config, Path(config.out) / "checkpoints"
+        self.config, self.data, self.folder = config, data, Path(config.out) / "checkpoints"
         self.leader = dist.get_rank() == 0
         self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -125,10 +129,11 @@ class Checkpoints:
 
     def claim(self, attempt: int | None) -> tuple[int, Checkpoint | None]:
         """Write the owner file of the attempt; returns it with the checkpoint that it resumes from."""
+        number = attempt or 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             known = sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("owner-*.json"))
-            number = attempt or (known[-1] + 1 if known else 1)
+            number = number or (known[-1] + 1 if known else 1)
             if known and known[-1] >= number:
                 raise Superseded(f"attempt {number} cannot claim {self.folder}: attempt {known[-1]} has")
             found = published(self.folder.parent)
@@ -138,7 +143,7 @@ class Checkpoints:
                     raise ConfigError([Problem("start_from", self.config.start_from, "a run folder with a checkpoint")])
             start = found[-1] if found else None
             if start is not None:
-                start.verify(self.config)
+                start.verify(self.config, self.data)
             owner = {
                 "attempt": number,
                 "resumed_from": start.step if start else 0,
@@ -175,6 +180,7 @@ class Checkpoints:
         whole = {
             "step": step,
             "attempt": self.attempt,
+            "data": self.data,
             "torch": torch.__version__,
             "config": asdict(self.config),
             **meta,

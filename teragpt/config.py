@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from teragpt.plan import micro_batch
-from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_TOKENS, Shape, padded, recipe
+from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, padded, recipe
 
 EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
@@ -165,12 +165,12 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     embedded = not full.get("data")
     full.setdefault("num_tokens", vocabulary or (EMBEDDED_VOCABULARY if embedded else REFERENCE_VOCABULARY))
     shape = Shape(**{name: full[name] for name in Shape.__dataclass_fields__})
-    budget = full.get("tokens") or (TINY_TOKENS if full["size"] == TINY else None)
-    derived = recipe(shape, full["num_tokens"], shape.context, budget)
+    tiny = full["size"] == TINY
+    derived = TINY_RECIPE if tiny else recipe(shape, full["num_tokens"], shape.context, full.get("tokens"))
     full.setdefault("rope_theta", derived.rope_theta)
     full.setdefault("learning_rate", derived.learning_rate)
-    full.setdefault("global_batch_tokens", derived.batch // shape.context * shape.context)
-    full.setdefault("steps", max(1, derived.tokens // full["global_batch_tokens"]))
+    full.setdefault("global_batch_tokens", max(1, derived.batch // shape.context) * shape.context)
+    full.setdefault("steps", max(1, full.get("tokens", derived.tokens) // full["global_batch_tokens"]))
     full["tokens"] = full["steps"] * full["global_batch_tokens"]
     full.setdefault("warmup_steps", min(WARMUP_STEPS, full["steps"] // 20))
     full.setdefault("eval_every", max(1, full["steps"] // 10))
@@ -193,6 +193,8 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         yield Problem(*blame("kv_heads", "heads"), f"a divisor of heads {config.heads}")
     if config.global_batch_tokens % config.context:
         yield Problem(*blame("global_batch_tokens", "context"), f"a multiple of context {config.context}")
+    if "tokens" in given and "steps" in given:
+        yield Problem("tokens", given["tokens"], "tokens or steps, not both: the one follows from the other")
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
     for name in ("model", "loader"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from teragpt.ops import linear, linear_cross_entropy, rms_norm, rotary, rotate, swiglu
+from teragpt.ops import linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
 from teragpt.sizes import padded
 
 Rope = tuple[Tensor, Tensor]
@@ -47,17 +47,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
         """x (B, T, D) to (B, T, D). A `past` is read and extended in place; T is 1 unless it is empty."""
-        projected = linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        q, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in projected)  # (B, T, H or G, K)
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        qkv = linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        kv_heads = self.k_proj.weight.size(0) // self.head_dim
+        q, k, v = norm_rotary(qkv, self.q_norm.weight, self.k_norm.weight, rope, kv_heads, self.q_norm.eps)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, K)
         if past is not None:
             k, v = torch.cat([*past[:1], k], dim=2), torch.cat([*past[1:], v], dim=2)
             past[:] = k, v
         grouped = q.size(1) != k.size(1)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1, enable_gqa=grouped)  # (B, H, T, K)
-        (y,) = linear(y.transpose(1, 2).flatten(2), self.o_proj.weight)
-        return y
+        return linear(y.transpose(1, 2).flatten(2), self.o_proj.weight)
 
 
 class FeedForward(nn.Module):
@@ -71,9 +70,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) to (B, T, D)."""
-        gate, up = linear(x, self.gate_proj.weight, self.up_proj.weight)
-        (y,) = linear(swiglu(gate, up), self.down_proj.weight)
-        return y
+        return linear(swiglu(linear(x, self.gate_proj.weight, self.up_proj.weight)), self.down_proj.weight)
 
 
 class Block(nn.Module):
@@ -89,7 +86,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
         """x (B, T, D) to (B, T, D)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, past)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class TeraGPT(nn.Module):
@@ -146,7 +144,7 @@ class TeraGPT(nn.Module):
         x = self.norm(x)
         output = (self.embed_tokens if self.lm_head is None else self.lm_head).weight[: self.num_tokens]
         if targets is None:
-            return linear(x, output)[0]
+            return linear(x, output)
         return linear_cross_entropy(x, output, targets)
 
     def initial_std(self, name: str, columns: int) -> float:

@@ -15,37 +15,134 @@ from torch.nn import functional as F
 LOGITS_CHUNK = 1 << 21  # logits held at once: 8 MB in fp32, about what a core's caches hold
 
 
-def linear(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """Projections of x (..., D) by each weight (out, D), as one matmul in x's dtype; masters stay as they are."""
-    if len(weights) == 1:
-        return (F.linear(x, weights[0].to(x.dtype)),)
-    joined = torch.cat([weight.to(x.dtype) for weight in weights])
-    return torch.split(F.linear(x, joined), [weight.size(0) for weight in weights], dim=-1)
+def linear(x: Tensor, *weights: Tensor) -> Tensor:
+    """Projections of x (..., D) by each weight (out, D), side by side, as one matmul in x's dtype."""
+    joined = weights[0].to(x.dtype) if len(weights) == 1 else torch.cat([weight.to(x.dtype) for weight in weights])
+    projected: Tensor = F.linear(x, joined)
+    return projected
+
+
+class RMSNorm(Function):
+    """x (..., D) over its root mean square, times weight (D) (Zhang & Sennrich 2019), in few passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The normalised x; x and the inverse root mean square are kept for backward."""
+        scale = inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of x and weight."""
+        x, weight, scale = ctx.saved_tensors
+        unit = x * scale
+        product = grads[0] * unit
+        dx = (grads[0] * weight).addcmul_(unit, (product @ weight).unsqueeze(-1), value=-1 / x.size(-1)).mul_(scale)
+        return dx, product.flatten(0, -2).sum(0), None
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 over the root mean square of x's last dimension, kept (..., 1)."""
+    mean_square: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.size(-1)
+    return mean_square.add_(eps).rsqrt_()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., D) over its root mean square, times weight (D); computed in fp32 at least (Zhang & Sennrich 2019)."""
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    """x (..., D) over its root mean square, times weight (D). GPUs have a kernel of their own for it."""
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    normal: Tensor = RMSNorm.apply(x, weight.to(x.dtype), eps)
+    return normal
 
 
 def rotary(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, 1, K) of the rotary embedding at positions (T), halves side by side (Su et al. 2021)."""
+    """Cosines and sines (T, 1, K/2) of the rotary embedding at positions (T) (Su et al. 2021)."""
     frequencies = theta ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
-    angles = torch.outer(positions.float(), frequencies)
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
+    angles = torch.outer(positions.float(), frequencies).unsqueeze(1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """x (B, T, H, K) turned by its position: pairs are an element of the first half and one of the second."""
-    cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, T, H, K) turned by angles (T, 1, K/2); pairs are an element of the first half and one of the second."""
+    (first, second), y = x.chunk(2, dim=-1), torch.empty_like(x, memory_format=torch.contiguous_format)
+    one, other = y.chunk(2, dim=-1)
+    torch.mul(first, cos, out=one).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=other).addcmul_(first, sin)
+    return y
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """SiLU(gate) x up, both (..., F) (Shazeer 2020)."""
-    return F.silu(gate) * up
+class NormRotary(Function):
+    """QK-norm and rotary embedding of the queries and keys in a joint projection (B, T, (H + 2G) K).
+
+    Backward writes the three gradients into one joint tensor, which is what the projection's backward takes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, kv_heads: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, K), keys and values (B, T, G, K)."""
+        heads = torch.unflatten(qkv, -1, (-1, q_weight.size(0)))
+        q, k, v = torch.split(heads, [heads.size(2) - 2 * kv_heads, kv_heads, kv_heads], dim=2)
+        q_scale, k_scale = inverse_rms(q, eps), inverse_rms(k, eps)
+        ctx.save_for_backward(q, k, q_scale, k_scale, q_weight, k_weight, cos, sin)
+        turned = [turn((x * s).mul_(w), cos, sin) for x, s, w in ((q, q_scale, q_weight), (k, k_scale, k_weight))]
+        return turned[0], turned[1], v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the joint projection and of the two norms' weights."""
+        q, k, q_scale, k_scale, q_weight, k_weight, cos, sin = ctx.saved_tensors
+        dq, dk, dv = grads
+        joint = dq.new_empty(*dq.shape[:2], dq.size(2) + 2 * dk.size(2), dq.size(3))
+        into_q, into_k, into_v = torch.split(joint, [dq.size(2), dk.size(2), dk.size(2)], dim=2)
+        dw = []
+        for dy, x, scale, weight, into in ((dq, q, q_scale, q_weight, into_q), (dk, k, k_scale, k_weight, into_k)):
+            back, unit = turn(dy, cos, -sin), x * scale
+            product = back * unit
+            dw.append(product.flatten(0, -2).sum(0))
+            back.mul_(weight).addcmul_(unit, (product @ weight).unsqueeze(-1), value=-1 / x.size(-1))
+            torch.mul(back, scale, out=into)
+        into_v.copy_(dv)
+        return joint.flatten(2), dw[0], dw[1], None, None, None, None
+
+
+def norm_rotary(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, rope: tuple[Tensor, Tensor], kv_heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, T, H, K), keys and values (B, T, G, K) of qkv (B, T, (H + 2G) K), normalised a head and rotated."""
+    weights = (q_weight.to(qkv.dtype), k_weight.to(qkv.dtype))
+    parts: tuple[Tensor, Tensor, Tensor] = NormRotary.apply(qkv, *weights, *rope, kv_heads, eps)
+    return parts
+
+
+class SwiGLU(Function):
+    """SiLU(gate) x up (Shazeer 2020) of a joint projection (..., 2F), whose gradient comes back joint."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor) -> Tensor:
+        """(..., F)."""
+        ctx.save_for_backward(joint)
+        gate, up = joint.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """The gradient (..., 2F): silu' is s + silu (1 - s) with s the sigmoid."""
+        (joint,) = ctx.saved_tensors
+        gate, up = joint.chunk(2, dim=-1)
+        slope = torch.empty_like(joint)
+        into_gate, into_up = slope.chunk(2, dim=-1)
+        torch.mul(grads[0], F.silu(gate), out=into_up)
+        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=into_gate)
+        return slope
+
+
+def swiglu(joint: Tensor) -> Tensor:
+    """SiLU(gate) x up of a joint projection (..., 2F): the gate, then up."""
+    y: Tensor = SwiGLU.apply(joint)
+    return y
 
 
 class LinearCrossEntropy(Function):
@@ -65,14 +162,13 @@ class LinearCrossEntropy(Function):
         total = x.new_zeros((), dtype=wide)
         for start in range(0, x.size(0), chunk):
             part, wanted = x[start : start + chunk], targets[start : start + chunk].unsqueeze(1)
-            scores = (part @ weight.T).to(wide)
-            log_sum = scores.logsumexp(dim=1, keepdim=True)
-            total += (log_sum - scores.gather(1, wanted)).sum()
+            scores = F.log_softmax((part @ weight.T).to(wide), dim=1)
+            total -= scores.gather(1, wanted).sum()
             if dx is None or dw is None:
                 continue
-            slope = scores.sub_(log_sum).exp_()
+            slope = scores.exp_()
             slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
-            slope = slope.div_(x.size(0)).to(x.dtype)
+            slope = slope.to(x.dtype)
             torch.mm(slope, weight, out=dx[start : start + chunk])
             dw.addmm_(slope.T, part) if dw.dtype == part.dtype else dw.add_(slope.T @ part)
         ctx.save_for_backward(dx, dw)
@@ -83,7 +179,8 @@ class LinearCrossEntropy(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """The stored gradients, times the loss's own."""
         dx, dw = ctx.saved_tensors
-        return dx * grads[0].to(dx.dtype), (dw * grads[0]).to(ctx.weight_dtype), None, None
+        scale = grads[0] / dx.size(0)
+        return dx * scale.to(dx.dtype), (dw * scale).to(ctx.weight_dtype), None, None
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, config: Config, dtype: torch
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
     if config.compile == "on" or (config.compile == "auto" and mesh.device_type == "cuda"):
         for block in blocks:
-            block.compile()
+            block.compile(dynamic=False)
     if mesh.size() == 1:
         return
     wide = torch.promote_types(dtype, torch.float32)

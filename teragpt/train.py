@@ -40,6 +40,7 @@ from teragpt.parallel import (
     materialize,
     parallelize,
 )
+from teragpt.tokenizer import Tokenizer
 
 FINISHED, BAD_CONFIG, DIVERGED, STOPPED = 0, 2, 3, 143  # exit codes; anything else is a crash, which is retried
 STOP, FENCED = 1.0, math.inf  # what a rank can ask of all: to stop with a checkpoint, or at once and without
@@ -92,7 +93,7 @@ class Trainer:
         """Claim the run folder, build and shard the model, and restore the last checkpoint."""
         config = self.config
         attempt = os.environ.get("TERAGPT_ATTEMPT")
-        self.checkpoints = Checkpoints(config, int(attempt) if attempt else None)
+        self.checkpoints = Checkpoints(config, self.dataset.fingerprint, int(attempt) if attempt else None)
         mesh = build_mesh(config, self.device)
         dtype = compute_dtype(config, self.device)
         with torch.device("meta"):
@@ -115,6 +116,8 @@ class Trainer:
         self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)
         if self.world.rank == 0:
             write_durably(self.checkpoints.folder.parent / "config.json", asdict(config))
+            if self.dataset.tokenizer:
+                Tokenizer(self.dataset.tokenizer).save(self.checkpoints.folder.parent / "tokenizer")
         if self.checkpoints.start:
             self.restore(self.checkpoints.start)
 

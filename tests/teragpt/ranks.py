@@ -1,0 +1,75 @@
+"""Training jobs as real processes for the trainer's tests: one rank or several, with a dataset made of real text."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import teragpt
+
+ROOT = Path(teragpt.__file__).parents[1]
+OURS = re.compile(r"PET_|TERAGPT_(?!CACHE)|MASTER_|RANK$|WORLD_SIZE$|LOCAL_|OMP_")
+PATIENCE_S = 240
+
+# The smallest model that exercises everything, over the embedded corpus.
+SMALL = {
+    "dim": 32, "depth": 2, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 32, "global_batch_tokens": 256,
+    "micro_batch": 2, "eval_sequences": 8, "steps": 12, "warmup_steps": 2, "learning_rate": 0.01, "eval_every": 6,
+    "checkpoint_every": 4,
+}  # fmt: skip
+
+
+def arguments(settings: Mapping[str, object]) -> list[str]:
+    """Settings as a command line."""
+    words = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in settings.items()}
+    return [word for key, value in words.items() for word in ("--set", f"{key}={value}")]
+
+
+def start(command: Sequence[str], ranks: int = 1, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start `command`, a Python module or file with its arguments, on `ranks` ranks, in a process group of its own."""
+    base = {name: value for name, value in os.environ.items() if not OURS.match(name)}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launch, *command],
+        env={**base, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environ or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> str:
+    """kill -9 every process of the job, and return what they had printed."""
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.communicate(timeout=PATIENCE_S)[0]
+
+
+def train(settings: Mapping[str, object], ranks: int = 1, environ: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Train to the end; returns the exit code and the output."""
+    process = start(["-m", "teragpt.train", *arguments({**SMALL, **settings})], ranks, environ)
+    try:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"still training after {PATIENCE_S} s:\n{kill(process)}") from None
+    return process.returncode, output
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    """Wait until files that match the pattern exist under path, while the process runs."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not list(path.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"no {pattern} in {path}"
+        time.sleep(0.02)
+
+
+def curve(output: str) -> dict[int, str]:
+    """The printed loss of every step, the last one printed for a step that was trained twice."""
+    return {int(step): loss for step, loss in re.findall(r"^step (\d+)/\d+ \| loss (\S+)", output, re.MULTILINE)}

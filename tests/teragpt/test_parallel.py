@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import ranks
+from teragpt.config import Config, ConfigError, resolve
+from teragpt.model import TeraGPT
+from teragpt.parallel import compute_dtype, draw_rows, load_attribute, materialize
+
+GRADIENTS = """
+import sys, torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from teragpt.config import parse
+from teragpt.parallel import connect, forward_backward
+from teragpt.train import Trainer
+
+trainer = Trainer(parse(sys.argv[2:]))
+trainer.device = connect(trainer.world)
+trainer.set_up()
+config = trainer.config
+ids, targets = trainer.dataset.batch(
+    0, config.sequences, config.context, 0, trainer.world.rank, trainer.world.world_size)
+loss = forward_backward(trainer.model, ids, targets, config).double()
+dist.all_reduce(loss)
+whole = lambda t: t.full_tensor() if isinstance(t, DTensor) else t
+found = {name: whole(p.grad).clone() for name, p in trainer.model.named_parameters()}
+found |= {f"initial {name}": whole(p.detach()).clone() for name, p in trainer.model.named_parameters()}
+if dist.get_rank() == 0:
+    torch.save({"loss": loss, **found}, sys.argv[1])
+trainer.checkpoints.finish()
+dist.destroy_process_group()
+"""
+
+
+def gradients(folder: Path, count: int, **settings: object) -> dict[str, torch.Tensor]:
+    script, result = folder / "gradients.py", folder / f"{count}-{len(list(folder.iterdir()))}.pt"
+    script.write_text(GRADIENTS)
+    out = folder / f"run-{result.stem}"
+    words = ranks.arguments({**ranks.SMALL, "precision": "fp64", "out": out, **settings})
+    process = ranks.start([str(script), str(result), *words], count)
+    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
+    assert process.returncode == 0, output
+    return dict(torch.load(result))
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    return gradients(tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "settings"),
+    [
+        pytest.param(2, {}, id="two ranks"),
+        pytest.param(3, {}, id="three ranks with uneven parts"),
+        pytest.param(4, {}, id="four ranks"),
+        pytest.param(4, {"dp_replicate": 2}, id="two replicas of two shards"),
+        pytest.param(1, {"micro_batch": 8}, id="no accumulation"),
+        pytest.param(1, {"micro_batch": 3}, id="uneven micro-batches"),
+    ],
+)
+def test_every_mesh_has_the_same_weights_loss_and_gradients(
+    tmp_path: Path, alone: dict[str, torch.Tensor], count: int, settings: dict[str, object]
+) -> None:
+    assert largest_difference(alone, gradients(tmp_path, count, **settings)) <= 1e-10
+
+
+def test_untied_models_have_the_same_gradients_on_two_ranks(tmp_path: Path) -> None:
+    one, two = (gradients(tmp_path, count, tied=False) for count in (1, 2))
+    assert "lm_head.weight" in one
+    assert largest_difference(one, two) <= 1e-10
+
+
+def test_a_compiled_block_has_the_gradients_of_an_eager_one(
+    tmp_path: Path, alone: dict[str, torch.Tensor], compiler: str
+) -> None:
+    assert compiler
+    assert largest_difference(alone, gradients(tmp_path, 2, compile="on")) <= 1e-10
+
+
+def test_initial_rows_do_not_depend_on_who_draws_them() -> None:
+    whole, part = torch.empty(3000, 4), torch.empty(1500, 4)
+    draw_rows(whole, 0, 3000, 0.1, "key")
+    draw_rows(part, 1200, 3000, 0.1, "key")
+    assert torch.equal(whole[1200:2700], part)
+    assert abs(float(whole.std()) - 0.1) < 0.01
+
+
+def test_initial_weights_differ_by_seed_and_name_but_not_by_precision() -> None:
+    def build(**settings: object) -> nn.Module:
+        config = resolve(settings)
+        with torch.device("meta"):
+            model = TeraGPT(32, 2, 2, 300)
+        materialize(model, config, torch.device("cpu"))
+        return model
+
+    first, again, other, wide = build(), build(), build(seed=1), build(precision="fp64")
+    weights = dict(first.named_parameters())
+    assert all(torch.equal(weights[name], value) for name, value in again.named_parameters())
+    assert not torch.equal(weights["embed_tokens.weight"], dict(other.named_parameters())["embed_tokens.weight"])
+    assert all(torch.equal(weights[name].double(), value) for name, value in wide.named_parameters())
+    assert not torch.equal(weights["layers.0.mlp.gate_proj.weight"], weights["layers.1.mlp.gate_proj.weight"])
+
+
+def test_precision_follows_the_device_unless_it_is_given() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert compute_dtype(Config(), cpu) == torch.float32
+    assert compute_dtype(Config(), gpu) == torch.bfloat16
+    assert compute_dtype(Config(precision="fp64"), gpu) == torch.float64
+
+
+@pytest.mark.parametrize("name", ["no.such.module:it", "teragpt.model:NoSuchModel"])
+def test_a_model_that_cannot_be_imported_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="model: got"):
+        load_attribute(name, "model")
+
+
+def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> None:
+    code, output = ranks.train({"out": tmp_path / "run", "dp_replicate": 2})
+    assert code == 2
+    assert "dp_replicate: got 2; allowed: a divisor of the world size 1" in output
+
+
+def test_fewer_sequences_than_ranks_are_refused(tmp_path: Path) -> None:
+    code, output = ranks.train({"out": tmp_path / "run", "global_batch_tokens": 32}, 2)
+    assert code == 1  # torchrun's own code for its ranks' 2; the launcher hands on the 2
+    assert "global_batch_tokens: got 32; allowed: at least a sequence for each of 2 ranks: 64 tokens" in output
