@@ -44,10 +44,11 @@ def logs(
     if tail is not None:
         return _tail(context, chosen.name, pod, rank, tail, ended=ended)
     data = context.cluster.logs(chosen.name, pod, offset, LARGEST_CHUNK)
-    whole = data if ended and len(data) < LARGEST_CHUNK else data[: data.rfind(b"\n") + 1]
-    if not whole and len(data) == LARGEST_CHUNK:
+    full = len(data) == LARGEST_CHUNK  # there may be more behind it
+    whole = data if ended and not full else data[: data.rfind(b"\n") + 1]
+    if full and not whole:
         whole = data  # a line without an end; better cut than never shown
-    return LogChunk([*of_rank(whole, rank)], offset + len(whole), ended and len(whole) == len(data))
+    return LogChunk([*of_rank(whole, rank)], offset + len(whole), ended and not full)
 
 
 def pod_name(object_name: str, node: int) -> str:

@@ -15,6 +15,19 @@ from controlplane.render.environment import pods_of
 from controlplane.render.models import PyTorchJob
 
 
+class Clock:
+    """A clock that stands until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 class MemoryCluster:
     """Does what the protocol says. `fail` (an exception) is raised by every call while it is set."""
 
@@ -23,6 +36,7 @@ class MemoryCluster:
     def __init__(self, *, cpus: int = 4, memory: int = 16 << 30, gpus: int = 0) -> None:
         self.jobs: dict[str, ObservedJob] = {}
         self.created: list[str] = []  # names, once for each object that was really made
+        self.made: list[tuple[str, int]] = []  # and the attempts that they were made for
         self.deleted: list[str] = []
         self.secrets: dict[str, dict[str, str]] = {}
         self.written: dict[str, bytes] = {}
@@ -49,9 +63,10 @@ class MemoryCluster:
                     raise NameConflict(f"{name} belongs to another run")
                 return there.uid
             uid = f"uid-{next(self._uids)}"
-            self.created.append(name)
             if name in self._gone:
                 return uid
+            self.created.append(name)
+            self.made.append((identity.run_id, identity.attempt))
             pods = tuple(
                 ObservedPod(pod.name, f"{uid}-{pod.rank}", pod.role, pod.number, "Pending", "Queued", "needs a place")
                 for pod in pods_of(PyTorchJob.model_validate(manifest))
@@ -129,6 +144,7 @@ class MemoryCluster:
         """Let an object be gone, as if someone had removed it by hand."""
         with self.lock:
             del self.jobs[name]
+            self._gone.add(name)
         self._wake()
 
     def _maybe_fail(self) -> None:

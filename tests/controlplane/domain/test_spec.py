@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from controlplane.domain.errors import InvalidSpec
+from controlplane.domain.resolve import ResolvedRun, lay_out, misfits, resolve, sizes
+from controlplane.domain.spec import Checkpoint, Compute, Data, Limits, RunSpec, Variable, parse_spec
+from teragpt.sizes import SIZES
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    cpus: int = 2
+    memory: int = 8 << 30
+    gpus: int = 0
+
+
+def refused(body: object) -> dict[str, str]:
+    """The problems of a body, whoever finds them, by pointer."""
+    with pytest.raises(InvalidSpec) as caught:
+        resolve(parse_spec(body), Machine(), "/runs/x")
+    told: dict[str, str] = {}
+    for one in caught.value.problems:
+        told[one.pointer] = f"{told.get(one.pointer, '')} {one.detail}"
+    return told
+
+
+def tiny(**more: Any) -> dict[str, Any]:
+    return {"size": "tiny", **more}
+
+
+def fields() -> Iterator[tuple[type[BaseModel], str]]:
+    for model in (RunSpec, Compute, Data, Checkpoint, Limits, Variable):
+        for name in model.model_fields:
+            yield model, name
+
+
+@pytest.mark.parametrize(("model", "name"), list(fields()))
+def test_every_field_is_described_and_its_example_is_accepted(model: type[BaseModel], name: str) -> None:
+    field = model.model_fields[name]
+    assert field.description
+    assert field.description.endswith(".")
+    assert field.examples
+    section = {Compute: "compute", Data: "data", Checkpoint: "checkpoint", Limits: "limits"}.get(model)
+    for example in field.examples:
+        if model is Variable:
+            body = tiny(env=[{"name": "X", "value": "1", name: example}])
+        else:
+            body = tiny(**({section: {name: example}} if section else {name: example}))
+        resolve(parse_spec(body), Machine(), "/runs/x")
+
+
+def test_the_size_alone_is_enough() -> None:
+    run = resolve(parse_spec({"size": "TINY"}), Machine(), "/runs/x")
+    assert (run.config["size"], run.config["out"], run.world_size) == ("tiny", "/runs/x", 2)
+    assert (run.layout.nodes, run.layout.processes_per_node, run.layout.cpus_per_node) == (1, 2, 2)
+    assert run.steps * run.config["global_batch_tokens"] == run.tokens
+    assert run.state_bytes["total"] == 16 * -(-run.parameters // 2)
+
+
+def test_a_resolved_run_survives_json_and_its_hash_tells_it_from_others() -> None:
+    run = resolve(parse_spec(tiny(env=[{"name": "A", "value": "b"}], labels={"team": "lm"})), Machine(), "/runs/x")
+    assert ResolvedRun.from_json(run.to_json()) == run
+    other = resolve(parse_spec(tiny(train={"seed": 1})), Machine(), "/runs/x")
+    assert run.spec_hash == ResolvedRun.from_json(run.to_json()).spec_hash != other.spec_hash
+
+
+@pytest.mark.parametrize(
+    ("machine", "compute", "layout"),
+    [
+        (Machine(), {}, (1, 2, 0, 2)),
+        (Machine(cpus=1), {}, (1, 1, 0, 1)),
+        (Machine(cpus=64), {}, (1, 2, 0, 2)),
+        (Machine(cpus=64), {"cpus_per_node": 8}, (1, 8, 0, 8)),
+        (Machine(cpus=64, gpus=8), {}, (1, 8, 8, 8)),
+        (Machine(cpus=64, gpus=8), {"gpus_per_node": 2}, (1, 2, 2, 2)),
+        (Machine(cpus=64, gpus=8), {"gpus_per_node": 0}, (1, 2, 0, 2)),
+        (Machine(cpus=64, gpus=8), {"nodes": 2}, (2, 4, 4, 4)),
+        (Machine(cpus=4), {"nodes": 2}, (2, 2, 0, 2)),
+        (Machine(cpus=4), {"processes_per_node": 3}, (1, 3, 0, 3)),
+    ],
+)
+def test_what_is_left_out_of_compute_follows_from_the_machine(
+    machine: Machine, compute: dict[str, int], layout: tuple[int, ...]
+) -> None:
+    there = resolve(parse_spec(tiny(compute=compute)), machine, "/runs/x").layout
+    assert (there.nodes, there.processes_per_node, there.gpus_per_node, there.cpus_per_node) == layout
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "detail"),
+    [
+        ([], "", "dictionary"),
+        ("tiny", "", "dictionary"),
+        ({}, "/size", "required"),
+        ({"size": "huge"}, "/size", "allowed: tiny, 111m"),
+        ({"size": 1}, "/size", "got 1"),
+        (tiny(model="x"), "/model", "no field 'model'"),
+        (tiny(compute={"gpus": 1}), "/compute/gpus", "no field 'gpus'"),
+        (tiny(compute={"nodes": 0}), "/compute/nodes", "got 0"),
+        (tiny(compute={"nodes": -1}), "/compute/nodes", "got -1"),
+        (tiny(compute={"nodes": 10**9}), "/compute/nodes", "got 1000000000"),
+        (tiny(compute={"nodes": "2"}), "/compute/nodes", "got '2'"),
+        (tiny(compute={"nodes": 1.5}), "/compute/nodes", "got 1.5"),
+        (tiny(compute={"nodes": True}), "/compute/nodes", "got True"),
+        (tiny(compute={"nodes": float("nan")}), "/compute/nodes", "got nan"),
+        (tiny(compute={"nodes": 5}), "/compute/nodes", "needs 5 CPUs"),
+        (tiny(compute={"cpus_per_node": 5}), "/compute/cpus_per_node", "machine's 2"),
+        (tiny(compute={"gpus_per_node": 1}), "/compute/gpus_per_node", "machine's 0"),
+        (tiny(compute={"memory_per_node": 1 << 45}), "/compute/memory_per_node", "bytes of memory"),
+        (
+            tiny(compute={"processes_per_node": 17, "memory_per_node": 1 << 30}),
+            "/compute/processes_per_node",
+            "17 ranks",
+        ),
+        ({"size": "175b"}, "/size", "bytes of memory"),
+        (tiny(name=""), "/name", "at least 1"),
+        (tiny(name="\n"), "/name", "printable"),
+        (tiny(name="x" * 101), "/name", "at most 100"),
+        (tiny(data={"uri": "s3://bucket"}), "/data/uri", "absolute path"),
+        (tiny(data={"uri": "relative"}), "/data/uri", "absolute path"),
+        (tiny(checkpoint={"uri": "relative"}), "/checkpoint/uri", "absolute path"),
+        (tiny(checkpoint={"resume": "never"}), "/checkpoint/resume", "'auto'"),
+        (tiny(checkpoint={"every_steps": 0}), "/checkpoint/every_steps", "got 0"),
+        (tiny(train={"out": "/x"}), "/train/out", "set at /checkpoint/uri"),
+        (tiny(train={"size": "1.3b"}), "/train/size", "set at /size"),
+        (tiny(train={"speed": 9}), "/train/speed", "no such setting"),
+        (tiny(train={"steps": -1}), "/train/steps", "got -1"),
+        (tiny(train={"steps": 10**30}), "/train/steps", "whole number"),
+        (tiny(train={"learning_rate": float("nan")}), "/train/learning_rate", "got nan"),
+        (tiny(train={"learning_rate": float("inf")}), "/train/learning_rate", "got inf"),
+        (tiny(train={"heads": 5}), "/train/heads", "into an even head width"),
+        (tiny(train={"checkpoint_every": 0}), "/train/checkpoint_every", "got 0"),
+        (tiny(train={"dp_replicate": 3}), "/train/dp_replicate", "divisor of the 2 ranks"),
+        (tiny(limits={"max_restarts": -1}), "/limits/max_restarts", "got -1"),
+        (tiny(limits={"max_runtime_s": 0}), "/limits/max_runtime_s", "got 0"),
+        (tiny(env=[{"name": "TERAGPT_SPEC", "value": "x"}]), "/env/0/name", "teragpt does not set"),
+        (tiny(env=[{"name": "RANK", "value": "x"}]), "/env/0/name", "teragpt does not set"),
+        (tiny(env=[{"name": "A B", "value": "x"}]), "/env/0/name", "got 'A B'"),
+        (tiny(env={"A": "b"}), "/env", "list"),
+        (tiny(labels={"a b": "c"}), "/labels/a b/[key]", "got 'a b'"),
+        (tiny(labels={"a/b": "c d"}), "/labels/a~1b", "got 'c d'"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_was_given_and_what_is_allowed(body: object, pointer: str, detail: str) -> None:
+    problems = refused(body)
+    assert pointer in problems
+    assert detail in problems[pointer]
+
+
+def test_every_bad_field_is_told_at_once() -> None:
+    assert refused(tiny(foo=1, compute={"nodes": 0}, limits={"max_restarts": -1})).keys() == {
+        "/foo",
+        "/compute/nodes",
+        "/limits/max_restarts",
+    }
+    assert refused(tiny(train={"steps": 0, "dim": -1})).keys() == {"/train/steps", "/train/dim"}
+
+
+def test_a_long_value_is_shortened_in_the_complaint() -> None:
+    assert len(refused(tiny(name=["x" * 5000]))["/name"]) < 200
+
+
+def test_what_cannot_run_here_can_still_be_laid_out() -> None:
+    spec = parse_spec({"size": "175b", "compute": {"nodes": 4}})
+    run = lay_out(spec, Machine(), "/runs/x")
+    assert run.parameters > 170e9
+    assert {one.pointer for one in misfits(run, spec, Machine())} == {"/compute/nodes"}
+
+
+def test_a_dataset_brings_its_vocabulary() -> None:
+    run = resolve(parse_spec(tiny(data={"uri": "/data"})), Machine(), "/runs/x", vocabulary=500)
+    assert (run.config["num_tokens"], run.config["data"]) == (500, "/data")
+
+
+def test_the_table_of_sizes_lists_every_size_with_what_it_derives() -> None:
+    rows = {row["name"]: row for row in sizes()}
+    assert list(rows) == list(SIZES)
+    assert rows["175b"]["state_bytes"] == 16 * rows["175b"]["parameters"]
+    assert rows["tiny"]["steps"] > 0

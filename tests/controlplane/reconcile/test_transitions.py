@@ -1,0 +1,341 @@
+"""Every numbered row of docs/lifecycle.md, "Transitions"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from controlplane.clusters.base import Manifest, NameConflict, Refusal, Rejected, Unavailable
+from controlplane.domain.names import token_hash
+from controlplane.domain.phases import LIVE, TERMINAL, TRANSITIONS, Phase
+from controlplane.services import metrics, runs
+from controlplane.services.attempts import authenticate
+from controlplane.store.tables import Attempt, Outbox
+from tests.controlplane.reconcile.conftest import Stage
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "lifecycle.md"
+
+
+def test_the_document_and_the_table_list_the_same_transitions() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*?) \| `(\w+)` \|", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    written = {(int(number), frozenset(re.findall(r"`(\w+)`", sources)), target) for number, sources, target in rows}
+    assert written == {(one.number, frozenset(map(str, one.sources)), str(one.target)) for one in TRANSITIONS}
+    assert [one.number for one in TRANSITIONS] == list(range(len(TRANSITIONS)))
+
+
+def test_no_transition_leaves_a_terminal_phase_and_every_phase_is_reached() -> None:
+    assert not any(one.sources & TERMINAL for one in TRANSITIONS)
+    assert {one.target for one in TRANSITIONS} == set(Phase)
+    assert frozenset().union(*(one.sources for one in TRANSITIONS)) == LIVE
+
+
+def test_0_a_run_is_queued_before_the_cluster_hears_of_it(stage: Stage) -> None:
+    run = stage.ask(name="first")
+    assert (run.phase, run.desired, run.attempt, run.name) == ("queued", "running", 1, "first")
+    assert stage.memory.created == []
+
+
+def test_1_and_3_a_due_object_is_made_under_its_deterministic_name(stage: Stage) -> None:
+    run = stage.ask(name="Übung 7")
+    assert stage.look().phase == "pending"
+    assert stage.memory.created == [f"ubung-7-{run.id[-8:].lower()}-1"]
+    assert stage.attempt.uid == "uid-1"
+    assert stage.transitions[:2] == [1, 3]
+
+
+def test_the_token_of_an_attempt_reaches_its_pods_and_is_stored_as_a_hash_only(stage: Stage) -> None:
+    stage.ask()
+    stage.look()
+    token = stage.memory.secrets[stage.object]["token"]
+    with stage.context.store.read() as session:
+        assert session.scalars(select(Outbox)).all() == []
+        assert session.scalars(select(Attempt.token_hash)).one() == token_hash(token)
+    assert authenticate(stage.context, stage.id, token) == 1
+
+
+def test_2_an_unreachable_cluster_fails_nothing_and_is_asked_again(stage: Stage) -> None:
+    stage.ask()
+    stage.memory.fail = Unavailable("no route")
+    run = stage.look()
+    assert (run.phase, run.reason) == ("submitting", "ClusterUnreachable")
+    assert stage.after(7 * 86_400).phase == "submitting"
+    stage.memory.fail = None
+    assert stage.after(61).phase == "pending"
+    assert len(stage.memory.created) == 1
+    assert 2 in stage.transitions
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [(Rejected([Refusal("spec.x", 1, "2")]), "ManifestRejected"), (NameConflict("taken"), "NameConflict")],
+)
+def test_4_a_final_refusal_fails_the_run(stage: Stage, refusal: Rejected | NameConflict, reason: str) -> None:
+    stage.ask()
+    stage.memory.refuse = refusal
+    run = stage.look()
+    assert (run.phase, run.reason, run.message) == ("failed", reason, str(refusal))
+    assert stage.attempt.phase == "failed"
+    assert stage.transitions == [1, 4]
+
+
+def test_9_and_5_a_waiting_pod_says_why_and_placed_pods_are_starting(stage: Stage) -> None:
+    stage.ask()
+    assert (stage.look().reason, stage.run.message) == ("Queued", "needs a place")
+    stage.memory.pod(stage.object, message="needs 2 CPUs, 1 is free")
+    assert (stage.look().phase, stage.run.message) == ("pending", "needs 2 CPUs, 1 is free")
+    stage.memory.pod(stage.object, reason="ContainerCreating")
+    assert stage.look().phase == "starting"
+    stage.memory.pod(stage.object, reason="Queued")
+    assert stage.look().phase == "pending"
+    assert stage.transitions == [1, 3, 9, 9, 5, 9]
+
+
+def test_6_a_run_runs_when_all_its_pods_do(stage: Stage) -> None:
+    stage.ask(compute={"nodes": 2, "processes_per_node": 1})
+    stage.look()
+    stage.memory.pod(stage.object, 0, phase="Running", reason=None, started_at=datetime.now(UTC))
+    assert stage.look().phase == "pending"
+    stage.memory.run(stage.object)
+    run = stage.look()
+    assert run.phase == "running"
+    assert run.started_at is not None
+    assert stage.attempt.started_at == run.started_at
+    assert stage.transitions[-1] == 6
+
+
+def test_7_a_run_whose_pods_all_end_with_0_has_succeeded(running: Stage) -> None:
+    running.memory.end(running.object, 0)
+    run = running.look()
+    assert (run.phase, run.reason) == ("succeeded", None)
+    assert run.finished_at is not None
+    assert running.attempt.phase == "succeeded"
+    assert running.transitions[-1] == 7
+    running.look()
+    assert running.memory.jobs == {}
+
+
+def test_7_success_waits_for_every_pod(stage: Stage) -> None:
+    stage.ask(compute={"nodes": 2, "processes_per_node": 1})
+    stage.look()
+    stage.memory.run(stage.object)
+    stage.memory.end(stage.object, 0, 0)
+    assert stage.look().phase == "running"
+    stage.memory.end(stage.object, 0, 1)
+    assert stage.look().phase == "succeeded"
+
+
+def test_7_a_run_that_was_never_seen_running_can_have_succeeded(stage: Stage) -> None:
+    stage.ask()
+    stage.look()
+    stage.memory.run(stage.object)
+    stage.memory.end(stage.object, 0)
+    run = stage.look()
+    assert run.phase == "succeeded"
+    assert run.started_at is not None
+
+
+def test_8_a_crash_restarts_the_run_after_its_backoff(running: Stage) -> None:
+    running.memory.end(running.object, 1)
+    run = running.look()
+    assert (run.phase, run.attempt, run.reason) == ("restarting", 2, "Crash")
+    assert [one.phase for one in running.attempts] == ["failed", "queued"]
+    assert running.look(3).phase == "restarting"
+    assert running.after(1.01).phase == "pending"
+    assert len(running.memory.created) == 2
+    assert running.transitions[-4:] == [8, 1, 3, 9]
+
+
+def test_8_the_next_attempt_waits_until_every_pod_of_this_one_is_quiet(stage: Stage) -> None:
+    stage.ask(compute={"nodes": 2, "processes_per_node": 1})
+    stage.look()
+    first = stage.object
+    stage.memory.run(first)
+    stage.look()
+    stage.memory.end(first, 1, 1)
+    assert stage.look(2).phase == "running"
+    assert stage.attempt.reason == "Crash"
+    assert stage.memory.jobs[first].deleting
+    assert stage.after(3600).phase == "running"
+    stage.memory.end(first, 137, 0)
+    assert stage.look().phase == "restarting"
+    assert stage.attempts[0].exit_code == 1
+
+
+@pytest.mark.parametrize(("code", "reason"), [(2, "ConfigError"), (3, "Diverged")])
+def test_10_bad_config_and_divergence_are_never_tried_again(running: Stage, code: int, reason: str) -> None:
+    running.memory.end(running.object, code)
+    run = running.look()
+    assert (run.phase, run.reason, run.attempt) == ("failed", reason, 1)
+    assert running.transitions[-1] == 10
+
+
+def test_10_the_deadline_ends_a_running_run(stage: Stage) -> None:
+    stage.ask(limits={"max_runtime_s": 100})
+    stage.look()
+    stage.memory.run(stage.object)
+    stage.memory.pod(stage.object, started_at=datetime.fromtimestamp(stage.clock.now, UTC))
+    stage.look()
+    assert stage.after(99).phase == "running"
+    stage.after(2)
+    stage.look()
+    assert stage.memory.jobs[stage.object].deleting
+    stage.memory.stop(stage.object)
+    run = stage.look(2)
+    assert (run.phase, run.reason) == ("failed", "DeadlineExceeded")
+
+
+def test_10_the_deadline_ends_a_run_that_waits_for_its_next_attempt(stage: Stage) -> None:
+    stage.ask(limits={"max_runtime_s": 100})
+    stage.look()
+    stage.memory.run(stage.object)
+    stage.memory.pod(stage.object, started_at=datetime.fromtimestamp(stage.clock.now, UTC))
+    stage.look()
+    stage.clock.sleep(99.5)
+    stage.memory.end(stage.object, 1)
+    assert stage.look().phase == "restarting"
+    run = stage.after(0.9)
+    assert (run.phase, run.reason) == ("failed", "DeadlineExceeded")
+    stage.after(3600)
+    assert len(stage.memory.created) == 1
+
+
+def test_10_a_run_that_finds_no_place_in_time_has_failed(stage: Stage) -> None:
+    stage.ask(limits={"max_pending_s": 60})
+    stage.look()
+    assert stage.after(59).phase == "pending"
+    stage.after(2)
+    stage.look()
+    stage.memory.stop(stage.object)
+    run = stage.look(2)
+    assert (run.phase, run.reason) == ("failed", "PendingTimeout")
+
+
+def test_11_and_13_a_cancel_ends_the_pods_and_then_the_run(running: Stage) -> None:
+    assert running.cancel().desired == "cancelled"
+    assert running.look().phase == "cancelling"
+    assert running.look(3).phase == "cancelling"
+    assert running.memory.jobs[running.object].deleting
+    running.memory.stop(running.object)
+    run = running.look(2)
+    assert (run.phase, run.reason) == ("cancelled", None)
+    assert running.attempt.phase == "cancelled"
+    assert running.transitions[-2:] == [11, 13]
+
+
+def test_11_a_cancel_reaches_a_run_whose_cluster_is_away(stage: Stage) -> None:
+    stage.ask()
+    stage.memory.fail = Unavailable("no route")
+    stage.look()
+    stage.cancel()
+    assert stage.look().phase == "submitting"
+    stage.memory.fail = None
+    assert stage.look().phase == "cancelling"
+    assert stage.after(120).phase == "cancelling"
+    assert stage.look().phase == "cancelled"
+    assert stage.memory.created == []
+
+
+def test_12_a_cancel_of_a_queued_run_makes_no_object(stage: Stage) -> None:
+    stage.ask()
+    stage.cancel()
+    assert stage.look().phase == "cancelled"
+    assert stage.memory.created == []
+    assert stage.transitions == [12]
+
+
+def test_12_a_cancel_of_a_restarting_run_makes_no_further_object(running: Stage) -> None:
+    running.memory.end(running.object, 1)
+    running.look()
+    running.cancel()
+    assert running.look().phase == "cancelled"
+    running.after(3600)
+    assert len(running.memory.created) == 1
+
+
+def test_a_cancel_that_comes_first_wins_over_success(running: Stage) -> None:
+    running.cancel()
+    running.memory.end(running.object, 0)
+    assert running.look(3).phase == "cancelled"
+
+
+def test_a_success_that_comes_first_wins_over_a_cancel(running: Stage) -> None:
+    running.memory.end(running.object, 0)
+    running.look()
+    run = running.cancel()
+    assert (run.phase, run.desired) == ("succeeded", "running")
+    assert running.look(2).phase == "succeeded"
+
+
+def cancel_during_creation(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = stage.memory.create
+
+    def cancelled_meanwhile(manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
+        stage.cancel()
+        return create(manifest, secret)
+
+    monkeypatch.setattr(stage.memory, "create", cancelled_meanwhile)
+
+
+def test_a_cancel_wins_over_a_refusal_that_comes_later(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.ask()
+    stage.memory.refuse = NameConflict("taken")
+    cancel_during_creation(stage, monkeypatch)
+    assert stage.look(4).phase == "cancelled"
+
+
+def test_a_cancel_during_the_creation_ends_what_was_created(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.ask()
+    cancel_during_creation(stage, monkeypatch)
+    assert stage.look().phase == "cancelling"
+    stage.look()
+    stage.memory.stop(stage.object)
+    assert stage.look(2).phase == "cancelled"
+
+
+def test_cancelling_twice_is_cancelling_once(running: Stage) -> None:
+    running.cancel()
+    running.cancel()
+    running.look()
+    running.cancel()
+    kinds = [
+        one.kind
+        for one in __import__("controlplane.services.attempts", fromlist=["events"]).events(running.context, running.id)
+    ]
+    assert kinds.count("cancel") == 1
+
+
+def test_what_was_never_acknowledged_is_read_before_the_run_ends(running: Stage) -> None:
+    folder = Path(running.run.folder)
+    folder.mkdir(parents=True)
+    lines = [f'{{"seq": {n}, "attempt": 1, "step": {n}, "time": 1.0, "loss": {9 - n}.0}}' for n in range(1, 5)]
+    (folder / "metrics.jsonl").write_text(
+        "\n".join([*lines, '{"seq": 1, "attempt": 7, "step": 1, "time": 1}', '{"torn'])
+    )
+    metrics.add_metrics(running.context, running.id, 1, [{"seq": 1, "step": 1, "time": 1.0, "loss": 8.0}])
+    running.memory.end(running.object, 0)
+    assert running.look().phase == "succeeded"
+    assert [point["loss"] for point in metrics.curve(running.context, running.id)] == [8.0, 7.0, 6.0, 5.0]
+    progress = running.run.progress
+    assert progress is not None
+    assert (progress["step"], progress["loss"]) == (4, 5.0)
+
+
+def test_a_finished_run_frees_its_name(running: Stage) -> None:
+    name = running.run.name
+    running.memory.end(running.object, 0)
+    running.look()
+    assert running.ask(name=name).id != running.attempts[0].name
+    assert runs.get(running.context, name).phase == "queued"
+
+
+def test_every_transition_of_the_table_has_a_test() -> None:
+    written = Path(__file__).read_text("utf-8")
+    numbers = {
+        int(n) for names in re.findall(r"def test_((?:\d+_(?:and_)?)+)", written) for n in re.findall(r"\d+", names)
+    }
+    assert numbers == {one.number for one in TRANSITIONS}
