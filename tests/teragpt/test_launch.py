@@ -292,8 +292,15 @@ def test_a_bad_grace_period_is_refused_before_torch_is_imported(pods: Pods) -> N
     assert (launcher.message["reason"], launcher.message["code"]) == ("ConfigError", 2)
 
 
+def test_a_termination_message_that_cannot_be_written_is_no_other_failure(pods: Pods) -> None:
+    nowhere = {"TERAGPT_GRACE_S": "-1", "TERAGPT_TERMINATION_LOG": "no/such/folder"}
+    code, _, err = pods.launch(SHOW, environ=nowhere).end()
+    assert code == 2
+    assert "[launch] no termination message: no/such/folder: No such file or directory\n" in err
+
+
 def test_the_launcher_itself_starts_without_torch() -> None:
-    heavy = {"torch", "numpy", "asyncio", "multiprocessing"}
+    heavy = {"torch", "numpy"}
     code = f"import sys; import teragpt.launch; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
