@@ -44,6 +44,9 @@ class Measurements:
         self.seconds = Histogram(
             "teragpt_http_request_seconds", "Seconds to answer, streams apart.", ("route",), registry=self.registry
         )
+        self.reconcile = Histogram(
+            "teragpt_reconcile_seconds", "Seconds of one look at everything that lives.", registry=self.registry
+        )
         Gauge("teragpt_http_streams", "Event streams now open.", registry=self.registry).set_function(streams)
         Gauge("teragpt_outbox_rows", "Objects to be made or ended.", registry=self.registry).set_function(outbox)
         self.registry.register(_Labelled("teragpt_runs", "Runs by phase.", "phase", phases))

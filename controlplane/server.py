@@ -1,0 +1,195 @@
+"""The process: API, reconciler and this machine's cluster, wired together, started and stopped.
+
+`python -m controlplane.server` and `teragpt up`. What cannot work is said in one sentence before anything is changed:
+the port is taken first, then the data folder. Heavy imports come after that. Stopping it leaves running pods alone;
+the next process takes them up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from controlplane import logfmt
+from controlplane.clusters.base import ClusterError
+from controlplane.domain.errors import StoreError
+from controlplane.settings import Listen, Settings, SettingsError, read
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from controlplane.api.telemetry import Measurements
+    from controlplane.services.context import Context
+
+log = logging.getLogger("controlplane.server")
+
+ADDRESS_FILE, TOKEN_FILE = "server.json", "token"
+BACKLOG = 2048
+DRAIN_S = 1  # how long requests may go on after SIGTERM
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what to call for what is bound
+
+
+class StartError(Exception):
+    """The process cannot start; the text is one sentence that says why. Exit code 2."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where it could not start."""
+    try:
+        settings = read(sys.argv[1:] if arguments is None else arguments, os.environ)
+        with bound(settings.listen) as listener:
+            run(settings, listener)
+    except (SettingsError, StartError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+@contextmanager
+def bound(listen: Listen) -> Generator[socket.socket]:
+    """A socket that listens: callers wait from now on until they are answered. Raises StartError."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"--host {listen.host}: {error.strerror or error}") from None
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            where = f"port {listen.port} of {listen.host}"
+            raise StartError(f"{where} cannot be had ({error.strerror}): give another with --port") from None
+        yield listener
+
+
+def address(settings: Settings, listener: socket.socket) -> str:
+    """The URL under which this machine reaches the API."""
+    host = EVERYWHERE.get(settings.listen.host, settings.listen.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def run(settings: Settings, listener: socket.socket) -> None:
+    """Serve on `listener` until told to stop. Raises StoreError where the data folder cannot be used."""
+    logfmt.configure(settings.log_level)
+    from controlplane.api.app import create_app
+
+    url = address(settings, listener)
+    with opened(settings.home, url) as context:
+        token = ensure_token(settings.home) if settings.token_required else None
+        app = create_app(context, settings, token=token)
+        with reconciling(context, app.state.measurements), announced(settings.home, url, token_required=bool(token)):
+            log.info("ready", extra={"url": url, "home": settings.home, "pid": os.getpid(), "docs": f"{url}/docs"})
+            serve(app, listener)
+    log.info("stopped")
+
+
+@contextmanager
+def opened(home: Path, url: str) -> Generator[Context]:
+    """The store and this machine's cluster. Raises StoreError and StartError."""
+    from controlplane.clusters.local import LocalCluster
+    from controlplane.services.context import Context
+    from controlplane.store.store import Store
+
+    with closing(Store(home)) as store:
+        try:
+            cluster = LocalCluster(home / "cluster")
+        except (ClusterError, OSError) as error:
+            raise StartError(f"the local cluster cannot start: {error}") from None
+        with closing(cluster):
+            yield Context(store, cluster, home, url)
+
+
+@contextmanager
+def reconciling(context: Context, measurements: Measurements) -> Generator[None]:
+    """The reconciler's thread at work; its looks are measured."""
+    from controlplane.reconcile.outbox import Site
+    from controlplane.reconcile.reconciler import Reconciler
+
+    class Measured(Reconciler):
+        def step(self) -> bool:
+            with measurements.reconcile.time():
+                return super().step()
+
+    reconciler = Measured(context.store, context.cluster, site=Site(context.url, context.image))
+    reconciler.start()
+    try:
+        yield
+    finally:
+        reconciler.stop()
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Answer requests until SIGTERM or SIGINT; open streams end, and a second signal ends everything at once."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            del sig, frame
+            self.should_exit, self.force_exit = True, self.should_exit
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.hub.close()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    asyncio.run(Server(config).serve([listener]))
+
+
+def ensure_token(home: Path) -> str:
+    """The token in the data folder, made at first need; nobody else on this machine can read it."""
+    path = home / TOKEN_FILE
+    if not path.exists():
+        write_private(path, secrets.token_urlsafe(32) + "\n")
+    path.chmod(0o600)
+    token = path.read_text("ascii").strip()
+    if not token:
+        raise StartError(f"{path} is empty: remove it, and a new token is made")
+    return token
+
+
+@contextmanager
+def announced(home: Path, url: str, *, token_required: bool) -> Generator[None]:
+    """Says in the data folder where this process answers, for as long as it does."""
+    path = home / ADDRESS_FILE
+    facts = {"url": url, "pid": os.getpid(), "started_at": time.time(), "token_required": token_required}
+    write_private(path, json.dumps(facts) + "\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads; whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.touch(0o600)
+    draft.write_text(text, "ascii")
+    draft.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
