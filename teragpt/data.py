@@ -193,6 +193,7 @@ def shuffled(places: npt.NDArray[np.int64], size: int, key: str) -> npt.NDArray[
     it again until it falls inside (cycle walking: Black and Rogaway 2002), which takes less than four turns a place
     on average.
     """
+    assert ((places >= 0) & (places < size)).all()  # only from inside does a walk always come back inside
     half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
     found = feistel(places.astype(np.uint64), half, round_keys(key))
     while (outside := found >= size).any():

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from teragpt.config import ConfigError
 from teragpt.shards import (
+    LOCK,
     MANIFEST,
     SHARD_TOKENS,
     TOKENIZER_FOLDER,
@@ -41,7 +42,6 @@ from teragpt.tokenizer import Tokenizer
 
 DOCUMENT_BYTES = 1 << 20  # a longer file becomes several documents
 BATCH_BYTES = 4 << 20  # of text that is tokenized at once, on all cores
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)

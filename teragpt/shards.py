@@ -27,6 +27,7 @@ from teragpt.config import ConfigError, Problem
 FORMAT, VERSION = "teragpt-dataset", 1
 MANIFEST = "dataset.json"
 TOKENIZER_FOLDER = "tokenizer"
+LOCK = ".lock"
 TRAIN, VALIDATION = "train", "validation"
 SHARD_TOKENS = 1 << 27  # 256 MiB of two-byte tokens
 

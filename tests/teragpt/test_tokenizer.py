@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
@@ -35,6 +35,7 @@ def saved(bpe: Tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.text(), LOOK_ALIKES)).map("".join))
 def test_any_text_comes_back_and_none_becomes_the_separator(text: str) -> None:
     tokenizer = trained_once()
@@ -44,6 +45,7 @@ def test_any_text_comes_back_and_none_becomes_the_separator(text: str) -> None:
     assert tokenizer.encode_batch([text]) == [ids]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.text(st.characters(exclude_characters="\u2581")), LOOK_ALIKES)).map("".join))
 def test_a_tokenizer_of_llamas_kind_round_trips_too(text: str) -> None:
     tokenizer = Tokenizer("llama", rules=llamas_rules(), end_token="</s>")
