@@ -16,12 +16,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NotRequired, Self, TypedDict, cast
+from typing import Any, Self, TypedDict, cast
 from urllib.parse import quote
 
 import httpx
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+PAGE = 100  # runs fetched at once
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0  # between reconnections of a stream
 HEARTBEATS_MISSED_S = 45.0  # the server pings every 15 s; a stream silent for longer is dead
 
@@ -55,6 +56,9 @@ class Run(TypedDict):
     progress: Progress | None
     kubernetes: JsonObject
     folder: str
+    labels: dict[str, str]
+    restarts: int
+    checkpoint_step: int | None
     created_at: str
     started_at: str | None
     finished_at: str | None
@@ -63,15 +67,22 @@ class Run(TypedDict):
 
 
 class Attempt(TypedDict):
-    """One execution of a run on a cluster."""
+    """One execution of a run on a cluster. From `reason` to `last_lines` it tells of the rank that failed first."""
 
     attempt: int
     name: str
+    uid: str | None
     phase: str
+    charged: bool | None
     reason: str | None
     message: str | None
-    exit_code: int | None
     rank: int | None
+    exit_code: int | None
+    signal: str | None
+    step: int | None
+    last_lines: list[str]
+    pods: list[JsonObject]
+    resumed_from: int | None
     created_at: str
     started_at: str | None
     finished_at: str | None
@@ -85,7 +96,7 @@ class Event(TypedDict):
     kind: str
     attempt: int | None
     message: str
-    data: NotRequired[JsonObject]
+    data: JsonObject
 
 
 Point = dict[str, Any]  # seq, step, time, loss, lr, grad_norm, tokens_per_s, ..., attempt; val_loss on evaluation
@@ -151,7 +162,7 @@ class Client:
         self._http.close()
 
     def ready(self) -> JsonObject:
-        """`{"ready": bool, "components": {name: {"ready": bool, "detail": str}}}`, also where it is not ready."""
+        """`{"ready", "components": {name: {"ready", "detail", "essential"}}}`, also where it is not ready."""
         response = self._send("GET", "/readyz", expect=(200, 503))
         return cast("JsonObject", response.json())
 
@@ -169,7 +180,7 @@ class Client:
         return cast("Run", self._json("POST", "/runs", json=spec, headers=headers))
 
     def preview(self, spec: Mapping[str, Any]) -> JsonObject:
-        """What `create` would do: `{resolved, plan, manifest, environment: {pod: {...}}, warnings}`; nothing is made."""
+        """What `create` would do: `{plan, manifest, environment: {pod: {...}}, warnings}`; nothing is made."""
         return self._json("POST", "/runs:preview", json=spec)
 
     def runs(
@@ -179,7 +190,7 @@ class Client:
         query: JsonObject = {"phase": list(phase), "label": list(label), "q": q}
         left, cursor = limit, None
         while left is None or left > 0:
-            page = self._json("GET", "/runs", params={**query, "cursor": cursor, "limit": min(left or 100, 100)})
+            page = self._json("GET", "/runs", params={**query, "cursor": cursor, "limit": min(left or PAGE, PAGE)})
             yield from cast("list[Run]", page["items"])
             cursor = page["next_cursor"]
             left = left and left - len(page["items"])
@@ -226,7 +237,7 @@ class Client:
         """A rank's lines as they are printed, over every attempt from `attempt` on, until the run has ended."""
         query = {"rank": rank, "attempt": attempt, "tail": tail}
         for event in self.stream(_path(run, "logs", "stream"), query, after=after):
-            yield str(event.data["line"])
+            yield from cast("list[str]", event.data["lines"])
 
     def stream_events(self, run: str, *, after: str | None = None) -> Iterator[Event]:
         """The run's events as they happen, until the run has ended."""
@@ -255,21 +266,27 @@ class Client:
                     pause = FIRST_PAUSE_S
                     yield event
                     silent_since = time.monotonic()
-            except httpx.TransportError as error:
+            except Unreachable:
                 if time.monotonic() - silent_since > patience_s:
-                    raise Unreachable(self.url, error) from error
+                    raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _connect(self, path: str, query: JsonObject, after: str | None) -> Iterator[ServerEvent]:
-        """Messages of one connection."""
+        """Messages of one connection. Raises Unreachable, also where the API cannot answer now, and ApiError."""
         headers = {"accept": "text/event-stream", **({"last-event-id": after} if after else {})}
         timeout = httpx.Timeout(self._http.timeout.connect, read=HEARTBEATS_MISSED_S)
-        with self._http.stream("GET", path, params=_given(query), headers=headers, timeout=timeout) as response:
-            if not response.is_success:
+        try:
+            with self._http.stream("GET", path, params=_given(query), headers=headers, timeout=timeout) as response:
+                if response.is_success:
+                    yield from parse_events(response.iter_lines())
+                    return
                 response.read()
-                raise ApiError(_problem(response))
-            yield from parse_events(response.iter_lines())
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, error) from error
+        if response.status_code == 503:
+            raise Unreachable(self.url, ApiError(_problem(response)))
+        raise ApiError(_problem(response))
 
     def _json(self, method: str, path: str, **options: Any) -> JsonObject:
         return cast("JsonObject", self._send(method, path, **options).json())

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from controlplane.api.problems import CODES
 
-from .conftest import Plane
+from tests.controlplane.plane import Plane
 
 API = Path(__file__).parents[3] / "docs" / "api.md"
 

@@ -10,7 +10,7 @@ from controlplane.clusters.base import Unavailable
 from controlplane.domain.errors import StoreUnavailable
 from controlplane.domain.phases import Phase
 
-from .conftest import Plane
+from tests.controlplane.plane import Plane
 
 
 def samples(client: TestClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

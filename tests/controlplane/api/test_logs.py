@@ -5,18 +5,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from .conftest import Plane
+from tests.controlplane.plane import Plane
 
 LINES = "".join(f"step {step}/200 | loss 3.1\n[rank 1] noise {step}\n" for step in range(1, 201))
 
 
-def write(plane: Plane, run: dict[str, Any], text: str) -> None:
-    key = f"{run['kubernetes']['name']}/{run['kubernetes']['name']}-master-0"
-    plane.cluster.written[key] = plane.cluster.written.get(key, b"") + text.encode()
-
-
 def test_each_ranks_lines_are_told_apart(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:
-    write(plane, run, LINES)
+    plane.write(run["kubernetes"]["name"], LINES)
     reply = client.get(f"/runs/{run['id']}/logs")
     assert reply.headers["content-type"] == "text/plain; charset=utf-8"
     assert reply.text.splitlines() == [f"step {step}/200 | loss 3.1" for step in range(1, 201)]
@@ -26,14 +21,14 @@ def test_each_ranks_lines_are_told_apart(client: TestClient, plane: Plane, run: 
 
 @pytest.mark.parametrize("tail", [0, 1, 7, 1000])
 def test_the_last_lines_are_shown(client: TestClient, plane: Plane, run: dict[str, Any], tail: int) -> None:
-    write(plane, run, LINES)
+    plane.write(run["kubernetes"]["name"], LINES)
     shown = client.get(f"/runs/{run['id']}/logs?tail={tail}").text.splitlines()
     assert shown == ([f"step {step}/200 | loss 3.1" for step in range(1, 201)][-tail:] if tail else [])
 
 
 def test_a_log_of_any_length_is_shown_whole(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:
-    write(plane, run, "x" * 99 + "\n")
-    write(plane, run, ("y" * 99 + "\n") * 30_000)
+    plane.write(run["kubernetes"]["name"], "x" * 99 + "\n")
+    plane.write(run["kubernetes"]["name"], ("y" * 99 + "\n") * 30_000)
     text = client.get(f"/runs/{run['id']}/logs").text
     assert len(text) == 100 * 30_001
     assert text.startswith("x" * 99 + "\ny")

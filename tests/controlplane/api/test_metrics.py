@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from .conftest import Plane
+from tests.controlplane.plane import Plane
 
 
 def point(seq: int, **values: Any) -> dict[str, Any]:

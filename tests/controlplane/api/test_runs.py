@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from controlplane.domain.phases import TERMINAL
 
-from .conftest import Plane
+from tests.controlplane.plane import Plane
 
 
 def pointers(reply: Any) -> list[str]:
