@@ -11,6 +11,7 @@ import ast
 import hashlib
 import platform
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,13 @@ def read_parts(path: Path) -> Iterator[str]:
     """A module cut before its top-level definitions and after them; nothing if it is not UTF-8 or does not parse."""
     try:
         text = path.read_text("utf-8")
-        tree = ast.parse(text)
+        with warnings.catch_warnings(action="ignore"):  # on what a newer Python would write differently
+            tree = ast.parse(text)
     except (OSError, ValueError, SyntaxError):
         return
-    lines = text.splitlines(keepends=True)
+    lines = text.split("\n")  # as the parser counts them: a form feed ends none
     for start, end in spans(tree, len(lines)):
-        part = "".join(lines[start:end]).strip("\n")
+        part = "\n".join(lines[start:end]).strip("\n")
         if part.strip():
             yield part + "\n"
 

@@ -87,7 +87,7 @@ def test_its_documents_are_whole_definitions() -> None:
 
 
 def test_a_module_is_cut_before_and_after_its_definitions(tmp_path: Path) -> None:
-    parts = ["import os\n\nX = 1\n", "@decorated\ndef one():\n    pass\n", "class Two:\n    pass\n", "Y = 2\n"]
+    parts = ["import os\n\f\nX = '\\d'\n", "@decorated\ndef one():\n    pass\n", "class Two:\n    pass\n", "Y = 2\n"]
     (tmp_path / "module.py").write_text("\n\n".join(parts), "utf-8")
     assert list(read_parts(tmp_path / "module.py")) == parts
 
