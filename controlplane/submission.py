@@ -44,5 +44,5 @@ def attempt_of(
 
 
 def settings(run: ResolvedRun) -> dict[str, Any]:
-    """The trainer's settings in full: an attempt does not derive anything anew."""
-    return dict(run.config)
+    """The trainer's settings in full, so that an attempt derives nothing anew; the token budget follows from steps."""
+    return {name: value for name, value in run.config.items() if name != "tokens"}

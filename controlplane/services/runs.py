@@ -78,7 +78,7 @@ def retry_run(
 
 
 def get(context: Context, run_id: str) -> RunView:
-    """The run with this id, or the live run of this name. Raises NotFound."""
+    """The run with this id, or of this name: the live one, else the newest. Raises NotFound."""
     return _view(context, run_id)
 
 
@@ -223,7 +223,8 @@ def _run_of_key(session: Session, principal: str, key: str | None, body_hash: st
 def _view(context: Context, run_id: str) -> RunView:
     by_id = bool(RUN_ID.fullmatch(run_id))
     with context.store.read() as session:
-        found = session.execute(_whole().where(Run.id == run_id if by_id else Run.live_name == run_id)).one_or_none()
+        named = _whole().where(Run.name == run_id).order_by(Run.live_name.is_(None), Run.id.desc()).limit(1)
+        found = session.execute(_whole().where(Run.id == run_id) if by_id else named).one_or_none()
         if found is None:
             raise NotFound("run", run_id)
         return view_run(found[0], found[1], context.cluster.name, context.namespace)

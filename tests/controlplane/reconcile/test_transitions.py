@@ -333,6 +333,13 @@ def test_a_finished_run_frees_its_name(running: Stage) -> None:
     assert runs.get(running.context, name).phase == "queued"
 
 
+def test_an_ended_run_is_found_by_its_name_until_another_takes_it(running: Stage) -> None:
+    run = running.run
+    running.memory.end(running.object, 0)
+    running.look()
+    assert runs.get(running.context, run.name).id == run.id
+
+
 def test_every_transition_of_the_table_has_a_test() -> None:
     written = Path(__file__).read_text("utf-8")
     numbers = {

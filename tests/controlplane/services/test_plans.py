@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from controlplane.services import plans, runs
 from controlplane.services.attempts import attempt, attempts, authenticate, events, manifest
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
+from teragpt.config import resolve
 
 
 def test_a_plan_tells_bytes_of_state_and_whether_it_fits(context: Context) -> None:
@@ -49,7 +51,8 @@ def test_a_manifest_is_the_attempts_and_holds_no_token(context: Context, run: Ru
         one["name"]: one
         for one in found["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]["env"]
     }
-    assert json.loads(env["TERAGPT_SPEC"]["value"]) == run.resolved["config"]
+    sent = json.loads(env["TERAGPT_SPEC"]["value"])
+    assert dataclasses.asdict(resolve(sent)) == run.resolved["config"]
     assert env["TERAGPT_RUN_URL"]["value"] == f"{context.url}/v1/runs/{run.id}"
     assert "secretKeyRef" in env["TERAGPT_RUN_TOKEN"]["valueFrom"]
     assert manifest(context, run.name, 1) == found
