@@ -28,6 +28,7 @@ from controlplane.render import Identity, PyTorchJob, identity_of, pods_of
 
 NAME = re.compile(r"[a-z][-a-z0-9]*")
 AGAIN_S = 5.0  # after the disk refused
+LOCK_S = 1.0
 
 
 class LocalCluster:
@@ -49,10 +50,7 @@ class LocalCluster:
         self._machine = machine or this_machine()
         self._environment = host_environment() if environment is None else dict(environment)
         root.mkdir(parents=True, exist_ok=True)
-        lock = shim.try_lock(str(root / "lock"))
-        if lock is None:
-            raise Unavailable(f"{root}: another control plane follows this folder")
-        self._root_lock = lock
+        self._root_lock = _lock(root)
         self._folders = Folders(root.resolve())
         self._lock = threading.RLock()
         self._watcher = Watcher(self._lock, self._tick)
@@ -69,7 +67,7 @@ class LocalCluster:
         return self._name
 
     def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
-        """See `Cluster.create`. Rejects fields that the local cluster does not know, and what the machine cannot hold."""
+        """See `Cluster.create`. Rejects what the machine cannot hold and fields that the local cluster does not know."""
         job = read_job(manifest, secret or {}, self._machine)
         name, identity = job.metadata.name, identity_of(manifest)
         with self._lock:
@@ -240,3 +238,13 @@ class LocalCluster:
         if gone or changed:
             for wake in self._wakers:
                 wake()
+
+
+def _lock(root: Path) -> int:
+    """The folder's lock. A process that a killed control plane was just starting holds it for an instant longer."""
+    deadline = time.monotonic() + LOCK_S
+    while (lock := shim.try_lock(str(root / "lock"))) is None:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{root}: another control plane follows this folder")
+        time.sleep(0.02)
+    return lock

@@ -41,6 +41,7 @@ class LocalPod:
         self._launch: Launch | None = None
         self._running: dict[str, Any] | None = None
         self._process: int | None = None  # pidfd of the shim
+        self._guard: int | None = None  # pidfd of the process that we started, which becomes the shim's guard
         self._stopping = self._signalled = False
         self._starts, self._problem = 0, ""
 
@@ -61,6 +62,8 @@ class LocalPod:
             return
         if end := _read(self.folder / shim.EXIT):
             self._ended(end)
+        elif self._guard is not None and not (self.folder / shim.POD).exists():
+            return  # it is about to take the lock: leave it free, and wait for its word or its end
         elif (lock := shim.try_lock(str(self.folder / shim.LOCK))) is None:
             self._alive()
         else:
@@ -142,8 +145,8 @@ class LocalPod:
             self._again(str(error))
             return
         self._watcher.when_readable(told, lambda: self._told(told))
-        guard = os.pidfd_open(process)
-        self._watcher.when_readable(guard, lambda: self._guard_ended(guard))
+        self._guard = os.pidfd_open(process)
+        self._watcher.when_readable(self._guard, self._guard_ended)
 
     def _told(self, descriptor: int) -> None:
         said = os.read(descriptor, 4096).decode("utf-8", "replace")
@@ -153,11 +156,13 @@ class LocalPod:
         elif said:
             self._problem, self.dirty = said.removeprefix("error: "), True
 
-    def _guard_ended(self, guard: int) -> None:
-        """The process that we started, the shim's guard, is over: it is ours to reap."""
+    def _guard_ended(self) -> None:
+        """The process that we started is over: it is ours to reap."""
+        assert self._guard is not None
         with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, guard, os.WEXITED | os.WNOHANG)
-        self._watcher.drop(guard)
+            os.waitid(os.P_PIDFD, self._guard, os.WEXITED | os.WNOHANG)
+        self._watcher.drop(self._guard)
+        self._guard = None
         if self._running is None and self.end is None:
             self._again(self._problem)
 
@@ -191,6 +196,7 @@ class LocalPod:
 def _spawn_shim(folder: Path, record: dict[str, Any], port: int | None) -> tuple[int, int]:
     """The guard's pid, and where the shim will say how its start went."""
     told, tell = os.pipe()
+    os.set_blocking(told, False)  # noqa: FBT003 - os's own signature
     source = os.memfd_create("launch")
     with open(source, "wb") as file, open(tell, "wb"), (folder / shim.LOG).open("ab") as output:  # noqa: PTH123
         file.write(json.dumps(record).encode())
@@ -213,9 +219,9 @@ def _open_process(record: dict[str, Any]) -> int | None:
     """A pidfd of the very process that wrote the record; None where it is over."""
     try:
         process = os.pidfd_open(record["pid"])
-        same = shim.identity(record["pid"])
     except OSError:
         return None
+    same = shim.identity(record["pid"])
     if all(same[key] == record[key] for key in same):
         return process
     os.close(process)

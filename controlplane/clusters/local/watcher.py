@@ -73,7 +73,7 @@ class Watcher:
             ready = self._selector.select(timeout)
             with self._lock:
                 for key, _ in ready:
-                    if key.fd in self._selector.get_map():  # an earlier callback may have dropped it
+                    if self._selector.get_map().get(key.fd) is key:  # else an earlier callback has dropped it
                         self._guarded(key.data)
                 while self._timers and self._timers[0][0] <= time.monotonic():
                     self._guarded(heapq.heappop(self._timers)[2])
