@@ -91,12 +91,13 @@ def _of_pod(pod: ObservedPod) -> Verdict:
     code = pod.exit_code if pod.exit_code is not None else _whole(told.get("code"))
     name = pod.signal or (told.get("signal") if isinstance(told.get("signal"), str) else None) or _signal(code)
     reason, handling = _judge(pod, code, name, told)
+    rank = _whole(told.get("rank"))
     lines = tuple(str(line) for line in told.get("last_lines") or ())[-KEPT_LINES:]
     return Verdict(
         reason=reason,
-        message=_message(pod, code, name, lines),
+        message=_message(pod, rank, code, name, lines),
         handling=handling,
-        rank=_whole(told.get("rank")),
+        rank=rank,
         exit_code=code,
         signal=name,
         step=_whole(told.get("step")),
@@ -120,8 +121,9 @@ def _judge(pod: ObservedPod, code: int | None, name: str | None, told: Mapping[s
     return said or ("Killed" if name else "Crash"), Handling.CHARGED
 
 
-def _message(pod: ObservedPod, code: int | None, name: str | None, lines: Sequence[str]) -> str:
-    ended = f"{pod.name} ended" if code is None else f"{pod.name} ended with exit code {code}"
+def _message(pod: ObservedPod, rank: int | None, code: int | None, name: str | None, lines: Sequence[str]) -> str:
+    ended = f"{pod.name} ended" if rank is None else f"rank {rank} ended"
+    ended += f" with exit code {code}" if code is not None else ""
     ended += f" ({name})" if name else ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), None) or pod.message
     return f"{ended}: {last}"[:LONGEST_MESSAGE] if last else ended

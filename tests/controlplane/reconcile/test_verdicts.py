@@ -73,7 +73,7 @@ def test_a_termination_message_tells_of_the_rank() -> None:
     found = verdict(pod(1, 139, termination=told))
     assert (found.rank, found.exit_code, found.signal, found.step) == (5, 139, "SIGSEGV", 70)
     assert found.last_lines == ("a", "boom", " ")
-    assert found.message == "pod-1 ended with exit code 139 (SIGSEGV): boom"
+    assert found.message == "rank 5 ended with exit code 139 (SIGSEGV): boom"
 
 
 @pytest.mark.parametrize("nonsense", [{"rank": "x", "code": None, "reason": 7, "step": True, "last_lines": None}, {}])
