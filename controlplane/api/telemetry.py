@@ -24,7 +24,12 @@ log = logging.getLogger("controlplane.http")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-QUIET = frozenset({"/livez", "/readyz", "/metrics"})  # asked every few seconds by machines
+QUIET = {  # asked often, by machines
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("POST", "/runs/{run}/metrics"),
+}
 
 Gauges = Callable[[], Mapping[str, float]]
 
@@ -113,6 +118,6 @@ class Telemetry:
         self.measurements.requests.labels(scope["method"], route, str(status)).inc()
         if not streams:
             self.measurements.seconds.labels(route).observe(seconds)
-        level = logging.DEBUG if route in QUIET else logging.INFO
+        level = logging.DEBUG if (scope["method"], route) in QUIET else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
         log.log(level, "request", extra={**fields, "request": scope["request_id"]})

@@ -33,7 +33,7 @@ def test_plain_values_stand_bare() -> None:
 
 def test_a_traceback_stays_within_the_line() -> None:
     try:
-        raise ValueError("boom")
+        int("boom")
     except ValueError:
         told = line("failed", exc_info=sys.exc_info())
     assert "boom" in told

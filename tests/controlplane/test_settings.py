@@ -38,7 +38,7 @@ def test_a_switch_needs_no_value(words: list[str]) -> None:
     [
         (["--port", "-1"], "--port", "0 to 65535"),
         (["--port=65536"], "--port", "0 to 65535"),
-        (["--port", "９"], "--port", "0 to 65535"),
+        (["--port", "\uff19"], "--port", "0 to 65535"),
         (["--port", "http"], "--port", "0 to 65535"),
         (["--heartbeat-s", "nan"], "--heartbeat-s", "0.05 to 300"),
         (["--heartbeat-s", "soon"], "--heartbeat-s", "0.05 to 300"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 
@@ -27,10 +28,8 @@ def test_every_value_of_json_is_read_as_it_is(value: object) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
-    try:
-        parse(body)
-    except Refusal as refusal:
-        assert refusal.status_code in {400, 422}
+    with contextlib.suppress(Refusal):
+        json.dumps(parse(body), allow_nan=False).encode()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from controlplane.api.problems import CODES
-
 from tests.controlplane.plane import Plane
 
 API = Path(__file__).parents[3] / "docs" / "api.md"

@@ -9,7 +9,6 @@ from starlette.testclient import TestClient
 from controlplane.clusters.base import Unavailable
 from controlplane.domain.errors import StoreUnavailable
 from controlplane.domain.phases import Phase
-
 from tests.controlplane.plane import Plane
 
 

@@ -7,7 +7,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from controlplane.domain.phases import TERMINAL
-
 from tests.controlplane.plane import Plane
 
 
@@ -98,7 +97,7 @@ def test_a_live_run_is_found_by_its_name(client: TestClient) -> None:
         ({"size": "tiny", "train": {"learning_rate": -1}}, ["/train/learning_rate"]),
         ({"size": "tiny", "train": {"nonsense": 1}}, ["/train/nonsense"]),
         ({"size": "tiny", "train": {"kv_heads": 2}}, ["/train/kv_heads"]),
-        ({"size": "tiny", "train": {"out": "/tmp/x"}}, ["/train/out"]),
+        ({"size": "tiny", "train": {"out": "/srv/x"}}, ["/train/out"]),
         ({"size": "tiny", "train": {"seed": 1.5, "steps": "ten"}}, ["/train/seed", "/train/steps"]),
         ({"size": "tiny", "train": [1]}, ["/train"]),
         ({"size": "tiny", "compute": {"nodes": True}}, ["/compute/nodes"]),

@@ -40,6 +40,12 @@ def ids(chunks: bytes) -> list[int]:
     return [int(line[4:]) for line in chunks.decode().splitlines() if line.startswith("id: ")]
 
 
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.01)
+
+
 async def gather(stream: AsyncGenerator[bytes], until: Callable[[bytes], bool] = lambda _: False) -> bytes:
     text = b""
     async for chunk in stream:
@@ -83,8 +89,7 @@ def test_any_number_of_clients_share_one_tail() -> None:
     async def scene() -> tuple[int, int]:
         hub, source = Hub(QUICK), Counter(3, poll_s=0.02)
         clients = [asyncio.create_task(gather(hub.follow(source.source, (0,)))) for _ in range(50)]
-        while hub.open < 50 or source.reads < 153:  # three reads of the past a client
-            await asyncio.sleep(0.01)
+        await until(lambda: hub.open == 50 and source.reads >= 153)  # three reads of the past a client
         before = source.reads
         await asyncio.sleep(0.2)
         during = source.reads - before
@@ -101,8 +106,7 @@ def test_news_wake_a_tail_before_its_next_look() -> None:
     async def scene() -> bytes:
         hub, source = Hub(QUICK), Counter(1, poll_s=1000)
         client = asyncio.create_task(gather(hub.follow(source.source, (0,))))
-        while not source.listeners or source.reads < 4:
-            await asyncio.sleep(0.01)
+        await until(lambda: source.listeners and source.reads >= 4)
         source.count, source.ended = 2, True
         while not client.done():
             for changed in source.listeners:
@@ -153,8 +157,7 @@ def test_closing_the_hub_ends_streams_without_saying_that_the_run_ended() -> Non
     async def scene() -> bytes:
         hub, source = Hub(QUICK), Counter(2)
         client = asyncio.create_task(gather(hub.follow(source.source, (0,))))
-        while source.reads < 5:
-            await asyncio.sleep(0.01)
+        await until(lambda: source.reads >= 5)
         hub.close()
         late = await gather(hub.follow(source.source, (0,)))
         assert END not in late
@@ -226,11 +229,8 @@ def test_a_client_that_leaves_a_message_unread_is_let_go() -> None:
 def test_a_client_that_goes_frees_its_place() -> None:
     async def scene() -> int:
         hub, wire = Hub(QUICK), Wire(room=100)
-        task = asyncio.create_task(
-            EventStream(hub.follow(Counter(5).source, (0,)), 5)({}, wire.receive, wire.send)  # type: ignore[arg-type]
-        )
-        while len(wire.sent) < 3:
-            await asyncio.sleep(0.01)
+        task = asyncio.create_task(EventStream(hub.follow(Counter(5).source, (0,)), 5)({}, wire.receive, wire.send))
+        await until(lambda: len(wire.sent) >= 3)
         wire.gone.set()
         await task
         return hub.open
