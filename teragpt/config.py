@@ -244,11 +244,19 @@ def literal(name: str, value: str) -> object:
 def load(path: Path) -> dict[str, object]:
     """Settings from a JSON file. Raises ConfigError that names the file."""
     try:
-        settings = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return parse_spec(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem("config", str(path), f"a readable JSON file ({error})")]) from None
+
+
+def parse_spec(text: str, source: str = "TERAGPT_SPEC") -> dict[str, object]:
+    """Settings from a JSON object. Raises ConfigError that names where it came from."""
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise ConfigError([Problem("config", source, f"a JSON object of settings ({error})")]) from None
     if not isinstance(settings, dict):
-        raise ConfigError([Problem("config", str(path), "a JSON object of settings")])
+        raise ConfigError([Problem("config", source, "a JSON object of settings")])
     return settings
 
 

@@ -11,8 +11,10 @@ import ast
 import hashlib
 import platform
 import sysconfig
+import textwrap
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ SKIPPED = {
     "idlelib", "tkinter", "turtledemo", "distutils", "lib2to3", "ensurepip", "__phello__",  # not with every Python
     "encodings", "pydoc_data",  # tables, and prose kept in strings
 }  # fmt: skip
+CUT = "methods"  # names how modules are cut, since datasets made by another cut are others
 LONGEST_PART = 40_000  # characters; what is longer is a table
 
 
@@ -54,7 +57,7 @@ def embedded_dataset(cache: Path | None = None) -> Path:
 def key() -> str:
     """Names the corpus: which Python's library, made by which rules."""
     version = platform.python_version()
-    recipe = (str(library()), EMBEDDED_VOCABULARY, PIECES, VALIDATION, sorted(SKIPPED), LONGEST_PART)
+    recipe = (CUT, str(library()), EMBEDDED_VOCABULARY, PIECES, VALIDATION, sorted(SKIPPED), LONGEST_PART)
     return f"py{version}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
 
 
@@ -75,7 +78,7 @@ def make(folder: Path) -> None:
 
 
 def read_library(root: Path) -> Iterator[Document]:
-    """One document a module, in parts: each top-level definition is one, and so is what stands between two."""
+    """One document a module, in parts: each function or method is one, and so is what stands between two."""
     for path in sorted(root.rglob("*.py")):
         if SKIPPED.isdisjoint(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata"):
             parts = tuple(part for part in read_parts(path) if len(part) <= LONGEST_PART)
@@ -84,7 +87,10 @@ def read_library(root: Path) -> Iterator[Document]:
 
 
 def read_parts(path: Path) -> Iterator[str]:
-    """A module cut before its top-level definitions and after them; nothing if it is not UTF-8 or does not parse."""
+    """A module cut before and after every function, method and class, each part dedented.
+
+    So a model learns that what begins at the margin returns to it. Nothing if it is not UTF-8 or does not parse.
+    """
     try:
         text = path.read_text("utf-8")
         with warnings.catch_warnings(action="ignore"):  # on what a newer Python would write differently
@@ -92,22 +98,20 @@ def read_parts(path: Path) -> Iterator[str]:
     except (OSError, ValueError, SyntaxError):
         return
     lines = text.split("\n")  # as the parser counts them: a form feed ends none
-    for start, end in spans(tree, len(lines)):
-        part = "\n".join(lines[start:end]).strip("\n")
+    for start, end in pairwise(sorted({0, len(lines), *cuts(tree)})):
+        part = textwrap.dedent("\n".join(lines[start:end])).strip("\n")
         if part.strip():
             yield part + "\n"
 
 
-def spans(tree: ast.Module, lines: int) -> Iterator[tuple[int, int]]:
-    """The line ranges of a module's parts."""
-    position = 0
-    for node in tree.body:
+def cuts(scope: ast.Module | ast.ClassDef) -> Iterator[int]:
+    """The lines where a definition of the scope, or of a class in it, begins or has ended."""
+    for node in scope.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
-            yield position, start
-            yield start, node.end_lineno or start
-            position = node.end_lineno or start
-    yield position, lines
+            yield min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+            if isinstance(node, ast.ClassDef):
+                yield from cuts(node)
+            yield node.end_lineno or node.lineno
 
 
 def dataset_info(path: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -26,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, write_durably
-from teragpt.config import ConfigError, Problem, parse, resolve
+from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
 from teragpt.environment import read_world
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
@@ -73,13 +72,15 @@ class Trainer:
         if self.config.num_tokens < self.dataset.vocabulary:
             allowed = f"at least the dataset's vocabulary of {self.dataset.vocabulary}"
             raise ConfigError([Problem("num_tokens", self.config.num_tokens, allowed)])
+        self.dataset.batch(0, 1, self.config.context, 0, 0, 1)  # a split too short for the context is refused here
+        self.dataset.validation(1, self.config.context, 0, 1)
         self.asked = 0.0
         self.progress = Progress()
 
     def train(self) -> int:
         """Train to the last step, or until told to stop; returns the exit code. Raises ConfigError and Diverged."""
         self.device = connect(self.world)
-        signal.signal(signal.SIGTERM, self.ask_to_stop)
+        before = signal.signal(signal.SIGTERM, self.ask_to_stop)
         try:
             self.set_up()
             return self.loop()
@@ -88,6 +89,7 @@ class Trainer:
             return STOPPED
         finally:
             dist.destroy_process_group()
+            signal.signal(signal.SIGTERM, before)
 
     def set_up(self) -> None:
         """Claim the run folder, build and shard the model, and restore the last checkpoint."""
@@ -229,8 +231,8 @@ class Trainer:
 def main(arguments: Iterable[str] | None = None) -> int:
     """Train with the settings of TERAGPT_SPEC and the command line, which wins; returns the exit code."""
     try:
-        spec = json.loads(os.environ.get("TERAGPT_SPEC", "{}"))
-        return Trainer({**spec, **parse(sys.argv[1:] if arguments is None else arguments)}).train()
+        given = parse(sys.argv[1:] if arguments is None else arguments)
+        return Trainer({**parse_spec(os.environ.get("TERAGPT_SPEC", "{}")), **given}).train()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return BAD_CONFIG

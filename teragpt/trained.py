@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def load(folder: Path | str, device: str | torch.device = "cpu") -> tuple[TeraGP
             norm_eps=config.norm_eps,
         )
     model.to_empty(device=device)
-    load_tensors(dict(model.state_dict()), checkpoint_id=str(checkpoint.folder), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        load_tensors(dict(model.state_dict()), checkpoint_id=str(checkpoint.folder), no_dist=True)
     return model.eval(), Tokenizer(str(Path(folder) / "tokenizer")), config
 
 

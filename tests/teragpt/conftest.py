@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import ranks`
+
+
+@pytest.fixture(autouse=True)
+def _leave_nothing_running() -> Iterator[None]:
+    import ranks
+
+    yield
+    ranks.clean_up()
 
 
 @pytest.fixture(scope="session")

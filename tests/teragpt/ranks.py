@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 import teragpt
 
@@ -24,6 +26,8 @@ SMALL = {
     "checkpoint_every": 4,
 }  # fmt: skip
 
+started: list[subprocess.Popen[str]] = []
+
 
 def arguments(settings: Mapping[str, object]) -> list[str]:
     """Settings as a command line."""
@@ -34,8 +38,8 @@ def arguments(settings: Mapping[str, object]) -> list[str]:
 def start(command: Sequence[str], ranks: int = 1, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start `command`, a Python module or file with its arguments, on `ranks` ranks, in a process group of its own."""
     base = {name: value for name, value in os.environ.items() if not OURS.match(name)}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen(
+    launch = ["-m", "teragpt.launch", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    process = subprocess.Popen(
         [sys.executable, *launch, *command],
         env={**base, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environ or {})},
         stdout=subprocess.PIPE,
@@ -43,11 +47,26 @@ def start(command: Sequence[str], ranks: int = 1, environ: Mapping[str, str] | N
         text=True,
         start_new_session=True,
     )
+    started.append(process)
+    return process
+
+
+def clean_up() -> None:
+    """Leave nothing running and nothing open, whatever a test did."""
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            kill(process)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def kill(process: subprocess.Popen[str]) -> str:
     """kill -9 every process of the job, and return what they had printed."""
-    os.killpg(process.pid, signal.SIGKILL)
+    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     return process.communicate(timeout=PATIENCE_S)[0]
 
 

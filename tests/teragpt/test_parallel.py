@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from torch import nn
 
-import ranks
 from teragpt.config import Config, ConfigError, resolve
 from teragpt.model import TeraGPT
 from teragpt.parallel import compute_dtype, draw_rows, load_attribute, materialize
@@ -133,5 +133,5 @@ def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> No
 
 def test_fewer_sequences_than_ranks_are_refused(tmp_path: Path) -> None:
     code, output = ranks.train({"out": tmp_path / "run", "global_batch_tokens": 32}, 2)
-    assert code == 1  # torchrun's own code for its ranks' 2; the launcher hands on the 2
+    assert code == 2
     assert "global_batch_tokens: got 32; allowed: at least a sequence for each of 2 ranks: 64 tokens" in output

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teragpt.config import FIELDS, TYPES, Config, ConfigError, check, parse, resolve, vocabulary_rows
+from teragpt.sizes import SIZES
+
+
+def refused(settings: dict[str, object]) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        resolve(settings)
+    return {problem.field: str(problem) for problem in caught.value.problems}
+
+
+def test_a_size_alone_derives_everything() -> None:
+    config = resolve({"size": "1.3B"})
+    assert config.size == "1.3b"
+    assert config.shape == SIZES["1.3b"]
+    assert config.tokens == config.steps * config.global_batch_tokens
+    assert config.sequences * config.context == config.global_batch_tokens
+    assert config.warmup_steps == config.steps // 20
+    assert all(getattr(config, name) not in {0, -1} for name in ("dim", "steps", "micro_batch", "eval_every"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_resolves(size: str) -> None:
+    assert resolve({"size": size}).size == size
+
+
+def test_what_is_given_overrides_what_is_derived() -> None:
+    config = resolve({"dim": 64, "steps": 10, "learning_rate": 1})
+    assert (config.dim, config.steps, config.learning_rate) == (64, 10, 1.0)
+    assert isinstance(config.learning_rate, float)
+
+
+def test_a_resolved_configuration_resolves_to_itself() -> None:
+    config = resolve({"size": "350m", "steps": 100})
+    again = {name: value for name, value in dataclasses.asdict(config).items() if name != "tokens"}
+    assert resolve(again) == config
+
+
+def test_the_vocabulary_is_the_datasets_or_the_references() -> None:
+    assert resolve({}).num_tokens == 2048
+    assert resolve({"data": "somewhere"}).num_tokens == 50_304
+    assert resolve({"data": "somewhere"}, vocabulary=300).num_tokens == 300
+    assert vocabulary_rows(resolve({"num_tokens": 300})) == 384
+
+
+@pytest.mark.parametrize("name", [name for name, kind in TYPES.items() if kind in {int, float}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**30, -(10**30), "many", None, [], True])
+def test_numbers_that_are_none_or_out_of_range_are_refused_by_name(name: str, value: object) -> None:
+    problem = check(name, value)
+    assert problem is not None
+    assert str(problem).startswith(f"{name}: got {value!r}; allowed: ")
+    assert refused({name: value})[name] == str(problem)
+
+
+@given(st.sampled_from(sorted(FIELDS)), st.none() | st.booleans() | st.integers() | st.floats() | st.text())
+def test_any_value_is_either_fit_or_a_problem_that_names_its_field(name: str, value: object) -> None:
+    problem = check(name, value)
+    assert problem is None or problem.field == name
+    if problem is None:
+        with contextlib.suppress(ConfigError):
+            assert isinstance(resolve({name: value}), Config)
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    problems = refused({"dim": -1, "heads": 0, "no_such": 1, "schedule": "linear", "tied": 1})
+    assert problems.keys() == {"dim", "heads", "no_such", "schedule", "tied"}
+    assert "one of cosine, wsd" in problems["schedule"]
+    assert "true or false" in problems["tied"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"size": "9b"}, "size"),
+        ({"heads": 5}, "heads"),
+        ({"dim": 130, "heads": 2}, "heads"),
+        ({"heads": 4, "kv_heads": 3}, "kv_heads"),
+        ({"global_batch_tokens": 100}, "global_batch_tokens"),
+        ({"warmup_steps": 10, "steps": 5}, "warmup_steps"),
+        ({"tokens": 4096, "steps": 5}, "tokens"),
+        ({"model": "nowhere"}, "model"),
+        ({"loader": "nowhere:"}, "loader"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, object], field: str) -> None:
+    assert field in refused(settings)
+
+
+def test_a_command_line_reaches_every_setting(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"steps": 5, "seed": 3}))
+    words = ["--config", str(file), "--steps=7", "--learning-rate", "1e-3", "--set", "data=1", "--tied", "true"]
+    assert parse(words) == {"steps": 7, "seed": 3, "learning_rate": 0.001, "data": "1", "tied": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steps"], "steps: got 'steps'"),
+        (["--steps"], "steps: got None; allowed: a value after it"),
+        (["--set", "steps"], "set: got 'steps'; allowed: key=value"),
+        (["--config", "nowhere.json"], "config: got 'nowhere.json'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(words)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_settings_file_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"settings\.json"):
+        parse(["--config", str(file)])
+
+
+def test_text_that_is_no_number_is_refused_by_its_setting() -> None:
+    assert "steps: got 'ten'" in refused(parse(["--steps", "ten"]))["steps"]

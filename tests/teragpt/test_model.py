@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import teragpt
+from teragpt.main import TeraGPT
+from teragpt.sizes import SIZES
+
+
+def test_the_first_users_example() -> None:
+    torch.manual_seed(0)
+    model = TeraGPT(dim=4096, depth=6, heads=8, num_tokens=20000)
+    with torch.no_grad():
+        assert model(torch.randint(0, 20000, (1, 4096))).shape == (1, 4096, 20000)
+
+
+@pytest.mark.parametrize("name", ["tiny", "124m"])
+def test_named_sizes_give_logits_and_a_loss(name: str) -> None:
+    shape = SIZES[name]
+    model = TeraGPT(shape.dim, shape.depth, shape.heads, 1000, kv_heads=shape.kv_heads, ffn=shape.ffn, tied=shape.tied)
+    ids = torch.randint(0, 1000, (2, 8))
+    with torch.no_grad():
+        logits, loss = model(ids), model(ids, targets=ids)
+    assert logits.shape == (2, 8, 1000)
+    dense = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    assert torch.allclose(loss, dense, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "heads", "kv_heads"), [(64, 5, 5), (6, 2, 2), (64, 4, 3)])
+def test_heads_that_do_not_divide_are_refused(dim: int, heads: int, kv_heads: int) -> None:
+    with pytest.raises(ValueError, match="heads: got"):
+        TeraGPT(dim, 1, heads, 100, kv_heads=kv_heads)
+
+
+def small() -> TeraGPT:
+    torch.manual_seed(0)
+    return TeraGPT(32, 3, 4, 100, kv_heads=2, tied=True)
+
+
+def test_a_token_sees_none_after_it() -> None:
+    model, ids = small(), torch.randint(0, 100, (1, 10))
+    changed = ids.clone()
+    changed[0, 6] += 1
+    with torch.no_grad():
+        before, after = model(ids), model(changed % 100)
+    assert torch.allclose(before[:, :6], after[:, :6], atol=1e-6)
+    assert not torch.allclose(before[:, 6:], after[:, 6:], atol=1e-6)
+
+
+def test_reading_with_a_cache_is_reading_at_once() -> None:
+    model, ids = small(), torch.randint(0, 100, (1, 9))
+    cache: list[list[torch.Tensor]] = [[] for _ in model.layers]
+    with torch.no_grad():
+        parts = [model(ids[:, :5], torch.arange(5), cache=cache)]
+        parts += [model(ids[:, at : at + 1], torch.tensor([at]), cache=cache) for at in range(5, 9)]
+        whole = model(ids)
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+
+
+def test_only_the_distance_between_positions_counts() -> None:
+    model, ids = small(), torch.randint(0, 100, (1, 9))
+    with torch.no_grad():
+        assert torch.allclose(model(ids), model(ids, torch.arange(9) + 7), atol=1e-4)
+
+
+def test_tied_models_have_no_head() -> None:
+    names = dict(small().named_parameters())
+    assert not any("lm_head" in name for name in names)
+    assert any("lm_head" in name for name, _ in TeraGPT(32, 1, 4, 100).named_parameters())
+
+
+def test_activations_take_the_dtype_that_is_asked_for_and_masters_keep_theirs() -> None:
+    model = TeraGPT(32, 1, 4, 100, dtype=torch.bfloat16)
+    ids = torch.randint(0, 100, (1, 9))
+    assert model(ids).dtype == torch.bfloat16
+    loss = model(ids, targets=ids)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}
+
+
+def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
+    assert teragpt.TeraGPT is TeraGPT
+    assert teragpt.Tokenizer.__module__ == "teragpt.tokenizer"
+    assert teragpt.Trainer.__module__ == "teragpt.train"
+    with pytest.raises(AttributeError, match="no attribute 'GPT'"):
+        _ = teragpt.GPT

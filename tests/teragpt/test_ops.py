@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from teragpt.ops import linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
+
+
+def numbers(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def rotated(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """RoPE as the paper states it: pairs of numbers turned as complex ones."""
+    half = x.size(-1) // 2
+    pairs = torch.complex(x[..., :half], x[..., half:])
+    angles = torch.outer(positions.double(), theta ** -(torch.arange(half).double() / half))
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)[None, :, None]
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def test_linear_is_the_projections_side_by_side() -> None:
+    x, one, other = numbers(2, 3, 4), numbers(5, 4), numbers(6, 4)
+    assert torch.allclose(linear(x, one, other), torch.cat([x @ one.T, x @ other.T], dim=-1))
+    assert linear(x.bfloat16(), one).dtype == torch.bfloat16
+
+
+def test_rms_norm_is_pytorchs() -> None:
+    x, weight = numbers(2, 3, 8), numbers(8)
+    assert torch.allclose(rms_norm(x, weight, 1e-6), F.rms_norm(x, (8,), weight, 1e-6))
+    assert gradcheck(lambda *inputs: rms_norm(*inputs, 1e-6), (x, weight))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_queries_and_keys_are_normalised_and_rotated(kv_heads: int) -> None:
+    qkv, q_weight, k_weight = numbers(2, 5, (4 + 2 * kv_heads) * 6), numbers(6), numbers(6)
+    positions = torch.tensor([3, 4, 5, 6, 9])
+    rope = rotary(positions, 6, 100.0, torch.float64)
+    q, k, v = norm_rotary(qkv, q_weight, k_weight, rope, kv_heads, 1e-6)
+    heads = qkv.unflatten(-1, (-1, 6))
+    plain_q, plain_k, plain_v = heads.split([4, kv_heads, kv_heads], dim=2)
+    assert torch.allclose(q, rotated(F.rms_norm(plain_q, (6,), q_weight, 1e-6), positions, 100.0), atol=1e-6)
+    assert torch.allclose(k, rotated(F.rms_norm(plain_k, (6,), k_weight, 1e-6), positions, 100.0), atol=1e-6)
+    assert torch.equal(v, plain_v)
+    assert gradcheck(lambda *inputs: norm_rotary(*inputs, rope, kv_heads, 1e-6), (qkv, q_weight, k_weight))
+
+
+def test_swiglu_is_silu_of_the_gate_times_up() -> None:
+    joint = numbers(2, 3, 8)
+    gate, up = joint.chunk(2, dim=-1)
+    assert torch.allclose(swiglu(joint), F.silu(gate) * up)
+    assert gradcheck(swiglu, (joint,))
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 50])
+def test_chunked_cross_entropy_is_the_dense_one(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teragpt.ops.LOGITS_CHUNK", 1)  # the smallest chunks: 16 tokens
+    x, weight = numbers(1, tokens, 6), numbers(11, 6)
+    targets = torch.arange(tokens).remainder(11).unsqueeze(0)
+    dense = F.cross_entropy((x @ weight.T).flatten(0, 1), targets.flatten())
+    loss = linear_cross_entropy(x, weight, targets)
+    assert torch.allclose(loss, dense)
+    for mine, plain in zip(
+        torch.autograd.grad(loss * 3, (x, weight)), torch.autograd.grad(dense * 3, (x, weight)), strict=True
+    ):
+        assert torch.allclose(mine, plain)
+
+
+def test_cross_entropy_without_gradients_and_in_bf16() -> None:
+    x, weight = numbers(2, 8, 6), numbers(11, 6)
+    targets = torch.zeros(2, 8, dtype=torch.long)
+    with torch.no_grad():
+        exact = linear_cross_entropy(x, weight, targets)
+    half = x.detach().bfloat16().requires_grad_()
+    loss = linear_cross_entropy(half, weight.float(), targets)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - exact.item()) < 0.05
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16

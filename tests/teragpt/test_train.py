@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+
+import teragpt
+from teragpt.checkpoint import published
+from teragpt.config import ConfigError
+from teragpt.train import Trainer, main
+
+FOLDER = Path(teragpt.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    code, output = ranks.train({"out": out}, 2)
+    assert code == 0, output
+    return out, output
+
+
+def losses(output: str) -> dict[int, float]:
+    return {step: float(loss) for step, loss in ranks.curve(output).items()}
+
+
+def test_no_file_of_the_package_has_a_standard_library_modules_name() -> None:
+    assert not {path.stem for path in FOLDER.glob("*.py")} & (sys.stdlib_module_names - {"__init__"})
+
+
+def test_a_run_folder_holds_the_record(uninterrupted: tuple[Path, str]) -> None:
+    out, output = uninterrupted
+    points = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    trained = [point for point in points if "loss" in point]
+    assert [point["step"] for point in trained] == list(range(1, 13))
+    assert [point["seq"] for point in points] == list(range(1, len(points) + 1))
+    assert {f"{point['loss']:.4f}" for point in trained} == set(ranks.curve(output).values())
+    assert [point["step"] for point in points if "val_loss" in point] == [0, 6, 12]
+    assert json.loads((out / "config.json").read_text())["dim"] == 32
+    assert [one.step for one in published(out)] == [8, 12]
+    assert (out / "tokenizer" / "tokenizer.json").exists()
+    assert "eta 0:00" in output
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_other_numbers_of_ranks_have_the_same_curve(
+    tmp_path: Path, uninterrupted: tuple[Path, str], count: int
+) -> None:
+    code, output = ranks.train({"out": tmp_path / "run"}, count)
+    assert code == 0, output
+    expected = losses(uninterrupted[1])
+    assert losses(output).keys() == expected.keys()
+    assert all(abs(loss - expected[step]) <= 1e-3 for step, loss in losses(output).items())
+
+
+def test_the_file_itself_runs_and_finds_its_package(tmp_path: Path) -> None:
+    process = ranks.start([str(FOLDER / "train.py"), *ranks.arguments({**ranks.SMALL, "out": tmp_path, "steps": 2})])
+    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
+    assert process.returncode == 0, output
+    assert "finished 2 steps" in output
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    settings = {"out": tmp_path / "run", "steps": 2}
+    ranks.train(settings)
+    code, output = ranks.train(settings)
+    assert code == 0
+    assert ranks.curve(output) == {}
+    assert "resumed from step 2" in output
+
+
+KILLS, STEPS = 5, 120
+
+
+def test_runs_killed_at_any_instant_go_on_to_the_same_curve(tmp_path: Path) -> None:
+    """kill -9 of all ranks at seeded steps over the whole run, every other one inside a save, until it ends."""
+    settings = {"steps": STEPS, "checkpoint_every": 3, "eval_every": STEPS, "dim": 128, "ffn": 512}
+    code, whole = ranks.train({**settings, "out": tmp_path / "whole"}, 2)
+    assert code == 0, whole
+    out, chance, printed, torn = tmp_path / "run", random.Random(7), "", 0
+    for kill in range(KILLS):
+        step = kill * STEPS // KILLS + chance.randrange(1, STEPS // KILLS // 2)
+        process = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings, "out": out})], 2)
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed += line
+            if (found := re.match(r"step (\d+)/", line)) and int(found[1]) >= step:
+                break
+        while kill % 2 == 0 and process.poll() is None and not unfinished(out):
+            time.sleep(0.001)
+        printed += ranks.kill(process)
+        torn += bool(unfinished(out))
+    code, output = ranks.train({**settings, "out": out}, 2)
+    assert code == 0, output
+    assert torn, "no kill fell inside a save"
+    assert ranks.curve(printed + output) == ranks.curve(whole)
+
+
+def unfinished(out: Path) -> list[Path]:
+    """Checkpoints that are being written, or were when their writer died."""
+    return [path for path in out.glob("checkpoints/step-*") if not (path / "meta.json").exists()]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+def test_a_run_goes_on_on_another_number_of_ranks(
+    tmp_path: Path, uninterrupted: tuple[Path, str], before: int, after: int
+) -> None:
+    out = tmp_path / "run"
+    process = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, "out": out})], before)
+    ranks.wait_for(out, "checkpoints/step-00000004-*/meta.json", process)
+    first = ranks.kill(process)
+    code, second = ranks.train({"out": out}, after)
+    assert code == 0, second
+    found, expected = losses(first + second), losses(uninterrupted[1])
+    assert found.keys() == expected.keys()
+    assert all(abs(loss - expected[step]) <= 1e-3 for step, loss in found.items())
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
+    settings = {**ranks.SMALL, "out": tmp_path / "run", "steps": 5000, "checkpoint_every": 5000, "eval_every": 5000}
+    process = ranks.start(["-m", "teragpt.train", *ranks.arguments(settings)])
+    ranks.wait_for(tmp_path / "run", "metrics.jsonl", process)
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("step 3/"))
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
+    assert process.returncode == 143, output
+    stopped = published(tmp_path / "run")[-1].step
+    assert f"told to at step {stopped}" in output
+
+
+def test_a_later_attempt_fences_an_earlier_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = {**ranks.SMALL, "out": out, "steps": 100_000, "checkpoint_every": 10, "eval_every": 100_000}
+    zombie = ranks.start(["-m", "teragpt.train", *ranks.arguments(settings)])
+    ranks.wait_for(out, "checkpoints/step-*/meta.json", zombie)
+    later = ranks.start(["-m", "teragpt.train", *ranks.arguments(settings)])
+    said, _ = zombie.communicate(timeout=ranks.PATIENCE_S)
+    assert zombie.returncode == 143
+    ranks.wait_for(out, "checkpoints/step-*-attempt-2/meta.json", later)
+    later.terminate()
+    output, _ = later.communicate(timeout=ranks.PATIENCE_S)
+    assert re.search("stopped: .*later attempt", said)
+    assert later.returncode == 143, output
+    assert published(out)[-1].attempt == 2
+
+
+def test_an_attempt_that_another_claimed_is_not_started(tmp_path: Path) -> None:
+    settings = {"out": tmp_path / "run", "steps": 2}
+    assert ranks.train(settings, environ={"TERAGPT_ATTEMPT": "3"})[0] == 0
+    code, output = ranks.train(settings, environ={"TERAGPT_ATTEMPT": "2"})
+    assert code == 143
+    assert "attempt 3 has" in output
+
+
+def test_a_new_run_starts_from_anothers_checkpoint(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert ranks.train({"out": first, "steps": 4})[0] == 0
+    code, output = ranks.train({"out": second, "steps": 6, "start_from": first})
+    assert code == 0, output
+    assert "resumed from step 4" in output
+    assert list(ranks.curve(output)) == [5, 6]
+    assert published(first)[-1].step == 4
+
+
+DIVERGING = """
+import torch
+from teragpt.data import open_dataset
+
+class Poisoned:
+    def __init__(self, good):
+        self.good = good
+    def __getattr__(self, name):
+        return getattr(self.good, name)
+    def batch(self, step, *rest):
+        ids, targets = self.good.batch(step, *rest)
+        return (ids.bitwise_not() if step in {BAD} else ids), targets
+
+from teragpt.model import TeraGPT
+
+class Model(TeraGPT):
+    def forward(self, ids, positions=None, targets=None, cache=None):
+        loss = super().forward(ids.abs(), positions, targets, cache)
+        return loss * float("nan") if bool((ids < 0).any()) else loss
+
+def open(path, *, tokenizer=""):
+    return Poisoned(open_dataset(path, tokenizer=tokenizer))
+"""
+
+
+def poisoned(folder: Path, bad: str, steps: int) -> tuple[int, str]:
+    (folder / "poisoned.py").write_text(DIVERGING.replace("BAD", bad))
+    settings = {"out": folder / "run", "loader": "poisoned:open", "model": "poisoned:Model", "steps": steps}
+    return ranks.train(settings, environ={"PYTHONPATH": f"{folder}{os.pathsep}{ranks.ROOT}"})
+
+
+def test_a_run_rewinds_past_a_bad_batch_and_ends(tmp_path: Path) -> None:
+    code, output = poisoned(tmp_path, "6", 12)
+    assert code == 0, output
+    assert "loss nan at step 7: rewinding" in output
+    assert published(tmp_path / "run")[-1].meta["progress"] == {"step": 12, "skipped": 3, "rewinds": 1}
+
+
+def test_a_run_that_stays_bad_exits_3(tmp_path: Path) -> None:
+    code, output = poisoned(tmp_path, "*range(6, 99)", 12)
+    assert code == 3
+    assert "diverged: loss nan at step 5 after 2 rewinds" in output
+
+
+def test_a_users_own_model_and_data_are_names(tmp_path: Path) -> None:
+    code, output = poisoned(tmp_path, "", 2)
+    assert code == 0, output
+
+
+def test_bad_settings_exit_2_before_anything_is_made(tmp_path: Path) -> None:
+    for settings, message in [
+        ({"size": "9b"}, "size: got '9b'"),
+        ({"context": 1 << 20, "global_batch_tokens": 1 << 20}, "context: got 1048576"),
+        ({"data": tmp_path / "none"}, "none"),
+        ({"num_tokens": 100}, "num_tokens: got 100; allowed: at least the dataset's vocabulary of 2048"),
+    ]:
+        code, output = ranks.train({"out": tmp_path / "run", **settings})
+        assert (code, message in output) == (2, True), output
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_spec_in_the_environment_gives_way_to_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {**ranks.SMALL, "out": str(tmp_path / "spec"), "steps": 2}
+    code, _ = ranks.train({"out": tmp_path / "line"}, environ={"TERAGPT_SPEC": json.dumps(spec)})
+    assert code == 0
+    assert (tmp_path / "line").exists()
+    assert not (tmp_path / "spec").exists()
+    monkeypatch.setenv("TERAGPT_SPEC", "{")
+    assert main([]) == 2
+
+
+def test_the_library_trains_as_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if ranks.OURS.match(name):
+            monkeypatch.delenv(name)
+    before = signal.getsignal(signal.SIGTERM)
+    assert Trainer({**ranks.SMALL, "out": str(tmp_path / "run")}, steps=2).train() == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(ConfigError, match="steps"):
+        Trainer(steps=-1)
