@@ -22,6 +22,7 @@ import typer
 
 from controlplane.cli import follow
 from controlplane.cli.errors import CliError
+from controlplane.cli.trainer import sample
 
 if TYPE_CHECKING:
     from controlplane.client import Client, Run
@@ -42,10 +43,11 @@ def demo(
 ) -> None:
     """Train, sample and stop, from nothing."""
     spec = {**SPEC, **({"train": train} if (train := json.loads(settings)) else {})}
-    with stoppable(), serving(home.absolute(), choose(port)) as client:
+    home = home.absolute()
+    with stoppable(), serving(home, choose(port)) as client:
         run = train_one(client, spec)
-        print(f"\nSampling from {run['id']}:\n", flush=True)
-        write_sample(Path(run["folder"]))
+        print(f"\nSampling from {run['id']}:\n")
+        sample(run["folder"], PROMPT, tokens=120)
     epilogue(run, home, port)
 
 
@@ -93,7 +95,9 @@ def serving(home: Path, port: int) -> Generator[Client]:
         try:
             with Client(f"http://127.0.0.1:{port}", read_token(home)) as client:
                 wait_ready(client, server, log)
-                print(f"Control plane: {client.url} (API docs: {client.url}/docs while it runs; log: {log})")
+                print(
+                    f"Control plane: {client.url} (API docs: {client.url}/docs while it runs; log: {log})", flush=True
+                )
                 yield client
         finally:
             stop(server)
@@ -136,7 +140,9 @@ def train_one(client: Client, spec: dict[str, object]) -> Run:
     """Train the spec to its end and return the run; where that is cut short, the run is cancelled first."""
     print(f"POST {client.url}/runs {json.dumps(spec)}")
     run = client.create(spec)
-    print(f"Run {run['id']}: {run['resolved']['parameters']:,} parameters, log: teragpt logs {run['id']}")
+    became = run["resolved"]
+    steps, ranks = became["config"]["steps"], became["world_size"]
+    print(f"Run {run['id']}: {became['parameters']:,} parameters, {ranks} ranks, {steps:,} steps", flush=True)
     try:
         ended = follow.follow(client, run["id"])
     except BaseException:
@@ -150,25 +156,19 @@ def train_one(client: Client, spec: dict[str, object]) -> Run:
     return ended
 
 
-def write_sample(folder: Path) -> None:
-    """Print a sample of the run's model, by the command that a user would type."""
-    command = [sys.executable, "-m", "controlplane.cli", "sample", str(folder), PROMPT, "--tokens", "120"]
-    if subprocess.run(command, check=False).returncode:
-        raise CliError(f"sampling failed; the model is in {folder}")
-
-
 def epilogue(run: Run, home: Path, port: int) -> None:
     """Where everything is, and how to go on."""
     folder = Path(run["folder"])
+    logs = sorted(home.glob(f"cluster/*/{run['kubernetes']['name']}/*/log"))
     teragpt = ".venv/bin/teragpt" if Path(".venv/bin/teragpt").exists() else "teragpt"
     print(f"""
 Run folder:   {folder}
 Checkpoints:  {folder / "checkpoints"}
-Logs:         {home / "cluster"}
-API docs:     http://127.0.0.1:{port}/docs, after `{teragpt} up --home {home}`
+Log:          {logs[-1] if logs else home}
+API docs:     http://127.0.0.1:{port}/docs while a control plane runs: {teragpt} up --home {home}
 
 Go on:
   {teragpt} sample {folder} '{PROMPT}'
   {teragpt} export {folder} exported
-  {teragpt} up --home {home}
-  {teragpt} run tiny --follow""")
+  {teragpt} up --home {home} &
+  TERAGPT_HOME={home} {teragpt} run tiny --follow""")

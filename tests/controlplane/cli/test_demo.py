@@ -17,10 +17,12 @@ import pytest
 DEADLINE_S = 120
 
 
-def demo(home: Path, *options: str, steps: int) -> subprocess.Popen[str]:
+def demo(home: Path, *options: str, steps: int, cwd: Path | None = None) -> subprocess.Popen[str]:
     train = json.dumps({"steps": steps, "log_every": 1, "checkpoint_every": 2})
     command = [sys.executable, "-m", "controlplane.cli", "demo", "--home", str(home), "--train", train, *options]
-    return subprocess.Popen(command, cwd=home.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd or home.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.fixture
@@ -49,8 +51,8 @@ def test_the_demo_trains_samples_says_where_all_is_and_leaves_nothing_running(ho
     assert "def main(" in printed
     folder = Path(next(line.split()[2] for line in printed.splitlines() if line.startswith("Run folder:")))
     assert (folder / "metrics.jsonl").is_file()
-    for label in ("Checkpoints:", "Logs:"):
-        assert Path(next(line.split()[1] for line in printed.splitlines() if line.startswith(label))).is_dir()
+    for label in ("Checkpoints:", "Log:"):
+        assert Path(next(line.split()[1] for line in printed.splitlines() if line.startswith(label))).exists()
     assert "/docs" in printed
     assert f"teragpt sample {folder}" in printed
 
@@ -84,7 +86,7 @@ def test_a_control_plane_that_cannot_start_is_one_sentence(home: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
-    process = demo(tmp_path / "file/demo", "--port", "0", steps=1)
+    process = demo(tmp_path / "file/demo", "--port", "0", steps=1, cwd=tmp_path)
     printed, _ = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, printed) == (
         1,

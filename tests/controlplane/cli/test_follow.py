@@ -68,7 +68,9 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         with follow.screen() as show:
             show(run(progress=PROGRESS))
         monkeypatch.undo()
-        drawn = os.read(master, 1 << 16).decode("utf-8", "replace")
+        drawn = ""
+        while "loss" not in drawn:
+            drawn += os.read(master, 1 << 16).decode("utf-8", "replace")
     os.close(master)
     assert "step 20/256  loss 5.1250" in drawn
 

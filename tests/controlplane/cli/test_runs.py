@@ -84,11 +84,11 @@ def test_a_spec_comes_from_a_file_or_stdin_and_options_win_over_it(
     file = tmp_path / "spec.json"
     file.write_text(json.dumps(spec), "utf-8")
     shown = json.loads(teragpt("run", "tiny", "--file", str(file), "--set", "steps=9", "--preview", "--json"))
-    config = shown["resolved"]["config"]
+    config = shown["plan"]["resolved"]["config"]
     assert (config["size"], config["steps"], config["seed"]) == ("tiny", 9, 3)
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(spec)))
     shown = json.loads(teragpt("run", "--file", "-", "--preview", "--json"))
-    assert shown["resolved"]["config"]["steps"] == 7
+    assert shown["plan"]["resolved"]["config"]["steps"] == 7
 
 
 @pytest.mark.parametrize(
