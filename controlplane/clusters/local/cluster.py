@@ -67,7 +67,7 @@ class LocalCluster:
         return self._name
 
     def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
-        """See `Cluster.create`. Rejects what the machine cannot hold and fields that the local cluster does not know."""
+        """See `Cluster.create`. Rejects what the machine cannot hold and fields that are not honoured."""
         job = read_job(manifest, secret or {}, self._machine)
         name, identity = job.metadata.name, identity_of(manifest)
         with self._lock:

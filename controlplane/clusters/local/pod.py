@@ -194,19 +194,21 @@ class LocalPod:
 
 
 def _spawn_shim(folder: Path, record: dict[str, Any], port: int | None) -> tuple[int, int]:
-    """The guard's pid, and where the shim will say how its start went."""
-    told, tell = os.pipe()
-    os.set_blocking(told, False)  # noqa: FBT003 - os's own signature
-    source = os.memfd_create("launch")
-    with open(source, "wb") as file, open(tell, "wb"), (folder / shim.LOG).open("ab") as output:  # noqa: PTH123
+    """The guard's pid, and where the shim will say how its start went. Raises OSError."""
+    environ = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    command = [*SHIM, str(folder)]
+    source, (told, tell) = os.memfd_create("launch"), os.pipe()
+    os.set_blocking(told, False)
+    with open(source, "wb") as file, open(tell, "wb"), contextlib.ExitStack() as undo:
+        undo.callback(os.close, told)
+        output = undo.enter_context((folder / shim.LOG).open("ab"))
         file.write(json.dumps(record).encode())
         file.flush()
         os.lseek(source, 0, os.SEEK_SET)
         given = [source, tell, output.fileno()] + ([] if port is None else [port])
         actions = [(os.POSIX_SPAWN_DUP2, descriptor, target) for target, descriptor in enumerate(given)]
-        environ = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        command = [*SHIM, str(folder)]
-        return os.posix_spawn(command[0], command, environ, file_actions=actions, setsid=True), told
+        process = os.posix_spawn(command[0], command, environ, file_actions=actions, setsid=True)
+        return process, os.dup(told)
 
 
 def _lost(record: dict[str, Any]) -> dict[str, Any]:

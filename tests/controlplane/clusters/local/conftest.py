@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ class Bench:
         until(lambda: not self.cluster.observe(), "every object gone")
         self.cluster.close()
         for lock in self.root.glob("*/*/*/lock"):
-            until(lambda path=lock: _free(path), f"{lock} free")
+            until(functools.partial(_free, lock), f"{lock} free")
 
 
 def _free(path: Path) -> bool:

@@ -15,8 +15,6 @@ from controlplane.clusters.local import LocalCluster, Machine, shim
 from controlplane.render import render
 from tests.controlplane.clusters.local.conftest import MACHINE, Bench, until
 
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(999)"
-)
 POLITE = """
 import signal, time
 signal.signal(15, lambda *_: (print("bye"), exit(143)))
@@ -245,12 +243,21 @@ def test_gpus_are_given_out_by_name_and_none_to_who_asked_for_none(tmp_path: Pat
     bench.finish()
 
 
-def test_a_shim_that_cannot_write_says_so_and_the_pod_fails(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = ["/bin/sh", "-c", "echo -n 'error: No space left on device' >&1"]
-    monkeypatch.setattr("controlplane.clusters.local.pod.SHIM", broken)
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["/bin/sh", "-c", "echo -n 'error: No space left on device'"], "No space left on device"),
+        (["/nowhere/python"], "[Errno 2] No such file or directory: '/nowhere/python'"),
+        (["/bin/true"], "its process ended 3 times before it could start"),
+    ],
+)
+def test_a_pod_whose_shim_cannot_start_fails_and_says_why(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, command: list[str], message: str
+) -> None:
+    monkeypatch.setattr("controlplane.clusters.local.pod.SHIM", command)
     bench.create("full")
     pod = bench.pod("full", "Failed")
-    assert (pod.reason, pod.message) == ("StartError", "No space left on device")
+    assert (pod.reason, pod.message) == ("StartError", message)
 
 
 def test_the_default_environment_is_the_hosts_paths_and_caches_alone(

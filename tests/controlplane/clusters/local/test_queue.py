@@ -69,6 +69,12 @@ def test_memory_is_given_out_too(bench: Bench) -> None:
     assert waiting(bench, "two") == "needs 3 GiB of memory, 2 free"
 
 
+def test_what_asks_for_nothing_waits_for_nothing(bench: Bench) -> None:
+    bench.create("all", cpus_per_node=4)
+    bench.create("none", cpus_per_node=None)
+    bench.pod("none", "Running")
+
+
 def test_an_end_makes_room_before_the_object_is_deleted(bench: Bench) -> None:
     bench.create("short", "pass", cpus_per_node=4)
     bench.create("next", cpus_per_node=4)

@@ -149,7 +149,7 @@ def test_after_a_restart_of_the_machine_what_ran_is_lost(closed: Bench) -> None:
     assert (pod.reason, pod.message) == ("Lost", "the machine was restarted")
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_kill_at_a_random_instant_starts_nothing_twice_and_loses_nothing(closed: Bench, seed: int) -> None:
     instants = random.Random(seed)
     names = [f"o{number}" for number in range(3)]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import pytest
 from controlplane.clusters.local import shim
 from tests.controlplane.clusters.local.conftest import until
 
-
 STUBBORN = """
 import signal, time
 signal.signal(15, lambda *_: print("no", flush=True))
@@ -24,6 +24,12 @@ print("up", flush=True)
 while True:
     time.sleep(1)
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    shim.sweep(str(tmp_path / "object/pod" / shim.TERMINATION))
 
 
 def folder(tmp_path: Path) -> Path:
@@ -49,8 +55,18 @@ def start(pod: Path, record: dict[str, Any]) -> subprocess.Popen[bytes]:
     os.write(source, json.dumps(record).encode())
     os.lseek(source, 0, os.SEEK_SET)
     with (pod / shim.LOG).open("ab") as log:
-        command = [sys.executable, shim.__file__, str(pod)]
-        process = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+        command = [
+            sys.executable,
+            "-W",
+            "ignore::RuntimeWarning",
+            "-m",
+            shim.__name__,
+            str(pod),
+        ]  # imported by the package
+        environ = {**os.environ, "PYTHONPATH": str(Path(shim.__file__).parents[3])}
+        process = subprocess.Popen(
+            command, env=environ, stdin=source, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+        )
     os.close(source)
     return process
 
