@@ -199,7 +199,7 @@ def _spawn_shim(folder: Path, record: dict[str, Any], port: int | None) -> tuple
     command = [*SHIM, str(folder)]
     source, (told, tell) = os.memfd_create("launch"), os.pipe()
     os.set_blocking(told, False)
-    with open(source, "wb") as file, open(tell, "wb"), contextlib.ExitStack() as undo:
+    with os.fdopen(source, "wb") as file, os.fdopen(tell, "wb"), contextlib.ExitStack() as undo:
         undo.callback(os.close, told)
         output = undo.enter_context((folder / shim.LOG).open("ab"))
         file.write(json.dumps(record).encode())

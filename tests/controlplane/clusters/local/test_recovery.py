@@ -20,10 +20,12 @@ from tests.controlplane.clusters.local.conftest import DEADLINE_S, Bench, until
 
 HOST = Path(__file__).with_name("host.py")
 REPOSITORY = Path(__file__).parents[4]
-ONCE = """import glob, time
-open('ran', 'a').write('x')
-while len(glob.glob('../../*/work/ran')) < 2: time.sleep(0.01)
-"""
+ONCE = """
+import glob, os, time
+open("ran", "a").write("x")
+while os.environ["RANK"] == "0" and not glob.glob("../../*-worker-0/exit.json"):
+    time.sleep(0.01)
+"""  # the master's end would stop a worker that has not ended
 
 
 class Host:
