@@ -23,18 +23,18 @@ class Resolved(View):
     processes_per_node: int = Field(description="Ranks on each node.", examples=[2])
     gpus_per_node: int = Field(description="GPUs of each node.", examples=[0])
     cpus_per_node: int = Field(description="CPU cores of each node.", examples=[2])
-    memory_per_node: int = Field(description="Bytes of memory of each node.", examples=[1644167168])
+    memory_per_node: int = Field(description="Bytes of memory of each node.", examples=[1625051136])
     world_size: int = Field(description="Ranks in all.", examples=[2])
     config: dict[str, Any] = Field(
         description="Every setting of the trainer, given or derived.",
-        examples=[{"size": "tiny", "dim": 192, "steps": 200, "out": f"/data/runs/{RUN_ID}"}],
+        examples=[{"size": "tiny", "dim": 128, "steps": 200, "out": f"/data/runs/{RUN_ID}"}],
     )
-    parameters: int = Field(description="The model's parameters.", examples=[2164992])
+    parameters: int = Field(description="The model's parameters.", examples=[902400])
     tokens: int = Field(description="Tokens to train on.", examples=[3276800])
     steps: int = Field(description="Optimizer steps.", examples=[200])
     state_bytes: dict[str, int] = Field(
         description="Bytes of state on the fullest rank, by kind.",
-        examples=[{"parameters": 4329984, "gradients": 4329984, "optimizer": 8659968, "total": 17319936}],
+        examples=[{"parameters": 1804800, "gradients": 1804800, "optimizer": 3609600, "total": 7219200}],
     )
     env: dict[str, str] = Field(description="The user's environment variables.", examples=[{"HF_HUB_OFFLINE": "1"}])
     labels: dict[str, str] = Field(description="The user's labels.", examples=[{"team": "lm"}])
