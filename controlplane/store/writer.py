@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -115,21 +116,32 @@ class Writer:
 
 def _run_one(connection: Connection, write: Write, done: Future[Any]) -> tuple[Any, Transaction] | None:
     """One write under its savepoint; None where it failed, which its caller alone hears of."""
-    with Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False) as session:
-        transaction = Transaction(session)
-        try:
-            result = write(transaction)
-            session.commit()
-        except OperationalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - it belongs to the caller
-            session.rollback()
-            done.set_exception(error)
-            return None
+    session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
+    transaction = Transaction(session)
+    try:
+        result = write(transaction)
+        session.commit()
+    except OperationalError:
+        with suppress(OperationalError):  # SQLite may have ended the whole transaction, and the savepoint with it
+            session.close()
+        raise
+    except Exception as error:  # noqa: BLE001 - it belongs to the caller
+        session.close()
+        done.set_exception(error)
+        return None
+    session.close()
     return result, transaction
 
 
 def _refusal(error: Exception) -> Exception:
     if isinstance(error, OperationalError):
-        return StoreUnavailable(f"the database cannot be written: {error.orig}")
+        return StoreUnavailable(f"the database cannot be written: {_first(error).orig}")
     return error
+
+
+def _first(error: OperationalError) -> OperationalError:
+    """The trouble that began it: after a full disk, the missing savepoint is only what follows."""
+    first, cause = error, error.__context__
+    while cause is not None:
+        first, cause = cause if isinstance(cause, OperationalError) else first, cause.__context__
+    return first

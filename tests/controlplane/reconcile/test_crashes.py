@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from controlplane.clusters.base import ObservedJob, Unavailable
 from controlplane.services.attempts import attempts, events
 from controlplane.services.context import Context
 from controlplane.store.store import Store
+from controlplane.store.tables import Outbox
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
 from tests.controlplane.reconcile.conftest import Stage
 
@@ -105,6 +107,7 @@ def test_a_life_has_fewer_instants(monkeypatch: pytest.MonkeyPatch, stage: Stage
     check(stage)
     assert stage.run.phase == "cancelled"
     assert len(stage.attempts) == 2
+    assert left_in_outbox(stage) == []
     assert INSTANTS - 10 < assassin.count < INSTANTS
 
 
@@ -125,6 +128,7 @@ def test_killed_at_any_instant_it_goes_on_as_if_nothing_was(
         check(stage)
         assert stage.run.phase == "cancelled"
         assert len(stage.attempts) == 2
+        assert left_in_outbox(stage) == []
 
 
 MOVES = st.lists(
@@ -205,3 +209,9 @@ def drain(stage: Stage) -> None:
             if job.deleting:
                 stage.memory.stop(name)
     assert stage.memory.jobs == {}, "an object outlived its run"
+    assert left_in_outbox(stage) == [], "an errand outlived its run"
+
+
+def left_in_outbox(stage: Stage) -> list[tuple[str, str]]:
+    with stage.context.store.read() as session:
+        return [(row.object_name, row.op) for row in session.scalars(select(Outbox))]

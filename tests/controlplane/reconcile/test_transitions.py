@@ -13,6 +13,7 @@ from sqlalchemy import select
 from controlplane.clusters.base import Manifest, NameConflict, Refusal, Rejected, Unavailable
 from controlplane.domain.names import token_hash
 from controlplane.domain.phases import LIVE, TERMINAL, TRANSITIONS, Phase
+from controlplane.reconcile import apply as applying
 from controlplane.services import metrics, runs
 from controlplane.services.attempts import authenticate
 from controlplane.store.tables import Attempt, Outbox
@@ -235,6 +236,8 @@ def test_11_a_cancel_reaches_a_run_whose_cluster_is_away(stage: Stage) -> None:
     assert stage.look().phase == "submitting"
     stage.memory.fail = None
     assert stage.look().phase == "cancelling"
+    with stage.context.store.read() as session:
+        assert [row.op for row in session.scalars(select(Outbox))] == ["delete"]
     assert stage.after(120).phase == "cancelling"
     assert stage.look().phase == "cancelled"
     assert stage.memory.created == []
@@ -323,6 +326,17 @@ def test_what_was_never_acknowledged_is_read_before_the_run_ends(running: Stage)
     progress = running.run.progress
     assert progress is not None
     assert (progress["step"], progress["loss"]) == (4, 5.0)
+
+
+def test_a_long_record_is_read_whole(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "BATCH", 10)
+    folder = Path(running.run.folder)
+    folder.mkdir(parents=True)
+    lines = [f'{{"seq": {n}, "attempt": 1, "step": {n}, "time": 1.0, "loss": 1.0}}\n' for n in range(1, 36)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    running.memory.end(running.object, 0)
+    running.look()
+    assert len(metrics.curve(running.context, running.id)) == 35
 
 
 def test_a_finished_run_frees_its_name(running: Stage) -> None:

@@ -12,6 +12,7 @@ from controlplane.services.attempts import attempt, attempts, authenticate, even
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
 from teragpt.config import resolve
+from tests.controlplane.memory_cluster import MemoryCluster
 
 
 def test_a_plan_tells_bytes_of_state_and_whether_it_fits(context: Context) -> None:
@@ -36,8 +37,14 @@ def test_a_preview_shows_what_would_be_sent_and_creates_nothing(context: Context
     assert runs.list_runs(context).runs == []
 
 
-def test_a_preview_warns_of_what_will_wait_or_never_run(context: Context) -> None:
+def test_a_preview_warns_of_what_will_wait_or_never_run(
+    context: Context, memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "can never run here" in plans.preview(context, parse_spec({"size": "175b"})).warnings[0]
+    busy = dataclasses.replace(memory.capacity(), free_cpus=1)
+    monkeypatch.setattr(memory, "capacity", lambda: busy)
+    warning = plans.preview(context, parse_spec({"size": "tiny"})).warnings[0]
+    assert warning == "it will wait: it needs 2 CPUs, and 1 of 4 are free"
 
 
 def test_the_table_of_sizes_is_whole() -> None:

@@ -156,6 +156,8 @@ def test_a_dataset_is_read_before_the_run_is_made(context: Context, tmp_path: Pa
     with pytest.raises(InvalidSpec, match="300 tokens") as caught:
         ask(context, data={"uri": str(folder)}, train={"context": 512})
     assert caught.value.problems[0].pointer == "/train/context"
+    with pytest.raises(InvalidSpec, match="absolute path"):
+        ask(context, data={"uri": "data"})
     own, _ = ask(context, data={"uri": "/nowhere"}, train={"loader": "mine:open"})
     assert own.resolved["config"]["loader"] == "mine:open"
 

@@ -14,15 +14,19 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, select, text
+from sqlalchemy import func, inspect, select, text
 
 from controlplane.domain.errors import FolderLocked, NetworkFolder, NewerStore, StoreUnavailable
+from controlplane.domain.spec import parse_spec
+from controlplane.services import runs
+from controlplane.services.context import Context
 from controlplane.store import folder as folders
+from controlplane.store import writer
 from controlplane.store.folder import file_system
 from controlplane.store.migrate import FOLDER
 from controlplane.store.sqlite import open_engine
 from controlplane.store.store import DATABASE, Store
-from controlplane.store.tables import Base, Run
+from controlplane.store.tables import Attempt, Base, Outbox, Run
 from controlplane.store.writer import Transaction
 
 HOLD = """
@@ -198,6 +202,58 @@ def test_a_database_that_cannot_be_written_is_told_to_everyone_and_works_again_l
     other.execute("ROLLBACK")
     other.close()
     store.write(lambda t: t.session.execute(text("CREATE TABLE later (n INTEGER)")))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(store: Store, context: Context) -> None:
+    spec = parse_spec({"size": "tiny"})
+    runs.create_run(context, spec)
+
+    def limit(more: int) -> None:
+        def job(transaction: Transaction) -> None:
+            pages = transaction.session.scalar(text("PRAGMA page_count"))
+            transaction.session.execute(text(f"PRAGMA max_page_count={pages + more}"))
+
+        store.write(job)
+
+    def counted() -> list[int | None]:
+        with store.read() as session:
+            return [session.scalar(select(func.count()).select_from(table)) for table in (Run, Attempt, Outbox)]
+
+    def ask_many() -> None:
+        for _ in range(100):
+            runs.create_run(context, spec)
+
+    limit(2)
+    with pytest.raises(StoreUnavailable, match="full"):
+        ask_many()
+    assert len(set(counted())) == 1
+    before = counted()[0]
+    limit(10_000)
+    runs.create_run(context, spec)
+    assert before is not None
+    assert counted() == [before + 1] * 3
+
+
+def test_a_group_has_a_bound_and_the_close_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "LARGEST_GROUP", 2)
+    store = Store(tmp_path)
+    gate, began = threading.Event(), threading.Event()
+
+    def wait(_: Transaction) -> None:
+        began.set()
+        gate.wait(10)
+
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(store.write, wait)
+        assert began.wait(10)
+        others = [pool.submit(store.write, lambda _: 1) for _ in range(5)]
+        while store._writer._jobs.qsize() < 5:
+            threading.Event().wait(0.001)
+        closed = pool.submit(store.close)
+        gate.set()
+        closed.result()
+        first.result()
+        assert [one.result() for one in others] == [1] * 5
 
 
 def test_nothing_is_written_after_the_close(tmp_path: Path) -> None:
