@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -30,6 +31,10 @@ from teragpt.config import Config, ConfigError, Problem
 META = "meta.json"
 SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied")
 FENCE_SECONDS = 1.0  # how often rank 0 looks for a later attempt
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written, on any rank; the one before it still counts."""
 
 
 class Superseded(Exception):
@@ -190,7 +195,10 @@ class Checkpoints:
 
     def publish(self, written: Any, folder: Path, meta: dict[str, object]) -> None:
         """Once every rank's part is written: the marker, on rank 0, and then the retention of older ones."""
-        written.result()
+        try:
+            written.result()
+        except CheckpointException as error:  # a BaseException, which holds each failing rank's own
+            raise SaveFailed(f"{folder}: {next(iter(error.failures.values()))[0]}") from None
         if not self.leader:
             return
         self.looked = 0.0
@@ -208,10 +216,10 @@ class Checkpoints:
         every = self.config.keep_every
         kept = {one.folder for one in found[-self.config.keep_last :]}
         kept |= {one.folder for one in found if every and one.step % every == 0}
-        return (path for path in self.folder.glob("step-*-attempt-*") if path not in kept)
+        return (path for path in self.folder.glob("step-*-attempt-*/") if path not in kept)
 
     def wait(self) -> None:
-        """Wait for the save in flight. Raises what made it fail."""
+        """Wait for the save in flight. Raises SaveFailed, OSError or Superseded when it was not published."""
         saving, self.saving = self.saving, None
         if saving is not None:
             saving.result()

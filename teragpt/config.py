@@ -193,8 +193,10 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         yield Problem(*blame("kv_heads", "heads"), f"a divisor of heads {config.heads}")
     if config.global_batch_tokens % config.context:
         yield Problem(*blame("global_batch_tokens", "context"), f"a multiple of context {config.context}")
-    if "tokens" in given and "steps" in given:
-        yield Problem("tokens", given["tokens"], "tokens or steps, not both: the one follows from the other")
+    if "steps" in given and given.get("tokens", config.tokens) != config.tokens:
+        yield Problem(
+            "tokens", given["tokens"], f"{config.tokens}, which {config.steps} steps take; give one of the two"
+        )
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
     for name in ("model", "loader"):

@@ -20,7 +20,7 @@ def stream(
     prompt: str,
     *,
     tokens: int = 200,
-    temperature: float = 0.8,
+    temperature: float = 0.6,
     top_k: int = 50,
     top_p: float = 0.95,
     seed: int | None = None,

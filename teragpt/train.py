@@ -189,16 +189,12 @@ class Trainer:
         return {**dict(self.model.state_dict()), **self.optimizer.state()}
 
     def save(self) -> None:
-        """Write a checkpoint in the background; one that failed to be written is reported, and the next one tried."""
-        final = self.progress.step == self.config.steps
+        """Write a checkpoint in the background; an earlier one that failed is reported, and training goes on."""
         try:
-            self.checkpoints.save(self.progress.step, self.state(), {"progress": asdict(self.progress)})
-            if final or self.asked:
-                self.checkpoints.wait()
+            self.checkpoints.wait()
         except OSError as error:
-            if final:
-                raise
-            self.metrics.say(f"checkpoint before step {self.progress.step} failed, training goes on: {error}")
+            self.metrics.say(f"the last checkpoint could not be written: {error}")
+        self.checkpoints.save(self.progress.step, self.state(), {"progress": asdict(self.progress)})
         self.metrics.restart_clock()
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -32,7 +32,8 @@ class Layer(nn.Module):
         q, k, v = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, dim)
         x = x + self.out(y)
-        return x + self.narrow(F.gelu(self.wide(self.second(x))))
+        out: Tensor = x + self.narrow(F.gelu(self.wide(self.second(x))))
+        return out
 
 
 class PlainGPT(nn.Module):

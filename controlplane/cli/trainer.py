@@ -23,7 +23,7 @@ def sample(
     run: RunFolder,
     prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.8,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.6,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")] = 50,
     top_p: Annotated[
         float, typer.Option("--top-p", min=0, max=1, help="Only tokens that share this probability.")

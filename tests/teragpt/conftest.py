@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `import ranks`
-
 
 @pytest.fixture(autouse=True)
 def _leave_nothing_running() -> Iterator[None]:
-    import ranks
+    from tests.teragpt import ranks
 
     yield
     ranks.clean_up()
@@ -25,3 +22,14 @@ def compiler() -> str:
     if not found:
         pytest.skip("no C++ compiler on this machine: torch's inductor cannot run")
     return found
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small model after four steps on two ranks; copy it before you change it."""
+    from tests.teragpt import ranks
+
+    out = tmp_path_factory.mktemp("trained") / "run"
+    code, output = ranks.train({"out": out, "steps": 4, "checkpoint_every": 2}, 2)
+    assert code == 0, output
+    return out

@@ -63,7 +63,10 @@ def clean_up() -> None:
 
 def kill(process: subprocess.Popen[str]) -> str:
     """kill -9 every process of the job, and return what they had printed."""
-    family = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+    family: list[psutil.Process] = []
+    if process.poll() is None:
+        launcher = psutil.Process(process.pid)
+        family = [launcher, *launcher.children(recursive=True)]
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

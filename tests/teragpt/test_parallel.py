@@ -3,13 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import ranks
 import torch
 from torch import nn
 
 from teragpt.config import Config, ConfigError, resolve
 from teragpt.model import TeraGPT
 from teragpt.parallel import compute_dtype, draw_rows, load_attribute, materialize
+from tests.teragpt import ranks
 
 GRADIENTS = """
 import sys, torch

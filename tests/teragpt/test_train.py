@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-import ranks
 
 import teragpt
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError
 from teragpt.train import Trainer, main
+from tests.teragpt import ranks
 
 FOLDER = Path(teragpt.__file__).parent
 
@@ -221,12 +221,13 @@ def test_a_users_own_model_and_data_are_names(tmp_path: Path) -> None:
 
 
 def test_bad_settings_exit_2_before_anything_is_made(tmp_path: Path) -> None:
-    for settings, message in [
+    cases: list[tuple[dict[str, object], str]] = [
         ({"size": "9b"}, "size: got '9b'"),
         ({"context": 1 << 20, "global_batch_tokens": 1 << 20}, "context: got 1048576"),
         ({"data": tmp_path / "none"}, "none"),
         ({"num_tokens": 100}, "num_tokens: got 100; allowed: at least the dataset's vocabulary of 2048"),
-    ]:
+    ]
+    for settings, message in cases:
         code, output = ranks.train({"out": tmp_path / "run", **settings})
         assert (code, message in output) == (2, True), output
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from teragpt.config import ConfigError
+from teragpt.export import export, main
+from teragpt.trained import load
+from tests.teragpt import ranks
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_opens_the_export_with_our_logits(trained: Path, tmp_path: Path, tied: bool) -> None:
+    run = trained
+    if not tied:
+        run = tmp_path / "untied"
+        code, output = ranks.train({"out": run, "steps": 2, "tied": False, "num_tokens": 2100})
+        assert code == 0, output
+    folder = export(run, tmp_path / "export")
+    model, ours, config = load(run)
+    theirs = AutoModelForCausalLM.from_pretrained(folder).train(mode=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = "def main():\n    return [x for x in range(10)]\n"
+    ids = torch.tensor([ours.encode(text)])
+    assert tokenizer(text)["input_ids"] == ids[0].tolist()
+    with torch.no_grad():
+        difference = (model(ids) - theirs(ids).logits).abs().max()
+    assert float(difference) <= 1e-4
+    assert theirs.config.model_type == "qwen3"
+    assert theirs.config.vocab_size == config.num_tokens
+    assert theirs.config.tie_word_embeddings is tied
+
+
+def test_nothing_that_exists_is_written_over(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    with pytest.raises(ConfigError, match="out: got"):
+        export(trained, tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+    (tmp_path / "empty").mkdir()
+    assert (export(trained, tmp_path / "empty") / "config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+
+
+def test_the_command_says_what_is_wrong(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(trained), str(tmp_path / "out")]) == 0
+    assert main([str(tmp_path), str(tmp_path / "other")]) == 2
+    assert main([str(trained)]) == 2
+    said = capsys.readouterr()
+    assert str(tmp_path / "out") in said.out
+    assert "a run folder with a published checkpoint" in said.err
+    assert "usage" in said.err

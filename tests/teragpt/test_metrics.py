@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from teragpt import metrics
+from teragpt.config import resolve
+from teragpt.metrics import Metrics, duration, memory_bytes, peak_flops
+
+
+class Plane(ThreadingHTTPServer):
+    """A control plane that answers 503 `away` times, then acknowledges what it is sent, a few points at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.away = 0
+        self.at_once = 3
+        self.tokens: set[str | None] = set()
+        self.points: dict[int, dict[str, Any]] = {}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        plane = self.server
+        assert isinstance(plane, Plane)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        plane.tokens.add(self.headers["Authorization"])
+        if plane.away > 0:
+            plane.away -= 1
+            self.send_error(503)
+            return
+        taken = body["points"][: plane.at_once]
+        plane.points.update({point["seq"]: point for point in taken})
+        reply = json.dumps({"acknowledged": taken[-1]["seq"]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
+    server = Plane()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setenv("TERAGPT_RUN_URL", f"http://127.0.0.1:{server.server_port}/v1/runs/run_1")
+    monkeypatch.setenv("TERAGPT_RUN_TOKEN", "secret")
+    monkeypatch.setattr(metrics, "POST_EVERY", 0.02)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def report(folder: Path, rank: int = 0, **settings: object) -> Metrics:
+    return Metrics(resolve({"out": str(folder), "steps": 20, **settings}), 1, rank, 2, 1234)
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_step_is_a_readable_line_and_a_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = report(tmp_path)
+    one.step(1, 3.14159, 0.5, 0.004)
+    one.evaluation(1, 2.71828)
+    one.close()
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("step 1/20 | loss 3.1416 | lr 4.00e-03 | grad 0.500 | ")
+    assert " tok/s (" in said[1]
+    assert said[2] == "eval 1/20 | val loss 2.7183"
+    step, evaluation = recorded(tmp_path)
+    assert (step["seq"], step["step"], step["loss"], step["tokens"], step["attempt"]) == (1, 1, 3.14159, 2048, 1)
+    assert step["mfu"] is None
+    assert step["memory_bytes"] > 0
+    assert evaluation["val_loss"] == 2.71828
+
+
+def test_only_logged_steps_are_reported_and_the_record_is_added_to(tmp_path: Path) -> None:
+    for _ in range(2):
+        one = report(tmp_path, log_every=5)
+        for step in range(1, 21):
+            one.step(step, 1.0, 1.0, 1.0)
+        one.close()
+    assert [point["step"] for point in recorded(tmp_path)] == [1, 5, 10, 15, 20] * 2
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_record(tmp_path: Path) -> None:
+    one = report(tmp_path)
+    one.step(1, math.nan, math.inf, 0.1)
+    one.close()
+    assert recorded(tmp_path)[0]["loss"] is None
+    assert recorded(tmp_path)[0]["grad_norm"] is None
+
+
+def test_other_ranks_keep_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = report(tmp_path, rank=1)
+    one.step(1, 1.0, 1.0, 1.0)
+    one.close()
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_every_point_is_acknowledged_though_the_control_plane_was_away(tmp_path: Path, plane: Plane) -> None:
+    plane.away = 3
+    one = report(tmp_path)
+    for step in range(1, 21):
+        one.step(step, 1.0 / step, 1.0, 1.0)
+    one.close()
+    assert sorted(plane.points) == list(range(1, 21))
+    assert plane.tokens == {"Bearer secret"}
+    assert [plane.points[seq] for seq in sorted(plane.points)] == recorded(tmp_path)
+
+
+def test_a_control_plane_that_stays_away_costs_the_end_of_a_run_a_bounded_time(
+    tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "LAST_POSTS", 0.2)
+    plane.away = 10**6
+    one = report(tmp_path)
+    one.step(1, 1.0, 1.0, 1.0)
+    one.close()
+    assert plane.points == {}
+    assert len(recorded(tmp_path)) == 1
+    plane.away = 0  # so that the thread can end
+    assert one.poster is not None
+    one.poster.thread.join(60)
+    assert not one.poster.thread.is_alive()
+
+
+def test_durations_read_as_clocks() -> None:
+    assert [duration(seconds) for seconds in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
+
+
+def test_a_gpu_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5)
+    for name, peak in [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("GeForce", None)]:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        assert peak_flops() == peak
+    assert memory_bytes() == 5

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import HashStore
+
+from teragpt.config import resolve
+from teragpt.optim import Optimizer, learning_rate
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_rate_warms_up_holds_and_decays(schedule: str) -> None:
+    config = resolve({"steps": 100, "warmup_steps": 10, "learning_rate": 1.0, "schedule": schedule})
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[80] == pytest.approx(1.0 if schedule == "wsd" else 0.2045, abs=1e-3)
+
+
+def test_a_step_is_torchs_adamw_with_clipping_and_decay_on_matrices_only() -> None:
+    config = resolve({"steps": 100, "warmup_steps": 0, "clip": 0.5, "learning_rate": 0.1, "weight_decay": 0.3})
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(4, 3), nn.Linear(4, 3)
+    plain.load_state_dict(ours.state_dict())
+    optimizer = Optimizer(ours, config)
+    reference = torch.optim.AdamW(
+        [{"params": [plain.weight], "weight_decay": 0.3}, {"params": [plain.bias], "weight_decay": 0.0}],
+        lr=0.1, betas=(config.beta1, config.beta2), eps=config.epsilon,
+    )  # fmt: skip
+    for step in range(3):
+        x = torch.randn(5, 4)
+        for model in (ours, plain):
+            model(x).square().sum().backward()
+        summary, asked = optimizer.reduce(torch.tensor(2.0), 1.0)
+        expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        assert summary.tolist() == pytest.approx([2.0, float(expected)])
+        assert asked.item() == 1.0
+        optimizer.step(step, summary[1])
+        for group in reference.param_groups:
+            group["lr"] = learning_rate(step, config)
+        reference.step()
+        reference.zero_grad()
+        assert all(parameter.grad is None for parameter in ours.parameters())
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_the_state_names_every_moment_and_shares_its_memory() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = Optimizer(model, resolve({}))
+    state = optimizer.state()
+    assert set(state) == {f"{name}.{moment}" for name in ("weight", "bias") for moment in ("exp_avg", "exp_avg_sq")}
+    state["weight.exp_avg"].fill_(3.0)
+    assert float(optimizer.state()["weight.exp_avg"].sum()) == 36.0
+    optimizer.set_steps(7)
+    assert {float(optimizer.adamw.state[shard]["step"]) for shard in optimizer.shards.values()} == {7.0}
