@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect, text
 
 from controlplane.domain.errors import NewerStore
 
@@ -17,6 +13,30 @@ FOLDER = Path(__file__).parent / "migrations"
 
 def migrate(engine: Engine, place: Path) -> None:
     """Upgrade the database to the newest revision; `place` is named in errors. Raises NewerStore."""
+    if stored_revision(engine) != newest_revision():
+        _upgrade(engine, place)  # apart, since Alembic takes a third of a second to import
+
+
+def stored_revision(engine: Engine) -> str | None:
+    """The database's revision; None for an empty one."""
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return revision
+
+
+def newest_revision() -> str:
+    """The last of the package's revisions, which their files' names begin with."""
+    return max(path.stem.partition("_")[0] for path in (FOLDER / "versions").glob("[0-9]*_*.py"))
+
+
+def _upgrade(engine: Engine, place: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     config = Config()
     config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
