@@ -160,12 +160,15 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
 
 
 def ensure_token(home: Path) -> str:
-    """The token in the data folder, made at first need; nobody else on this machine can read it."""
+    """The token in the data folder, made at first need; nobody else on this machine can read it. Raises StartError."""
     path = home / TOKEN_FILE
     if not path.exists():
         write_private(path, secrets.token_urlsafe(32) + "\n")
-    path.chmod(0o600)
-    token = path.read_text("ascii").strip()
+    try:
+        path.chmod(0o600)
+        token = path.read_text("ascii").strip()
+    except (OSError, ValueError) as error:
+        raise StartError(f"{path} cannot be used: {error}") from None
     if not token:
         raise StartError(f"{path} is empty: remove it, and a new token is made")
     return token
@@ -184,11 +187,14 @@ def announced(home: Path, url: str, *, token_required: bool) -> Generator[None]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads; whole or not at all."""
+    """Write a file that only its owner reads; whole or not at all. Raises StartError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.touch(0o600)
-    draft.write_text(text, "ascii")
-    draft.replace(path)
+    try:
+        draft.touch(0o600)
+        draft.write_text(text, "ascii")
+        draft.replace(path)
+    except OSError as error:
+        raise StartError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ def list_events(run: RunRef, context: Services, after: After = 0, limit: Limit =
     return Events.model_validate({"items": attempts.events(context, run, after=after, limit=limit)})
 
 
-@router.get("/runs/{run}/events/stream", summary="Follow a run's events", responses=stream_responses("events"))
+@router.get(
+    "/runs/{run}/events/stream",
+    summary="Follow a run's events",
+    response_class=EventStream,
+    responses=stream_responses("events"),
+)
 def stream(run: RunRef, context: Services, hub: Streams, last_event_id: LastEventId = None) -> Response:
     """Events as they happen, until the run has ended. A message's id is the event's `seq`."""
     run_id = runs.get(context, run).id

@@ -47,7 +47,12 @@ def text(run: RunRef, context: Services, rank: Rank = 0, attempt: AttemptNumber 
     return StreamingResponse(chunks(), media_type=TEXT)
 
 
-@router.get("/runs/{run}/logs/stream", summary="Follow a rank's log", responses=stream_responses("logs"))
+@router.get(
+    "/runs/{run}/logs/stream",
+    summary="Follow a rank's log",
+    response_class=EventStream,
+    responses=stream_responses("logs"),
+)
 def stream(
     run: RunRef,
     context: Services,

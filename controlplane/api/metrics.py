@@ -99,7 +99,12 @@ def curve(run: RunRef, context: Services, keys: Keys = None, downsample: Downsam
     return Curve(points=metrics.curve(context, run, keys=wanted, downsample=downsample))
 
 
-@router.get("/runs/{run}/metrics/stream", summary="Follow a run's curve", responses=stream_responses("points"))
+@router.get(
+    "/runs/{run}/metrics/stream",
+    summary="Follow a run's curve",
+    response_class=EventStream,
+    responses=stream_responses("points"),
+)
 def stream(run: RunRef, context: Services, hub: Streams, last_event_id: LastEventId = None) -> Response:
     """Points as they come in, until the run has ended. A message's id is the point's attempt and `seq`."""
     run_id = runs.get(context, run).id

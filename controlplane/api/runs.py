@@ -93,6 +93,20 @@ class Preview(View):
     warnings: list[str] = Field(description="What to know before it is created.", examples=[[]])
 
 
+MADE: dict[int | str, dict[str, Any]] = {
+    status: {
+        "model": Run,
+        "description": description,
+        "headers": {
+            "Location": {"description": "The run's address.", "schema": {"type": "string"}},
+            "Idempotency-Replayed": {
+                "description": "Whether the key had made it before.",
+                "schema": {"type": "string", "enum": ["true", "false"]},
+            },
+        },
+    }
+    for status, description in ((201, "The new run."), (200, "The run that the same key had made before."))
+}
 PhaseFilter = Annotated[list[Phase] | None, Query(description="Only runs in these phases.", examples=[["running"]])]
 LabelFilter = Annotated[
     list[str] | None, Query(description="Only runs with these labels, each key=value.", examples=[["team=lm"]])
@@ -105,7 +119,7 @@ Limit = Annotated[int, Query(description="Most runs of a page.", examples=[50], 
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.", examples=[None], max_length=128)]
 
 
-@router.post("/runs", status_code=201, summary="Create a run")
+@router.post("/runs", status_code=201, summary="Create a run", responses=MADE)
 def create(spec: RunSpec, response: Response, context: Services, idempotency_key: IdempotencyKey = None) -> Run:
     """Store a run and submit it; the reply does not wait for the cluster. 200 where the key had made it before."""
     run, replayed = runs.create_run(context, spec, idempotency_key=idempotency_key)
@@ -153,7 +167,7 @@ def cancel(run: RunRef, context: Services) -> Run:
     return show(runs.cancel_run(context, run))
 
 
-@router.post("/runs/{run}/retry", status_code=201, summary="Try a run again")
+@router.post("/runs/{run}/retry", status_code=201, summary="Try a run again", responses=MADE)
 def retry(run: RunRef, response: Response, context: Services, idempotency_key: IdempotencyKey = None) -> Run:
     """A new run (`retry_of`) that goes on from an ended run's last checkpoint."""
     made, replayed = runs.retry_run(context, run, idempotency_key=idempotency_key)

@@ -270,8 +270,8 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes], send_timeout_s: float) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    def __init__(self, chunks: AsyncGenerator[bytes], send_timeout_s: float, status_code: int = 200) -> None:
+        super().__init__(None, status_code, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self.chunks, self.send_timeout_s = chunks, send_timeout_s
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from controlplane.client import ApiError, Client
-from controlplane.server import StartError, address, bound, ensure_token, main
+from controlplane.server import StartError, address, bound, ensure_token, main, write_private
 from controlplane.settings import Listen, Settings
 
 DEADLINE_S = 60.0
@@ -220,6 +220,19 @@ def test_the_token_is_made_once_and_kept_private(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("")
     with pytest.raises(StartError, match="is empty"):
         ensure_token(tmp_path)
+
+
+def test_files_of_the_home_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "token").mkdir()
+    with pytest.raises(StartError, match="token cannot be used"):
+        ensure_token(tmp_path)
+    with pytest.raises(StartError, match=r"server\.json cannot be written"):
+        write_private(tmp_path / "nowhere" / "server.json", "{}")
+
+
+def test_a_cluster_folder_that_cannot_be_used_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cluster").write_text("not a folder")
+    assert "local cluster" in refused(capsys, "--home", str(tmp_path), "--port", "0")
 
 
 def test_who_calls_before_it_is_ready_waits_for_it() -> None:

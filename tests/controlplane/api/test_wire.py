@@ -1,0 +1,92 @@
+"""What only a real connection shows: bodies that are not read, clients that do not read."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane.api.app import create_app
+from controlplane.client import Client
+from controlplane.settings import Streams
+from tests.controlplane.plane import Plane, serving
+
+DEADLINE_S = 20.0
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Generator[Plane]:
+    plane = Plane(tmp_path / "home")
+    plane.settings = replace(plane.settings, streams=Streams(poll_s=0.02, send_timeout_s=0.3))
+    yield plane
+    plane.store.close()
+
+
+@pytest.fixture
+def app(plane: Plane) -> Any:
+    return create_app(plane.context, plane.settings)
+
+
+def connect(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=DEADLINE_S)
+
+
+def read_all(wire: socket.socket) -> bytes:
+    told = b""
+    while chunk := wire.recv(1 << 16):
+        told += chunk
+    return told
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(app: Any) -> None:
+    with serving(app) as url, connect(url) as wire:
+        head = "POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        wire.sendall(f"{head}Content-Length: 10485760\r\n\r\n".encode())
+        told = read_all(wire)
+    assert told.startswith(b"HTTP/1.1 413 ")
+    assert b'"body_too_large"' in told
+
+
+def test_a_body_of_unknown_length_is_not_read_past_the_limit(app: Any) -> None:
+    with serving(app) as url, connect(url) as wire:
+        head = "POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        wire.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        for _ in range(5):
+            wire.sendall(b"40000\r\n" + b" " * 0x40000 + b"\r\n")
+        assert wire.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_client_that_does_not_read_is_closed_and_costs_nothing_further(app: Any, plane: Plane) -> None:
+    with serving(app) as url, Client(url) as client:
+        run = client.create({"size": "tiny"})["id"]
+        name = plane.start(run)
+        plane.write(name, ("x" * 99 + "\n") * 200_000)
+        with connect(url) as wire:
+            wire.sendall(f"GET /runs/{run}/logs/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            deadline = time.monotonic() + DEADLINE_S
+            opened = False
+            while not opened or app.state.hub.open:
+                opened = opened or bool(app.state.hub.open)
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert b"event: end" not in read_all(wire)
+        plane.succeed(run)
+        assert sum(1 for _ in client.stream_logs(run)) == 200_000
+
+
+def test_a_client_that_leaves_frees_its_stream(app: Any) -> None:
+    with serving(app) as url, Client(url) as client:
+        run = client.create({"size": "tiny"})["id"]
+        with connect(url) as wire:
+            wire.sendall(f"GET /runs/{run}/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert wire.recv(100).startswith(b"HTTP/1.1 200 ")
+        deadline = time.monotonic() + DEADLINE_S
+        while app.state.hub.open:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
