@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingsError, StartError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:  # before the server listens to signals
+        return 128 + signal.SIGINT
     return 0
 
 

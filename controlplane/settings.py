@@ -75,9 +75,13 @@ def switch(text: str) -> bool:
 
 def folder(text: str) -> Path:
     """Reads the path of a folder; `~` is the user's home."""
-    if not text or "\0" in text:
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError:  # ~name, and there is no such user
+        path = None
+    if not text or "\0" in text or path is None:
         raise ValueError("the path of a folder")
-    return Path(text).expanduser().absolute()
+    return path
 
 
 def address(text: str) -> str:
@@ -215,9 +219,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m controlplane.server", description="The control plane, with a cluster of this machine."
-    )
+    about = "The control plane and a cluster of this machine, until SIGTERM or SIGINT."
+    parser = _Parser(prog="teragpt up", description=about, allow_abbrev=False)
     for leaf in leaves():
         truth: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.field.metadata["read"] is switch else {}
         text = f"{leaf.field.metadata['help']} [{leaf.variable}; default: {leaf.field.default}]"

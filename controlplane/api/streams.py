@@ -189,7 +189,7 @@ class Hub:
     def close(self) -> None:
         """End every stream, so that the process can stop; clients reconnect to the next one."""
         self.closed = True
-        for tail in self._tails.values():
+        for tail in list(self._tails.values()):
             for subscriber in tail.subscribers:
                 subscriber.drop()
 

@@ -47,6 +47,8 @@ def test_a_switch_needs_no_value(words: list[str]) -> None:
         (["--host", ""], "--host", "an IP address or a host name"),
         (["--host", "a b"], "--host", "an IP address or a host name"),
         (["--home", ""], "--home", "the path of a folder"),
+        (["--home", "~nobody-of-this-name/x"], "--home", "the path of a folder"),
+        (["--hom", "/srv"], "--hom", "--help lists the options"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(words: list[str], named: str, allowed: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,21 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from controlplane.store.store import Store
 from tests.controlplane.plane import BASE, Plane
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder whose tables are made, to be copied: making them anew costs each test a tenth of a second."""
+    home = tmp_path_factory.mktemp("migrated")
+    Store(home).close()
+    return home
+
+
 @pytest.fixture
-def plane(tmp_path: Path) -> Generator[Plane]:
+def plane(tmp_path: Path, migrated: Path) -> Generator[Plane]:
+    shutil.copytree(migrated, tmp_path / "home")
     plane = Plane(tmp_path / "home")
     yield plane
     plane.store.close()
