@@ -53,12 +53,12 @@ def demo(
 
 @contextmanager
 def stoppable() -> Generator[None]:
-    """Makes SIGTERM and SIGHUP what Ctrl-C is, so that they clean up too."""
+    """Makes SIGTERM and SIGHUP what Ctrl-C is, so that they clean up too; Ctrl-C works also in a background job."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
