@@ -61,7 +61,7 @@ def main(threads: int, micro_batch: int, accumulation: int, steps: int) -> float
     """Tokens per second of the tiny size's dimensions over `steps` steps, after the compile and two warm steps."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    dim, depth, heads, vocabulary, context = 192, 4, 3, 2048, 256
+    dim, depth, heads, vocabulary, context = 128, 3, 2, 2048, 256
     model = PlainGPT(dim, depth, heads, vocabulary, context)
     model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
