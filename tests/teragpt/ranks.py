@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +50,15 @@ def start(command: Sequence[str], ranks: int = 1, environ: Mapping[str, str] | N
     )
     started.append(process)
     return process
+
+
+def kill_one(process: subprocess.Popen[str]) -> str:
+    """kill -9 the job's last rank, and return what was printed until the launcher had ended the others and itself."""
+    ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "teragpt.train" in one.cmdline()]
+    ranks[-1].kill()
+    output = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 128 + signal.SIGKILL, output
+    return output
 
 
 def clean_up() -> None:
