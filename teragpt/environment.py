@@ -16,6 +16,7 @@ from teragpt.config import ConfigError, Problem
 
 FOUR = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 MAX_WORLD = 1 << 20
+MAX_ATTEMPTS = 1_000_000
 MAX_PORT = 65535
 MAX_GRACE_S = 86_400
 ONE_PROCESS = ("auto", "cpu", "gpu")  # the words that Kubeflow's operator counts as one process in WORLD_SIZE
@@ -149,6 +150,16 @@ def read_grace(environ: Mapping[str, str]) -> float:
     if not 0 <= grace <= MAX_GRACE_S:
         raise ConfigError([Problem("TERAGPT_GRACE_S", text, f"seconds from 0 to {MAX_GRACE_S}")])
     return grace
+
+
+def read_attempt(environ: Mapping[str, str]) -> int | None:
+    """The number of this attempt (TERAGPT_ATTEMPT), None where nobody counts them. Raises ConfigError."""
+    text = environ.get("TERAGPT_ATTEMPT")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < MAX_ATTEMPTS):
+        raise ConfigError([Problem("TERAGPT_ATTEMPT", text, f"a whole number from 1 to {MAX_ATTEMPTS - 1}")])
+    return int(text)
 
 
 def termination_log(environ: Mapping[str, str]) -> Path | None:

@@ -34,7 +34,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float
 def connect(world: World) -> torch.device:
     """Join the process group (NCCL and gloo on GPU, gloo on CPU), and return this rank's device.
 
-    A world of one needs no rendezvous and opens no port.
+    A world of one needs no rendezvous and opens no port. Raises ConnectionError where rank 0 cannot be met.
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", world.local_rank) if gpu else torch.device("cpu")
@@ -44,10 +44,14 @@ def connect(world: World) -> torch.device:
     timeout = timedelta(minutes=10)
     if world.world_size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        os.environ.setdefault("MASTER_ADDR", world.master_addr)
-        os.environ.setdefault("MASTER_PORT", str(world.master_port))
+        return device
+    os.environ.setdefault("MASTER_ADDR", world.master_addr)
+    os.environ.setdefault("MASTER_PORT", str(world.master_port))
+    try:
         dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        where = f"MASTER_ADDR, MASTER_PORT: got {world.master_addr}:{world.master_port}"
+        raise ConnectionError(f"{where}; allowed: a port that is free on rank 0 and reached by all ({error})") from None
     return device
 
 
@@ -64,6 +68,25 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The dtype that activations are computed in: bf16 on GPU and fp32 on CPU, unless the precision says otherwise."""
     automatic = "bf16" if device.type == "cuda" else "fp32"
     return PRECISIONS[automatic if config.precision == "auto" else config.precision]
+
+
+def build_model(config: Config, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model that the settings name, on the meta device: shapes without memory. Raises ConfigError."""
+    constructor = load_attribute(config.model, "model")
+    with torch.device("meta"):
+        model: nn.Module = constructor(
+            config.dim,
+            config.depth,
+            config.heads,
+            config.num_tokens,
+            kv_heads=config.kv_heads,
+            ffn=config.ffn,
+            tied=config.tied,
+            rope_theta=config.rope_theta,
+            norm_eps=config.norm_eps,
+            dtype=dtype,
+        )
+    return model
 
 
 def parallelize(model: nn.Module, mesh: DeviceMesh, config: Config, dtype: torch.dtype) -> None:

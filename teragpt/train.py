@@ -14,23 +14,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-if __package__ in {
-    None,
-    "",
-}:  # run as a file: Python put this folder first on the path, where the package's parent belongs
+if not __package__:  # run as a file, which puts this folder first on the path, where the package's parent belongs
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, write_durably
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
-from teragpt.environment import read_world
+from teragpt.environment import read_attempt, read_world
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
 from teragpt.parallel import (
     build_mesh,
+    build_model,
     compute_dtype,
     connect,
     evaluate,
@@ -41,7 +39,7 @@ from teragpt.parallel import (
 )
 from teragpt.tokenizer import Tokenizer
 
-FINISHED, BAD_CONFIG, DIVERGED, STOPPED = 0, 2, 3, 143  # exit codes; anything else is a crash, which is retried
+FINISHED, UNCONNECTED, BAD_CONFIG, DIVERGED, STOPPED = 0, 1, 2, 3, 143  # exit codes; any other is a crash
 STOP, FENCED = 1.0, math.inf  # what a rank can ask of all: to stop with a checkpoint, or at once and without
 EXPLODED = 2.0  # a loss beyond this many times ln(vocabulary), which guessing costs, will not come back by itself
 
@@ -94,23 +92,10 @@ class Trainer:
     def set_up(self) -> None:
         """Claim the run folder, build and shard the model, and restore the last checkpoint."""
         config = self.config
-        attempt = os.environ.get("TERAGPT_ATTEMPT")
-        self.checkpoints = Checkpoints(config, self.dataset.fingerprint, int(attempt) if attempt else None)
+        self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
         mesh = build_mesh(config, self.device)
         dtype = compute_dtype(config, self.device)
-        with torch.device("meta"):
-            self.model: nn.Module = load_attribute(config.model, "model")(
-                config.dim,
-                config.depth,
-                config.heads,
-                config.num_tokens,
-                kv_heads=config.kv_heads,
-                ffn=config.ffn,
-                tied=config.tied,
-                rope_theta=config.rope_theta,
-                norm_eps=config.norm_eps,
-                dtype=dtype,
-            )
+        self.model = build_model(config, dtype)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         parallelize(self.model, mesh, config, dtype)
         materialize(self.model, config, self.device)
@@ -235,6 +220,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     except Diverged as error:
         print(f"diverged: {error}", file=sys.stderr, flush=True)
         return DIVERGED
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return UNCONNECTED
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import fields
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
@@ -12,7 +13,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from teragpt.checkpoint import Checkpoint, published
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.model import TeraGPT
-from teragpt.parallel import load_attribute
+from teragpt.parallel import build_model
 from teragpt.tokenizer import Tokenizer
 
 
@@ -24,18 +25,7 @@ def load(folder: Path | str, device: str | torch.device = "cpu") -> tuple[TeraGP
     checkpoint = newest(Path(folder))
     config = config_of(checkpoint)
     checkpoint.verify(config)
-    with torch.device("meta"):
-        model: TeraGPT = load_attribute(config.model, "model")(
-            config.dim,
-            config.depth,
-            config.heads,
-            config.num_tokens,
-            kv_heads=config.kv_heads,
-            ffn=config.ffn,
-            tied=config.tied,
-            rope_theta=config.rope_theta,
-            norm_eps=config.norm_eps,
-        )
+    model = cast("TeraGPT", build_model(config))
     model.to_empty(device=device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant

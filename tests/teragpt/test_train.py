@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import teragpt
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError
+from teragpt.environment import read_attempt
 from teragpt.train import Trainer, main
 from tests.teragpt import ranks
 
@@ -162,6 +164,22 @@ def test_an_attempt_that_another_claimed_is_not_started(tmp_path: Path) -> None:
     code, output = ranks.train(settings, environ={"TERAGPT_ATTEMPT": "2"})
     assert code == 143
     assert "attempt 3 has" in output
+
+
+@pytest.mark.parametrize("attempt", ["0", "one", "-1", ""])
+def test_an_attempt_that_is_no_number_is_refused(attempt: str) -> None:
+    with pytest.raises(ConfigError, match="TERAGPT_ATTEMPT: got"):
+        read_attempt({"TERAGPT_ATTEMPT": attempt})
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "2"}
+        code, output = ranks.train({"out": tmp_path / "run"}, environ=world)
+    assert code == 1
+    assert f"error: MASTER_ADDR, MASTER_PORT: got 127.0.0.1:{port}" in output
+    assert "Traceback" not in output
 
 
 def test_a_new_run_starts_from_anothers_checkpoint(tmp_path: Path) -> None:
