@@ -31,7 +31,7 @@ test: check ## every check, then every test with coverage
 
 coverage: install ## the tests, and coverage of both packages
 	@rm -rf $(CACHE)/coverage && mkdir -p $(CACHE)/coverage
-	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile -o cache_dir=$(CACHE)/pytest $(TESTS) | tee $(CACHE)/pytest.log
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o cache_dir=$(CACHE)/pytest $(TESTS) | tee $(CACHE)/pytest.log
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --include='teragpt/*'
 	$(BIN)/coverage report --include='controlplane/*'
