@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,7 +82,8 @@ class Trainer:
         before = signal.signal(signal.SIGTERM, self.ask_to_stop)
         try:
             self.set_up()
-            return self.loop()
+            with closing(self.metrics):
+                return self.loop()
         except Superseded as error:
             print(f"stopped: {error}", file=sys.stderr, flush=True)
             return STOPPED
@@ -130,11 +132,9 @@ class Trainer:
             if asked and not last:
                 checkpoints.finish()
                 self.metrics.say(f"stopped: told to at step {progress.step}; its checkpoint is written")
-                self.metrics.close()
                 return STOPPED
         checkpoints.finish()
         self.metrics.say(f"finished {progress.step:,} steps | {config.out}")
-        self.metrics.close()
         return FINISHED
 
     def step(self) -> tuple[tuple[float, float], float]:

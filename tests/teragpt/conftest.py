@@ -15,6 +15,14 @@ def _leave_nothing_running() -> Iterator[None]:
     ranks.clean_up()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small models are fastest on one thread, and tests run beside each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def compiler() -> str:
     """The machine's C++ compiler, which torch's inductor needs; those few tests say so where there is none."""

@@ -79,7 +79,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert "resumed from step 2" in output
 
 
-KILLS, STEPS = 5, 120
+KILLS, STEPS = 4, 120
 
 
 def test_runs_killed_at_any_instant_go_on_to_the_same_curve(tmp_path: Path) -> None:
@@ -218,9 +218,14 @@ def open(path, *, tokenizer=""):
 
 
 def poisoned(folder: Path, bad: str, steps: int) -> tuple[int, str]:
-    (folder / "poisoned.py").write_text(DIVERGING.replace("BAD", bad))
-    settings = {"out": folder / "run", "loader": "poisoned:open", "model": "poisoned:Model", "steps": steps}
-    return ranks.train(settings, environ={"PYTHONPATH": f"{folder}{os.pathsep}{ranks.ROOT}"})
+    name = f"poisoned_{folder.name}"
+    (folder / f"{name}.py").write_text(DIVERGING.replace("BAD", bad))
+    settings = {"out": folder / "run", "loader": f"{name}:open", "model": f"{name}:Model", "steps": steps}
+    sys.path.insert(0, str(folder))
+    try:
+        return ranks.train(settings)
+    finally:
+        sys.path.remove(str(folder))
 
 
 def test_a_run_rewinds_past_a_bad_batch_and_ends(tmp_path: Path) -> None:
