@@ -16,7 +16,10 @@ def leashed(parent: int, *command: str) -> subprocess.CompletedProcess[str]:
 def test_the_process_becomes_the_program_with_signals_as_a_program_expects_them() -> None:
     ignored = leashed(os.getpid(), "sh", "-c", 'echo $$; grep SigIgn /proc/$$/status; echo "$@"', "sh", "a b", "c")
     assert ignored.returncode == 0
-    assert ignored.stdout.splitlines()[1:] == ["SigIgn:\t0000000000000000", "a b c"]
+    _, mask, arguments = ignored.stdout.splitlines()
+    # Under make, signal 32 is ignored: it is glibc's own, and its posix_spawn leaves it so.
+    assert int(mask.split()[1], 16) & ~(1 << 31) == 0
+    assert arguments == "a b c"
 
 
 def test_a_launcher_that_has_died_leaves_no_rank() -> None:
