@@ -29,7 +29,7 @@ def ready(server: subprocess.Popen[bytes], home: Path) -> httpx.Client:
         try:
             url = json.loads((home / "server.json").read_text())["url"]
             client = httpx.Client(base_url=url, timeout=30)
-            if client.get("/readyz").status_code == httpx.codes.OK:
+            if client.get("/readyz").is_success:
                 return client
         except (OSError, httpx.TransportError):
             time.sleep(0.01)
