@@ -27,18 +27,18 @@ class RMSNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """The normalised x; x and the inverse root mean square are kept for backward."""
+        """The normalised x; what it is before the weight is kept for backward."""
         scale = inverse_rms(x, eps)
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        unit = x * scale
+        ctx.save_for_backward(unit, weight, scale)
+        return unit * weight
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of x and weight."""
-        x, weight, scale = ctx.saved_tensors
-        unit = x * scale
+        unit, weight, scale = ctx.saved_tensors
         product = grads[0] * unit
-        dx = (grads[0] * weight).addcmul_(unit, (product @ weight).unsqueeze(-1), value=-1 / x.size(-1)).mul_(scale)
+        dx = (grads[0] * weight).addcmul_(unit, (product @ weight).unsqueeze(-1), value=-1 / unit.size(-1)).mul_(scale)
         return dx, product.flatten(0, -2).sum(0), None
 
 
@@ -86,23 +86,24 @@ class NormRotary(Function):
         heads = torch.unflatten(qkv, -1, (-1, q_weight.size(0)))
         q, k, v = torch.split(heads, [heads.size(2) - 2 * kv_heads, kv_heads, kv_heads], dim=2)
         q_scale, k_scale = inverse_rms(q, eps), inverse_rms(k, eps)
-        ctx.save_for_backward(q, k, q_scale, k_scale, q_weight, k_weight, cos, sin)
-        turned = [turn((x * s).mul_(w), cos, sin) for x, s, w in ((q, q_scale, q_weight), (k, k_scale, k_weight))]
-        return turned[0], turned[1], v
+        q_unit, k_unit = q * q_scale, k * k_scale
+        ctx.save_for_backward(q_unit, k_unit, q_scale, k_scale, q_weight, k_weight, cos, sin)
+        return turn(q_unit * q_weight, cos, sin), turn(k_unit * k_weight, cos, sin), v
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the joint projection and of the two norms' weights."""
-        q, k, q_scale, k_scale, q_weight, k_weight, cos, sin = ctx.saved_tensors
+        q_unit, k_unit, q_scale, k_scale, q_weight, k_weight, cos, sin = ctx.saved_tensors
         dq, dk, dv = grads
         joint = dq.new_empty(*dq.shape[:2], dq.size(2) + 2 * dk.size(2), dq.size(3))
         into_q, into_k, into_v = torch.split(joint, [dq.size(2), dk.size(2), dk.size(2)], dim=2)
         dw = []
-        for dy, x, scale, weight, into in ((dq, q, q_scale, q_weight, into_q), (dk, k, k_scale, k_weight, into_k)):
-            back, unit = turn(dy, cos, -sin), x * scale
+        whole = ((dq, q_unit, q_scale, q_weight, into_q), (dk, k_unit, k_scale, k_weight, into_k))
+        for dy, unit, scale, weight, into in whole:
+            back = turn(dy, cos, -sin)
             product = back * unit
             dw.append(product.flatten(0, -2).sum(0))
-            back.mul_(weight).addcmul_(unit, (product @ weight).unsqueeze(-1), value=-1 / x.size(-1))
+            back.mul_(weight).addcmul_(unit, (product @ weight).unsqueeze(-1), value=-1 / unit.size(-1))
             torch.mul(back, scale, out=into)
         into_v.copy_(dv)
         return joint.flatten(2), dw[0], dw[1], None, None, None, None
