@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from teragpt.plan import micro_batch
-from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, padded, recipe
+from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, recipe
 
 EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
@@ -260,8 +260,3 @@ def parse_spec(text: str, source: str = "TERAGPT_SPEC") -> dict[str, object]:
     if not isinstance(settings, dict):
         raise ConfigError([Problem("config", source, "a JSON object of settings")])
     return settings
-
-
-def vocabulary_rows(config: Config) -> int:
-    """Rows of the embedding: the vocabulary padded to a multiple of 128."""
-    return padded(config.num_tokens)

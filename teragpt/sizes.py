@@ -75,11 +75,6 @@ def padded(vocabulary: int) -> int:
     return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def find(name: str) -> tuple[str, Shape]:
-    """The size called `name` in any case, as (its own name, its shape). Raises KeyError."""
-    return name.lower(), SIZES[name.lower()]
-
-
 @dataclass(frozen=True)
 class Recipe:
     """What a size's training derives from: `tokens` in all, `batch` in tokens a step, peak `learning_rate`."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teragpt.config import FIELDS, TYPES, Config, ConfigError, check, parse, resolve, vocabulary_rows
+from teragpt.config import FIELDS, TYPES, Config, ConfigError, check, parse, resolve
 from teragpt.sizes import SIZES
 
 
@@ -50,7 +50,6 @@ def test_the_vocabulary_is_the_datasets_or_the_references() -> None:
     assert resolve({}).num_tokens == 2048
     assert resolve({"data": "somewhere"}).num_tokens == 50_304
     assert resolve({"data": "somewhere"}, vocabulary=300).num_tokens == 300
-    assert vocabulary_rows(resolve({"num_tokens": 300})) == 384
 
 
 @pytest.mark.parametrize("name", [name for name, kind in TYPES.items() if kind in {int, float}])

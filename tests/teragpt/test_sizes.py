@@ -9,7 +9,7 @@ import torch
 
 from teragpt.model import TeraGPT
 from teragpt.plan import micro_batch, state
-from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, find, padded, recipe
+from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, padded, recipe
 
 NAMED = [name for name in SIZES if name != TINY]
 UNITS = {"m": 1e6, "b": 1e9, "t": 1e12}
@@ -44,10 +44,6 @@ def test_shapes_divide_for_every_mesh(name: str) -> None:
     assert shape.heads % shape.kv_heads == 0
     assert shape.ffn % 128 == 0
     assert shape.tied == (shape.parameters() < 1e9)
-
-
-def test_names_are_found_in_any_case() -> None:
-    assert find("1.3B") == ("1.3b", SIZES["1.3b"])
 
 
 def test_vocabularies_are_padded_to_a_multiple_of_128() -> None:
