@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import threading
 import time
 import urllib.request
@@ -35,10 +34,14 @@ def peak_flops() -> float | None:
 
 
 def memory_bytes() -> int:
-    """The most memory that this rank has held: the device's on GPU, else the process's resident set."""
+    """The most memory that this rank has held: the device's on GPU, else the process's resident set.
+
+    Linux' own high-water mark: `getrusage` would count what a parent held before it started this process.
+    """
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text("ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def duration(seconds: float) -> str:
