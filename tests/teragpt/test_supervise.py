@@ -28,6 +28,7 @@ def begin(supervisor: Supervisor, scripts: Sequence[str], first: int = 0) -> lis
             command = ["sh", "-c", script]
             processes.append(subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True))
     supervisor.started([process.pid for process in processes])
+    Path("started").touch()
     return processes
 
 
@@ -144,7 +145,7 @@ def test_a_rank_that_does_not_stop_in_time_is_killed() -> None:
 
 
 def test_a_second_interrupt_kills_at_once() -> None:
-    twice = f"{DEAF}; kill -INT {os.getpid()}; sleep 0.2; kill -INT {os.getpid()}; sleep 30"
+    twice = f"{DEAF}; until [ -e started ]; do sleep 0.02; done; kill -INT {os.getpid()}; sleep 0.2; kill -INT {os.getpid()}; sleep 30"
     ending, _ = run(twice)
     assert ending.code == 137
 
