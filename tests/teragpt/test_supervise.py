@@ -145,7 +145,8 @@ def test_a_rank_that_does_not_stop_in_time_is_killed() -> None:
 
 
 def test_a_second_interrupt_kills_at_once() -> None:
-    twice = f"{DEAF}; until [ -e started ]; do sleep 0.02; done; kill -INT {os.getpid()}; sleep 0.2; kill -INT {os.getpid()}; sleep 30"
+    begun, interrupt = "until [ -e started ]; do sleep 0.02; done", f"kill -INT {os.getpid()}"
+    twice = f"{DEAF}; {begun}; {interrupt}; sleep 0.2; {interrupt}; sleep 30"
     ending, _ = run(twice)
     assert ending.code == 137
 
