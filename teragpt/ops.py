@@ -1,4 +1,7 @@
-"""The model's fused operations, each as plain PyTorch that any mesh, dtype and device can run.
+"""The model's fused operations, for any mesh, dtype and device.
+
+Each has two forms of one formula: plain, which a compiler fuses with what stands around it, and an `autograd.Function`
+of few passes over memory, for where nothing compiles. Tests hold their values and gradients equal.
 
 B batch, T tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary rows, N = B x T.
 """
@@ -50,7 +53,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) over its root mean square, times weight (D). GPUs have a kernel of their own for it."""
-    if x.is_cuda:
+    if x.is_cuda or torch.compiler.is_compiling():
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     normal: Tensor = RMSNorm.apply(x, weight.to(x.dtype), eps)
     return normal
@@ -61,6 +64,12 @@ def rotary(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> t
     frequencies = theta ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
     angles = torch.outer(positions.float(), frequencies).unsqueeze(1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`turn` in a form that autograd and a compiler can follow."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -113,6 +122,10 @@ def norm_rotary(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, rope: tuple[Tensor, Tensor], kv_heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (B, T, H, K), keys and values (B, T, G, K) of qkv (B, T, (H + 2G) K), normalised a head and rotated."""
+    if torch.compiler.is_compiling():
+        heads = torch.unflatten(qkv, -1, (-1, q_weight.size(0)))
+        q, k, v = torch.split(heads, [heads.size(2) - 2 * kv_heads, kv_heads, kv_heads], dim=2)
+        return rotate(rms_norm(q, q_weight, eps), *rope), rotate(rms_norm(k, k_weight, eps), *rope), v
     weights = (q_weight.to(qkv.dtype), k_weight.to(qkv.dtype))
     parts: tuple[Tensor, Tensor, Tensor] = NormRotary.apply(qkv, *weights, *rope, kv_heads, eps)
     return parts
@@ -142,6 +155,9 @@ class SwiGLU(Function):
 
 def swiglu(joint: Tensor) -> Tensor:
     """SiLU(gate) x up of a joint projection (..., 2F): the gate, then up."""
+    if torch.compiler.is_compiling():
+        gate, up = joint.chunk(2, dim=-1)
+        return F.silu(gate) * up
     y: Tensor = SwiGLU.apply(joint)
     return y
 

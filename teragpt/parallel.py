@@ -96,8 +96,9 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, config: Config, dtype: torch
     """
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
     if config.compile == "on" or (config.compile == "auto" and mesh.device_type == "cuda"):
-        for block in blocks:
-            block.compile(dynamic=False)
+        whole = mesh.size() == 1 and mesh.device_type == "cpu"  # 4% faster, but deep models take long to compile
+        for part in [model] if whole else blocks:
+            part.compile(dynamic=False)
     if mesh.size() == 1:
         return
     wide = torch.promote_types(dtype, torch.float32)

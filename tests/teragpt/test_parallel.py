@@ -81,11 +81,12 @@ def test_untied_models_have_the_same_gradients_on_two_ranks(tmp_path: Path) -> N
     assert largest_difference(one, two) <= 1e-10
 
 
-def test_a_compiled_block_has_the_gradients_of_an_eager_one(
-    tmp_path: Path, alone: dict[str, torch.Tensor], compiler: str
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_compiled_has_the_gradients_of_what_is_not(
+    tmp_path: Path, alone: dict[str, torch.Tensor], compiler: str, count: int
 ) -> None:
     assert compiler
-    assert largest_difference(alone, gradients(tmp_path, 2, compile="on")) <= 1e-10
+    assert largest_difference(alone, gradients(tmp_path, count, compile="on")) <= 1e-10
 
 
 def test_initial_rows_do_not_depend_on_who_draws_them() -> None:
