@@ -61,8 +61,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rotary(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (T, 1, K/2) of the rotary embedding at positions (T) (Su et al. 2021)."""
-    frequencies = theta ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
-    angles = torch.outer(positions.float(), frequencies).unsqueeze(1)
+    wide = torch.promote_types(dtype, torch.float32)
+    frequencies = theta ** -(torch.arange(0, width, 2, device=positions.device, dtype=wide) / width)
+    angles = torch.outer(positions.to(wide), frequencies).unsqueeze(1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
