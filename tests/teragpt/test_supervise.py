@@ -28,6 +28,8 @@ def begin(supervisor: Supervisor, scripts: Sequence[str], first: int = 0) -> lis
             command = ["sh", "-c", script]
             processes.append(subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True))
     supervisor.started([process.pid for process in processes])
+    while not (supervisor.stopping or all(rank.pid for rank in supervisor.ranks)):
+        time.sleep(0.001)  # the main thread takes note of them
     Path("started").touch()
     return processes
 
