@@ -136,7 +136,6 @@ class Checkpoints:
         """Write the owner file of the attempt; returns it with the checkpoint that it resumes from."""
         number = attempt or 0
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             known = sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("owner-*.json"))
             number = number or (known[-1] + 1 if known else 1)
             if known and known[-1] >= number:
@@ -156,6 +155,7 @@ class Checkpoints:
                 "pid": os.getpid(),
                 "time": time.time(),
             }
+            self.folder.mkdir(parents=True, exist_ok=True)
             temporary = self.folder / f".owner-{number}.{os.getpid()}"
             write_durably(temporary, owner)
             os.link(temporary, self.folder / f"owner-{number}.json")  # fails where the file exists: one owner a number

@@ -164,6 +164,8 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     full = {**{name: getattr(size, name) for name in Shape.__dataclass_fields__}, **settings}
     embedded = not full.get("data")
     full.setdefault("num_tokens", vocabulary or (EMBEDDED_VOCABULARY if embedded else REFERENCE_VOCABULARY))
+    if size.kv_heads == size.heads and "kv_heads" not in settings:
+        full["kv_heads"] = full["heads"]
     shape = Shape(**{name: full[name] for name in Shape.__dataclass_fields__})
     tiny = full["size"] == TINY
     derived = TINY_RECIPE if tiny else recipe(shape, full["num_tokens"], shape.context, full.get("tokens"))

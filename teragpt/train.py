@@ -66,6 +66,7 @@ class Trainer:
         given = {**(settings or {}), **more}
         config = resolve(given)
         self.world = read_world(os.environ, torch.cuda.device_count())
+        load_attribute(config.model, "model")
         self.dataset = load_attribute(config.loader, "loader")(config.data, tokenizer=config.tokenizer)
         self.config = resolve(given, self.dataset.vocabulary)
         if self.config.num_tokens < self.dataset.vocabulary:
@@ -115,6 +116,9 @@ class Trainer:
         config, progress, checkpoints = self.config, self.progress, self.checkpoints
         if progress.step == 0:
             self.evaluate()
+        elif progress.step >= config.steps and checkpoints.latest() is None:  # started from another run that is whole
+            self.evaluate()
+            self.save()
         while progress.step < config.steps:
             (loss, norm), asked = self.step()
             if not math.isfinite(loss + norm) or loss > EXPLODED * math.log(config.num_tokens):

@@ -6,13 +6,15 @@ pairs. They are refused here with a pointer, so that nothing behind has to think
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any, cast
 
 from fastapi.routing import APIRoute
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from controlplane.api.problems import FieldProblem, Refusal, invalid, pointer
@@ -20,6 +22,7 @@ from controlplane.api.problems import FieldProblem, Refusal, invalid, pointer
 DEEPEST = 32  # levels of nesting; a run's spec has four
 LARGEST_INTEGER = (1 << 63) - 1
 MOST_REPORTED = 100
+DRAINED, DRAIN_S = 64 << 20, 1.0  # bytes and seconds that a refused body may go on
 
 Path = tuple[str | int, ...]
 
@@ -50,6 +53,16 @@ class JsonRequest(Request):
         """The body's value. Raises Refusal."""
         return parse(await self.body())
 
+    async def _drain(self) -> None:
+        """Throw the rest of a body away, up to a bound: many clients read no reply before they have sent all."""
+        left = DRAINED
+        with suppress(TimeoutError, RuntimeError, ClientDisconnect):  # late, already read, or gone
+            async with asyncio.timeout(DRAIN_S):
+                async for chunk in self.stream():
+                    left -= len(chunk)
+                    if left < 0:
+                        return
+
     async def _read(self) -> bytes:
         limit = cast("int", self.app.state.settings.max_body_bytes)
         length = self.headers.get("content-length", "0")
@@ -60,6 +73,7 @@ class JsonRequest(Request):
                 if len(body) > limit:
                     break
         if len(body) > limit or not length.isdigit() or int(length) > limit:
+            await self._drain()
             detail = f"a body may have {limit:,} bytes; this one has more"
             raise Refusal("body_too_large", detail, headers={"connection": "close"})
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -180,7 +180,8 @@ def cancel(
 ) -> None:
     """Stop runs; each writes a checkpoint first."""
     with connect(url, context) as client:
-        asked = [client.cancel(find(client, each)["id"]) for each in runs]
+        found = [find(client, each)["id"] for each in runs]  # all of them, before any is stopped
+        asked = [client.cancel(each) for each in found]
         if follow:
             asked = [following.wait(client, each["id"]) for each in asked]
     if json:

@@ -11,6 +11,7 @@ from typing import Any
 
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.spec import RunSpec
+from teragpt.sizes import SIZES
 
 MANIFEST = "dataset.json"
 POINTER = "/data/uri"
@@ -27,11 +28,24 @@ def vocabulary_of(spec: RunSpec) -> int | None:
     if not folder.is_absolute():
         return None  # `resolve` refuses it, with everything else that is wrong
     manifest = _manifest(folder)
-    context = spec.train.get("context")
+    size = SIZES.get(spec.size.lower())
+    context = spec.train.get("context", size.context if size else None)
     held = min(int(split["tokens"]) for split in manifest["splits"].values())
     if isinstance(context, int) and context >= held:
         raise _refused("/train/context", context, f"less than the {held:,} tokens of the dataset's smaller split")
+    _check_files(folder, manifest)
     return int(manifest["vocabulary"])
+
+
+def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Every file has its size; what is in it, the trainer checks."""
+    shards = [shard for split in manifest["splits"].values() for shard in split.get("shards", [])]
+    for file in [*shards, *manifest.get("tokenizer_files", [])]:
+        path, size = folder / str(file["name"]), int(file["size"])
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            given = f"{path}: {'missing' if found is None else f'{found:,} bytes'}"
+            raise _refused(POINTER, given, f"the {size:,} bytes that {MANIFEST} names")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_every_problem_is_reported_at_once() -> None:
     ("settings", "field"),
     [
         ({"size": "9b"}, "size"),
-        ({"heads": 5}, "heads"),
+        ({"heads": 3}, "heads"),
         ({"dim": 130, "heads": 2}, "heads"),
         ({"heads": 4, "kv_heads": 3}, "kv_heads"),
         ({"global_batch_tokens": 100}, "global_batch_tokens"),
@@ -93,6 +93,12 @@ def test_every_problem_is_reported_at_once() -> None:
 )
 def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, object], field: str) -> None:
     assert field in refused(settings)
+
+
+def test_one_mistake_is_one_problem() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"heads": 5})
+    assert [problem.field for problem in caught.value.problems] == ["heads"]
 
 
 def test_a_command_line_reaches_every_setting(tmp_path: Path) -> None:

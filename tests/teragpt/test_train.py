@@ -190,6 +190,9 @@ def test_a_new_run_starts_from_anothers_checkpoint(tmp_path: Path) -> None:
     assert "resumed from step 4" in output
     assert list(ranks.curve(output)) == [5, 6]
     assert published(first)[-1].step == 4
+    code, output = ranks.train({"out": tmp_path / "whole", "steps": 4, "start_from": first})
+    assert code == 0, output
+    assert [one.step for one in published(tmp_path / "whole")] == [4]  # a run of its own, though nothing was left to do
 
 
 DIVERGING = """
@@ -249,6 +252,8 @@ def test_a_users_own_model_and_data_are_names(tmp_path: Path) -> None:
 def test_bad_settings_exit_2_before_anything_is_made(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, object], str]] = [
         ({"size": "9b"}, "size: got '9b'"),
+        ({"model": "nowhere:Model"}, "model: got 'nowhere:Model'"),
+        ({"start_from": tmp_path / "none"}, "start_from: got"),
         ({"context": 1 << 20, "global_batch_tokens": 1 << 20}, "context: got 1048576"),
         ({"data": tmp_path / "none"}, "none"),
         ({"num_tokens": 100}, "num_tokens: got 100; allowed: at least the dataset's vocabulary of 2048"),
@@ -256,7 +261,7 @@ def test_bad_settings_exit_2_before_anything_is_made(tmp_path: Path) -> None:
     for settings, message in cases:
         code, output = ranks.train({"out": tmp_path / "run", **settings})
         assert (code, message in output) == (2, True), output
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_spec_in_the_environment_gives_way_to_the_command_line(

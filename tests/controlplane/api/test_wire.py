@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from controlplane.api.app import create_app
@@ -90,3 +91,11 @@ def test_a_client_that_leaves_frees_its_stream(app: Any) -> None:
         while app.state.hub.open:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_client_that_reads_nothing_before_it_has_sent_all_is_told_why(app: Any) -> None:
+    with serving(app) as url:
+        body = b'{"size": "' + b"x" * 10_000_000
+        reply = httpx.post(f"{url}/runs", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 413
+    assert reply.json()["code"] == "body_too_large"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,23 @@ def test_a_move_is_made_only_from_where_it_may_leave(context: Context, run: RunV
     runs.cancel_run(context, run.id)
     assert not write(SUBMIT)
     assert runs.get(context, run.id).phase == "submitting"
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_a_dataset_whose_files_are_not_whole_is_refused_before_the_run_exists(
+    context: Context, tmp_path: Path, harm: str
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shard, size = folder / "train-00000.bin", 2000
+    shard.write_bytes(b"\0" * size)
+    split = {"tokens": 1000, "shards": [{"name": shard.name, "size": size}]}
+    (folder / "dataset.json").write_text(json.dumps({"vocabulary": 300, "splits": {"train": split}}))
+    run, _ = ask(context, data={"uri": str(folder)})
+    assert run.resolved["config"]["num_tokens"] == 300
+    shard.unlink() if harm == "gone" else shard.write_bytes(b"\0")
+    with pytest.raises(InvalidSpec) as caught:
+        ask(context, data={"uri": str(folder)})
+    assert caught.value.problems[0].pointer == "/data/uri"
+    assert str(shard) in caught.value.problems[0].detail
+    assert "2,000 bytes" in caught.value.problems[0].detail
