@@ -30,16 +30,17 @@ def begin(supervisor: Supervisor, scripts: Sequence[str], first: int = 0) -> lis
     supervisor.started([process.pid for process in processes])
     while not (supervisor.stopping or all(rank.pid for rank in supervisor.ranks)):
         time.sleep(0.001)  # the main thread takes note of them
-    Path("started").touch()
     return processes
 
 
 def pod(*scripts: str, first: int = 0) -> tuple[Callable[[], None], Supervisor, io.BytesIO]:
     out = io.BytesIO()
     supervisor = Supervisor(30, out)
+    started = Path.cwd() / "started"
 
     def agent() -> None:
         processes = begin(supervisor, scripts, first)
+        started.touch()
         supervisor.over.wait()
         for process in processes:
             process.wait()
