@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -31,7 +32,12 @@ def environ(pid: int) -> dict[str, str]:
 
 
 def sleepers() -> set[int]:
-    return {pid for pid in shim.processes() if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00999\x00"}
+    found = set()
+    for pid in shim.processes():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may have ended since
+            if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00999\x00":
+                found.add(pid)
+    return found
 
 
 @pytest.mark.parametrize(("nodes", "processes"), tuple(itertools.product((1, 2), (1, 2))))
