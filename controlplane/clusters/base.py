@@ -12,13 +12,14 @@ nothing of runs beyond the labels of `controlplane.render`: what an observation 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
 
 Manifest: TypeAlias = dict[str, Any]  # a Kubernetes object as JSON
 PodPhase: TypeAlias = Literal["Pending", "Running", "Succeeded", "Failed"]
 PodRole: TypeAlias = Literal["master", "worker"]
+Kind: TypeAlias = Literal["PyTorchJob", "TrainJob", "Job"]
 
 
 class ClusterError(Exception):
@@ -54,8 +55,29 @@ class Rejected(ClusterError):
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What a manifest may count on here.
+
+    Its objects live in `namespace`. `kinds` can be made, the best one first; `reasons` says of each kind why it can or
+    cannot. `shared_folders`: a path means the same to the control plane and to pods, so that storage is folders;
+    elsewhere it is claims and object stores. `audience`: of the service-account tokens by which pods prove who they
+    are (`Cluster.authenticate`); without one, each attempt has a secret of its own.
+    """
+
+    namespace: str = "default"
+    kinds: tuple[Kind, ...] = ("PyTorchJob",)
+    reasons: Mapping[Kind, str] = field(default_factory=dict[Kind, str])
+    shared_folders: bool = True
+    audience: str | None = None
+
+
+@dataclass(frozen=True)
 class Capacity:
-    """What the cluster has in all and free now: CPUs, bytes of memory, GPUs and their type (None: no GPU)."""
+    """What the cluster has in all and free now: CPUs, bytes of memory, GPUs and their type (None: no GPU).
+
+    `largest`: CPUs, bytes and GPUs of the node that has the most, which bounds a pod. `known` is false where nodes may
+    not be listed: the numbers then say nothing.
+    """
 
     cpus: int
     memory: int
@@ -64,6 +86,26 @@ class Capacity:
     free_cpus: int
     free_memory: int
     free_gpus: int
+    largest: tuple[int, int, int] | None = None
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a cluster must have: whether it is there (`ok`), how it is, and how to `mend` it where not."""
+
+    name: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The pod that a service-account token was made for."""
+
+    pod: str
+    uid: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +154,10 @@ class Cluster(Protocol):
         """The cluster's name, as runs show it."""
         ...
 
+    def traits(self) -> Traits:
+        """What a manifest may count on here. Cheap: what was last found out."""
+        ...
+
     def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
         """Take on an object and return its uid; its pods start as soon as they fit, in order of arrival.
 
@@ -121,8 +167,15 @@ class Cluster(Protocol):
         """
         ...
 
+    def dry_run(self, manifest: Manifest) -> None:
+        """As `create`, but nothing is made. Raises Rejected and NameConflict."""
+        ...
+
     def observe(self) -> list[ObservedJob]:
-        """Every object of ours, live, finished or being deleted, until its deletion is complete. Cheap."""
+        """Every object of ours, live, finished or being deleted, until its deletion is complete. Cheap.
+
+        A pod that is still to come has no uid; it is Pending, and its reason says what it waits for.
+        """
         ...
 
     def delete(self, name: str, uid: str | None = None) -> None:
@@ -146,6 +199,18 @@ class Cluster(Protocol):
 
     def capacity(self) -> Capacity:
         """What there is and what is free."""
+        ...
+
+    def access_modes(self, claim: str) -> frozenset[str] | None:
+        """The access modes of a volume claim, as "ReadWriteMany"; None where there is no such claim."""
+        ...
+
+    def authenticate(self, token: str) -> Caller | None:
+        """The pod that holds this service-account token of our audience; None where it is no such token."""
+        ...
+
+    def checks(self) -> list[Check]:
+        """Everything that runs need of the cluster, looked at now. Raises nothing: what fails is a check."""
         ...
 
     def watch(self, wake: Callable[[], None]) -> None:

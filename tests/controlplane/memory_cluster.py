@@ -9,7 +9,17 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from controlplane.clusters.base import Capacity, ClusterError, Manifest, NameConflict, ObservedJob, ObservedPod
+from controlplane.clusters.base import (
+    Caller,
+    Capacity,
+    Check,
+    ClusterError,
+    Manifest,
+    NameConflict,
+    ObservedJob,
+    ObservedPod,
+    Traits,
+)
 from controlplane.render import identity_of
 from controlplane.render.environment import pods_of
 from controlplane.render.models import PyTorchJob
@@ -46,9 +56,34 @@ class MemoryCluster:
         self._gone: set[str] = set()
         self._uids = itertools.count(1)
         self._wake: Callable[[], None] = lambda: None
-        self._capacity = Capacity(cpus, memory, gpus, "H100" if gpus else None, cpus, memory, gpus)
+        there = (cpus, memory, gpus)
+        self._capacity = Capacity(*there, "H100" if gpus else None, *there, largest=there)
+        self.shown = Traits()
+        self.claims: dict[str, frozenset[str]] = {}
+        self.callers: dict[str, Caller] = {}  # by token
+        self.found: list[Check] = []
 
     # --- the protocol ---------------------------------------------------------------------------------------------
+
+    def traits(self) -> Traits:
+        return self.shown
+
+    def dry_run(self, manifest: Manifest) -> None:
+        identity_of(manifest)
+        self._maybe_fail()
+        if self.refuse is not None:
+            raise self.refuse
+
+    def access_modes(self, claim: str) -> frozenset[str] | None:
+        self._maybe_fail()
+        return self.claims.get(claim)
+
+    def authenticate(self, token: str) -> Caller | None:
+        self._maybe_fail()
+        return self.callers.get(token)
+
+    def checks(self) -> list[Check]:
+        return self.found
 
     def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
         self._maybe_fail()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from controlplane.clusters.base import Capacity, Manifest, NameConflict, ObservedJob, Unavailable
+from controlplane.clusters.base import Caller, Capacity, Check, Manifest, NameConflict, ObservedJob, Traits, Unavailable
 from controlplane.clusters.local import ports, shim
 from controlplane.clusters.local.folder import ADMITTED, Folders
 from controlplane.clusters.local.launch import host_environment, launch_record, read_job
@@ -66,17 +66,22 @@ class LocalCluster:
         """The cluster's name, as runs show it."""
         return self._name
 
+    def traits(self) -> Traits:
+        """See `Cluster.traits`: folders for storage, a secret for each attempt, and PyTorchJobs alone."""
+        return Traits(reasons={"PyTorchJob": "the one kind that the local cluster executes"})
+
     def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
         """See `Cluster.create`. Rejects what the machine cannot hold and fields that are not honoured."""
         job = read_job(manifest, secret or {}, self._machine)
         name, identity = job.metadata.name, identity_of(manifest)
         with self._lock:
-            known = self._known(name)
-            if known is None:
-                return self._add(job, secret or {})
-        if known[0] != identity:
-            raise NameConflict(f"{name} belongs to {known[0]}, not to {identity}")
-        return known[1]
+            return self._taken(name, identity) or self._add(job, secret or {})
+
+    def dry_run(self, manifest: Manifest) -> None:
+        """See `Cluster.dry_run`."""
+        job = read_job(manifest, None, self._machine)
+        with self._lock:
+            self._taken(job.metadata.name, identity_of(manifest))
 
     def observe(self) -> list[ObservedJob]:
         """See `Cluster.observe`: what the supervising thread last saw."""
@@ -113,8 +118,26 @@ class LocalCluster:
         with self._lock:
             free = self._free()
         machine = self._machine
-        left = (max(0, int(amount)) for amount in (free.cpus, free.memory, free.gpus))
-        return Capacity(machine.cpus, machine.memory, len(machine.gpus), machine.gpu_type, *left)
+        cpus, memory, gpus = (max(0, int(amount)) for amount in (free.cpus, free.memory, free.gpus))
+        there = machine.cpus, machine.memory, len(machine.gpus)
+        return Capacity(*there, machine.gpu_type, cpus, memory, gpus, largest=there)
+
+    def access_modes(self, claim: str) -> frozenset[str] | None:
+        """See `Cluster.access_modes`: there are no claims here."""
+        del claim
+        return None
+
+    def authenticate(self, token: str) -> Caller | None:
+        """See `Cluster.authenticate`: there are no service accounts here."""
+        del token
+        return None
+
+    def checks(self) -> list[Check]:
+        """See `Cluster.checks`."""
+        there = self._machine
+        return [
+            Check("machine", ok=True, detail=f"{there.cpus} CPUs, {there.memory >> 30} GiB, {len(there.gpus)} GPUs")
+        ]
 
     def watch(self, wake: Callable[[], None]) -> None:
         """See `Cluster.watch`."""
@@ -137,9 +160,13 @@ class LocalCluster:
                 self._start(found, found.admitted)
             self._observed[found.name] = found.observe()
 
-    def _known(self, name: str) -> tuple[Identity, str] | None:
+    def _taken(self, name: str, identity: Identity) -> str | None:
+        """The uid of the object that has this name, if one has. Raises NameConflict where it is not the same one."""
         found = self._objects.get(name)
-        return (found.identity, found.uid) if found else self._folders.archived(name)
+        known = (found.identity, found.uid) if found else self._folders.archived(name)
+        if known is not None and known[0] != identity:
+            raise NameConflict(f"{name} belongs to {known[0]}, not to {identity}")
+        return known[1] if known else None
 
     def _add(self, job: PyTorchJob, secret: Mapping[str, str]) -> str:
         number = max((found.number for found in self._objects.values()), default=0) + 1

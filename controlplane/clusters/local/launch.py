@@ -60,13 +60,17 @@ def host_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return {**kept, "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])}
 
 
-def read_job(manifest: Mapping[str, Any], secret: Mapping[str, str], machine: Machine) -> PyTorchJob:
-    """The manifest as this machine can execute it. Raises Rejected with every field in the way."""
+def read_job(manifest: Mapping[str, Any], secret: Mapping[str, str] | None, machine: Machine) -> PyTorchJob:
+    """The manifest as this machine can execute it; without a `secret`, its references are not looked at.
+
+    Raises Rejected with every field in the way.
+    """
     try:
         job = PyTorchJob.model_validate(manifest)
     except ValidationError as error:
         raise Rejected(_refusal(problem) for problem in error.errors()) from None
-    if problems := [*_unresolved(job, secret), *_too_large(job, machine)]:
+    unresolved = [] if secret is None else _unresolved(job, secret)
+    if problems := [*unresolved, *_too_large(job, machine)]:
         raise Rejected(problems)
     return job
 
