@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,8 +178,13 @@ class Checkpoints:
         """Read a checkpoint into the tensors of `state`, which may be sharded over any mesh."""
         load(state, checkpoint_id=str(checkpoint.folder), process_group=self.group)
 
-    def save(self, step: int, state: dict[str, Tensor], meta: Mapping[str, object]) -> None:
-        """Stage the state in memory and write it in the background. An earlier save is waited for first."""
+    def save(
+        self, step: int, state: dict[str, Tensor], meta: Mapping[str, object], then: Callable[[int], None]
+    ) -> None:
+        """Stage the state in memory and write it in the background. An earlier save is waited for first.
+
+        Once it is published, rank 0 calls `then(step)` in that background.
+        """
         self.wait()
         folder = self.folder / f"step-{step:08d}-attempt-{self.attempt}"
         whole = {
@@ -191,9 +196,9 @@ class Checkpoints:
             **meta,
         }
         written = async_save(state, checkpoint_id=str(folder), process_group=self.group)
-        self.saving = self.pool.submit(self.publish, written, folder, whole)
+        self.saving = self.pool.submit(self.publish, written, folder, whole, then)
 
-    def publish(self, written: Any, folder: Path, meta: dict[str, object]) -> None:
+    def publish(self, written: Any, folder: Path, meta: dict[str, Any], then: Callable[[int], None]) -> None:
         """Once every rank's part is written: the marker, on rank 0, and then the retention of older ones."""
         try:
             written.result()
@@ -206,6 +211,7 @@ class Checkpoints:
             raise Superseded(f"attempt {self.attempt} lost {self.folder} to a later attempt")
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         write_durably(folder / META, {**meta, "files": files, "time": time.time()})
+        then(meta["step"])
         for old in self.expired():
             (old / META).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)

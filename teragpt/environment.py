@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ MAX_GRACE_S = 86_400
 ONE_PROCESS = ("auto", "cpu", "gpu")  # the words that Kubeflow's operator counts as one process in WORLD_SIZE
 LAUNCHER = "python -m teragpt.launch -m teragpt.train"
 GRACE_S = 30.0  # Kubernetes' own default of terminationGracePeriodSeconds
+MARGIN_S = 10.0  # of the grace period, kept for the launcher itself
+LEAST_GRACE_S = 5.0
 TERMINATION_LOG = "/dev/termination-log"  # Kubernetes' default terminationMessagePath
 
 
@@ -150,6 +152,23 @@ def read_grace(environ: Mapping[str, str]) -> float:
     if not 0 <= grace <= MAX_GRACE_S:
         raise ConfigError([Problem("TERAGPT_GRACE_S", text, f"seconds from 0 to {MAX_GRACE_S}")])
     return grace
+
+
+def ranks_grace(grace_s: float) -> float:
+    """Seconds that the ranks of a pod have to end in when it is told to: its own less those of the launcher."""
+    return max(grace_s - MARGIN_S, LEAST_GRACE_S)
+
+
+def read_report(environ: Mapping[str, str]) -> tuple[str, Callable[[], str]] | None:
+    """The run's URL (TERAGPT_RUN_URL) and what gives the bearer token for it; None unless both are set.
+
+    TERAGPT_RUN_TOKEN_FILE names a file whose content is replaced as tokens expire, so each call reads it again and may
+    raise OSError or UnicodeDecodeError; it wins over TERAGPT_RUN_TOKEN.
+    """
+    url, token, file = (environ.get(f"TERAGPT_RUN_{name}", "") for name in ("URL", "TOKEN", "TOKEN_FILE"))
+    if not url or not (token or file):
+        return None
+    return url, (lambda: Path(file).read_text("utf-8").strip()) if file else (lambda: token)
 
 
 def read_attempt(environ: Mapping[str, str]) -> int | None:

@@ -1,7 +1,8 @@
 """What a run reports: a readable line a step, `metrics.jsonl` as the record, and posts to the control plane.
 
 Training never waits for the control plane: a thread posts what lies in the record, from the last line that was
-acknowledged on, and tries again for as long as the run lives.
+acknowledged on, and tries again for as long as the run lives, whatever the answer was: a control plane may be away, or
+not know a fresh pod yet.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from teragpt.config import Config
+from teragpt.environment import read_report
 
 # Dense bf16 FLOP/s from the vendors' data sheets, by a part of the device's name; the first that fits counts.
 PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
-POST_EVERY = 0.5  # seconds between posts
+POST_EVERY = 0.5  # seconds between posts; twice as many after each that failed
+SLOWEST_POST = 30.0
 POST_POINTS = 500  # points of one post at most
-LAST_POSTS = 10.0  # seconds that the end of a run waits for its last points to be acknowledged
+LAST_POSTS = 30.0  # seconds that the end of a run waits for its last points to be acknowledged
 
 
 def peak_flops() -> float | None:
@@ -62,12 +66,13 @@ class Metrics:
         self.seq, self.since, self.steps_since, self.started = 0, time.perf_counter(), 0, time.perf_counter()
         self.file: IO[str] | None = None
         self.poster: Poster | None = None
+        self.lock = threading.Lock()  # checkpoints are published in a thread of their own
         if not self.leader:
             return
         folder = Path(config.out)
         self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        url, token = os.environ.get("TERAGPT_RUN_URL"), os.environ.get("TERAGPT_RUN_TOKEN")
-        if url and token:
+        if report := read_report(os.environ):
+            url, token = report
             self.poster = Poster(f"{url}/metrics", token, attempt)
         self.say(
             f"{parameters:,} parameters | {world_size} rank(s) | {config.steps:,} steps of "
@@ -116,32 +121,38 @@ class Metrics:
         self.record(step, val_loss=loss)
         self.say(f"eval {step}/{self.config.steps} | val loss {loss:.4f}")
 
+    def checkpoint(self, step: int) -> None:
+        """Report that the checkpoint of `step` is published: where run folders are out of reach, this tells of it."""
+        self.record(step, checkpoint=step)
+
     def record(self, step: int, **values: float | None) -> None:
         """Add a point to the record; numbers that are not finite become null, which JSON can hold."""
-        if self.file is None:
-            return
-        self.seq += 1
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
-        point = {"seq": self.seq, "attempt": self.attempt, "step": step, "time": time.time(), **finite}
-        self.file.write(json.dumps(point) + "\n")
-        self.file.flush()
-        if self.poster is not None:
-            self.poster.add(point)
+        with self.lock:
+            if self.file is None:
+                return
+            self.seq += 1
+            point = {"seq": self.seq, "attempt": self.attempt, "step": step, "time": time.time(), **finite}
+            self.file.write(json.dumps(point) + "\n")
+            self.file.flush()
+            if self.poster is not None:
+                self.poster.add(point)
 
-    def close(self) -> None:
-        """Close the record, and give the last points a few seconds to be acknowledged."""
-        if self.file is not None:
-            self.file.close()
+    def close(self, seconds: float = LAST_POSTS) -> None:
+        """Close the record, and give the last points up to `seconds`, at most 30, to be acknowledged."""
+        with self.lock:
+            if self.file is not None:
+                self.file.close()
+                self.file = None
         if self.poster is not None:
-            self.poster.close()
+            self.poster.close(min(seconds, LAST_POSTS))
 
 
 class Poster:
     """Posts points to the control plane in a thread of its own, each until it is acknowledged."""
 
-    def __init__(self, url: str, token: str, attempt: int) -> None:
-        self.url, self.attempt = url, attempt
-        self.headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    def __init__(self, url: str, token: Callable[[], str], attempt: int) -> None:
+        self.url, self.token, self.attempt = url, token, attempt
         self.points: list[Mapping[str, Any]] = []
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self.run, name="metrics", daemon=True)
@@ -159,23 +170,27 @@ class Poster:
             try:
                 self.post()
                 wait = POST_EVERY
-            except OSError:  # the control plane is away; its points wait here and in metrics.jsonl
-                wait = min(2 * wait, 30.0) if not self.closing.is_set() else POST_EVERY
+            except (OSError, HTTPException, ValueError, KeyError, TypeError):  # points wait here and in the record
+                wait = min(2 * wait, SLOWEST_POST) if not self.closing.is_set() else POST_EVERY
 
     def post(self) -> None:
-        """Post the oldest points, and forget those that are acknowledged. Raises OSError."""
+        """Post the oldest points, and forget those that are acknowledged.
+
+        Raises OSError (every answer but success is one), HTTPException; for nonsense ValueError, KeyError, TypeError.
+        """
         with self.lock:
             points = self.points[:POST_POINTS]
         if not points:
             return
         body = json.dumps({"attempt": self.attempt, "points": points}).encode()
-        request = urllib.request.Request(self.url, body, self.headers)  # noqa: S310 - the control plane's own URL
+        headers = {"Authorization": f"Bearer {self.token()}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url, body, headers)  # noqa: S310 - the control plane's own URL
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310 - the same
             acknowledged = json.load(reply)["acknowledged"]
         with self.lock:
             self.points = [point for point in self.points if point["seq"] > acknowledged]
 
-    def close(self) -> None:
-        """Wait for the last acknowledgements, for a bounded time."""
+    def close(self, seconds: float) -> None:
+        """Wait up to `seconds` for the last acknowledgements."""
         self.closing.set()
-        self.thread.join(LAST_POSTS)
+        self.thread.join(max(0.0, seconds))

@@ -20,11 +20,10 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from teragpt.config import ConfigError
+from teragpt.environment import ranks_grace
 from teragpt.termination import BAD_CONFIG, CRASHED, FINISHED, LAST_LINES, STOPPED, Ending, oom_kills
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-MARGIN_S = 10.0  # of the grace period, kept for the launcher itself
-LEAST_GRACE_S = 5.0
 FAILURE_GRACE_S = 5.0  # for the peers of a failed rank, which can no longer write a checkpoint together
 CHUNK = 1 << 16  # bytes read at once; a longer line is broken
 STEP_LINE = re.compile(rb"\s*step\s+(\d+)/")
@@ -101,7 +100,7 @@ class Supervisor:
     """One pod's ranks and the agent that starts them; `grace_s`: seconds from a stop signal to SIGKILL from outside."""
 
     def __init__(self, grace_s: float, out: BinaryIO) -> None:
-        self.grace_s = max(grace_s - MARGIN_S, LEAST_GRACE_S)
+        self.grace_s = ranks_grace(grace_s)
         self.out = out
         self.ranks: list[Rank] = []
         self.first: Rank | None = None  # to end badly

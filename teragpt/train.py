@@ -10,8 +10,8 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, write_durably
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
-from teragpt.environment import read_attempt, read_world
+from teragpt.environment import ranks_grace, read_attempt, read_grace, read_world
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
 from teragpt.parallel import (
@@ -42,6 +42,7 @@ from teragpt.tokenizer import Tokenizer
 
 FINISHED, UNCONNECTED, BAD_CONFIG, DIVERGED, STOPPED = 0, 1, 2, 3, 143  # exit codes; any other is a crash
 STOP, FENCED = 1.0, math.inf  # what a rank can ask of all: to stop with a checkpoint, or at once and without
+LEAVE_S = 1.0  # what a rank needs to end once all is written
 EXPLODED = 2.0  # a loss beyond this many times ln(vocabulary), which guessing costs, will not come back by itself
 
 
@@ -74,7 +75,8 @@ class Trainer:
             raise ConfigError([Problem("num_tokens", self.config.num_tokens, allowed)])
         self.dataset.batch(0, 1, self.config.context, 0, 0, 1)  # a split too short for the context is refused here
         self.dataset.validation(1, self.config.context, 0, 1)
-        self.asked = 0.0
+        self.grace_s = ranks_grace(read_grace(os.environ))
+        self.asked, self.ends_by = 0.0, math.inf  # on the monotonic clock
         self.progress = Progress()
 
     def train(self) -> int:
@@ -83,8 +85,10 @@ class Trainer:
         before = signal.signal(signal.SIGTERM, self.ask_to_stop)
         try:
             self.set_up()
-            with closing(self.metrics):
+            try:
                 return self.loop()
+            finally:
+                self.metrics.close(self.ends_by - time.monotonic())
         except Superseded as error:
             print(f"stopped: {error}", file=sys.stderr, flush=True)
             return STOPPED
@@ -183,7 +187,8 @@ class Trainer:
             self.checkpoints.wait()
         except OSError as error:
             self.metrics.say(f"the last checkpoint could not be written: {error}")
-        self.checkpoints.save(self.progress.step, self.state(), {"progress": asdict(self.progress)})
+        meta = {"progress": asdict(self.progress)}
+        self.checkpoints.save(self.progress.step, self.state(), meta, self.metrics.checkpoint)
         self.metrics.restart_clock()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -209,8 +214,8 @@ class Trainer:
         return [tensor.to(self.device, non_blocking=True) for tensor in batch]
 
     def ask_to_stop(self, *_: Any) -> None:
-        """SIGTERM: finish the step, write a checkpoint, exit 143."""
-        self.asked = STOP
+        """SIGTERM: finish the step, write a checkpoint, exit 143 before the launcher's patience ends."""
+        self.asked, self.ends_by = STOP, time.monotonic() + self.grace_s - LEAVE_S
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

@@ -39,10 +39,12 @@ def state(value: float) -> dict[str, torch.Tensor]:
     return {"weight": torch.full((3, 2), value), "moment": torch.full((3,), value)}
 
 
-def saved(checkpoints: Checkpoints, *steps: int) -> None:
+def saved(checkpoints: Checkpoints, *steps: int) -> list[int]:
+    told: list[int] = []
     for step in steps:
-        checkpoints.save(step, state(float(step)), {})
+        checkpoints.save(step, state(float(step)), {}, told.append)
     checkpoints.wait()
+    return told
 
 
 @pytest.mark.usefixtures("alone")
@@ -50,7 +52,7 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
     first = Checkpoints(config(tmp_path), "data", None)
     assert (first.attempt, first.start) == (1, None)
     value = state(7.0)
-    first.save(5, value, {"progress": {"step": 5}})
+    first.save(5, value, {"progress": {"step": 5}}, print)
     value["weight"].zero_()  # the save has its own copy
     first.finish()
     second = Checkpoints(config(tmp_path), "data", None)
@@ -67,7 +69,7 @@ def test_the_newest_and_the_multiples_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config(tmp_path, keep_last=2, keep_every=4), "data", None)
     torn = checkpoints.folder / "step-00000001-attempt-1"
     torn.mkdir()
-    saved(checkpoints, 2, 4, 6, 8, 10)
+    assert saved(checkpoints, 2, 4, 6, 8, 10) == [2, 4, 6, 8, 10]
     assert [one.step for one in published(tmp_path)] == [4, 8, 10]
     assert not torn.exists()
     newest = checkpoints.latest()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from teragpt import environment
 from teragpt.config import ConfigError, Problem
-from teragpt.environment import FOUR, World, read_grace, read_world, termination_log
+from teragpt.environment import FOUR, World, ranks_grace, read_grace, read_report, read_world, termination_log
 
 BY_HAND = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "9994", "RANK": "0", "WORLD_SIZE": "1"}
 TORCHRUN = {
@@ -172,6 +172,25 @@ def test_any_environment_gives_a_sound_place_or_a_named_problem(environ: dict[st
 def test_the_grace_period_is_kubernetes_own_unless_given() -> None:
     assert read_grace({}) == 30
     assert read_grace({"TERAGPT_GRACE_S": "120"}) == 120
+
+
+def test_the_launcher_keeps_ten_seconds_of_the_grace_period() -> None:
+    assert [ranks_grace(seconds) for seconds in (0, 12, 30, 120)] == [5, 5, 20, 110]
+
+
+def test_metrics_are_reported_where_a_url_and_a_token_are_given(tmp_path: Path) -> None:
+    url, token, file = {"TERAGPT_RUN_URL": "http://plane/runs/a"}, {"TERAGPT_RUN_TOKEN": "t"}, tmp_path / "token"
+    assert read_report({}) is read_report(url) is read_report(token) is None
+    plain = read_report(url | token)
+    assert plain is not None
+    assert (plain[0], plain[1]()) == ("http://plane/runs/a", "t")
+    rotated = read_report(url | token | {"TERAGPT_RUN_TOKEN_FILE": str(file)})
+    assert rotated is not None
+    with pytest.raises(FileNotFoundError):  # not there yet: asked again at the next post
+        rotated[1]()
+    for content in ("one", "two\n"):
+        file.write_text(content)
+        assert rotated[1]() == content.strip()
 
 
 @pytest.mark.parametrize("bad", ["", "x", "-1", "nan", "inf", "1e9"])

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from teragpt.metrics import Metrics, duration, memory_bytes, peak_flops
 
 
 class Plane(ThreadingHTTPServer):
-    """A control plane that answers 503 `away` times, then acknowledges what it is sent, a few points at a time."""
+    """A control plane that answers with the statuses of `refusals`, then acknowledges a few points at a time."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.away = 0
+        self.refusals: Iterator[int] = iter(())
+        self.nonsense: list[bytes] = []  # instead of an acknowledgement
         self.at_once = 3
         self.tokens: set[str | None] = set()
         self.points: dict[int, dict[str, Any]] = {}
@@ -33,16 +36,15 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(plane, Plane)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         plane.tokens.add(self.headers["Authorization"])
-        if plane.away > 0:
-            plane.away -= 1
-            self.send_error(503)
+        if refusal := next(plane.refusals, None):
+            self.send_error(refusal)
             return
         taken = body["points"][: plane.at_once]
         plane.points.update({point["seq"]: point for point in taken})
-        reply = json.dumps({"acknowledged": taken[-1]["seq"]}).encode()
+        acknowledgement = json.dumps({"acknowledged": taken[-1]["seq"]}).encode()
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(reply)
+        self.wfile.write(plane.nonsense.pop() if plane.nonsense else acknowledgement)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -111,8 +113,8 @@ def test_other_ranks_keep_silent(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_every_point_is_acknowledged_though_the_control_plane_was_away(tmp_path: Path, plane: Plane) -> None:
-    plane.away = 3
+def test_every_point_is_acknowledged_whatever_was_answered_before(tmp_path: Path, plane: Plane) -> None:
+    plane.refusals, plane.nonsense = iter([401, 403, 404, 500, 503]), [b"{}", b"<html>", b"[]"]
     one = report(tmp_path)
     for step in range(1, 21):
         one.step(step, 1.0 / step, 1.0, 1.0)
@@ -126,16 +128,61 @@ def test_a_control_plane_that_stays_away_costs_the_end_of_a_run_a_bounded_time(
     tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "LAST_POSTS", 0.2)
-    plane.away = 10**6
+    plane.refusals = repeat(503)
     one = report(tmp_path)
     one.step(1, 1.0, 1.0, 1.0)
     one.close()
     assert plane.points == {}
     assert len(recorded(tmp_path)) == 1
-    plane.away = 0  # so that the thread can end
+    plane.refusals = iter(())  # so that the thread can end
     assert one.poster is not None
     one.poster.thread.join(60)
     assert not one.poster.thread.is_alive()
+
+
+def test_the_token_file_is_read_at_each_post_and_wins(
+    tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    monkeypatch.setenv("TERAGPT_RUN_TOKEN_FILE", str(file))
+    one = report(tmp_path)
+    assert one.poster is not None
+    for seq, token in enumerate(["first", "second"], 1):
+        file.write_text(f"{token}\n")
+        one.step(seq, 1.0, 1.0, 1.0)
+        while one.poster.points:
+            time.sleep(0.005)
+    file.unlink()
+    one.step(3, 1.0, 1.0, 1.0)
+    one.close(0.1)  # nothing to show: the point waits
+    assert plane.tokens == {"Bearer first", "Bearer second"}
+    file.write_text("third")
+    one.poster.thread.join(60)
+    assert sorted(plane.points) == [1, 2, 3]
+
+
+def test_a_run_that_is_told_to_stop_posts_until_its_grace_period_ends(
+    tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = report(tmp_path)
+    assert one.poster is not None
+    joined: list[float | None] = []
+    monkeypatch.setattr(one.poster.thread, "join", joined.append)
+    one.close(4.5)
+    one.close(-1.0)
+    one.close(3600.0)
+    assert joined == [4.5, 0.0, 30.0]
+    assert plane.points == {}
+
+
+def test_a_published_checkpoint_is_a_point(tmp_path: Path) -> None:
+    one = report(tmp_path)
+    one.step(1, 1.0, 1.0, 1.0)
+    one.checkpoint(1)
+    one.close()
+    one.checkpoint(2)  # published as the run failed: nobody reads on
+    point = recorded(tmp_path)[-1]
+    assert point == {"seq": 2, "attempt": 1, "step": 1, "time": point["time"], "checkpoint": 1}
 
 
 def test_durations_read_as_clocks() -> None:

@@ -46,6 +46,7 @@ def test_a_run_folder_holds_the_record(uninterrupted: tuple[Path, str]) -> None:
     assert [point["seq"] for point in points] == list(range(1, len(points) + 1))
     assert {f"{point['loss']:.4f}" for point in trained} == set(ranks.curve(output).values())
     assert [point["step"] for point in points if "val_loss" in point] == [0, 6, 12]
+    assert [point["step"] for point in points if "checkpoint" in point] == [4, 8, 12]
     assert json.loads((out / "config.json").read_text())["dim"] == 32
     assert [one.step for one in published(out)] == [8, 12]
     assert (out / "tokenizer" / "tokenizer.json").exists()
