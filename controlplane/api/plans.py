@@ -22,7 +22,7 @@ class Resolved(View):
     nodes: int = Field(description="Nodes, each a pod.", examples=[1])
     processes_per_node: int = Field(description="Ranks on each node.", examples=[2])
     gpus_per_node: int = Field(description="GPUs of each node.", examples=[0])
-    cpus_per_node: int = Field(description="CPU cores of each node.", examples=[2])
+    cpus_per_node: int | float = Field(description="CPU cores of each node; may be a part of one.", examples=[2])
     memory_per_node: int = Field(description="Bytes of memory of each node.", examples=[1625051136])
     world_size: int = Field(description="Ranks in all.", examples=[2])
     config: dict[str, Any] = Field(

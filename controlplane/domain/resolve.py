@@ -7,62 +7,30 @@ dataset's vocabulary is handed in by whoever could read it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from controlplane.domain.errors import InvalidSpec, Problem
+from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layout_on_machine, misfits
 from controlplane.domain.names import fingerprint
-from controlplane.domain.spec import SET_ELSEWHERE, Compute, RunSpec
+from controlplane.domain.spec import SET_ELSEWHERE, RunSpec
+from controlplane.domain.storage import REMOTE, BadStorage, Place, place_of, uri_of
 from teragpt.config import Config, ConfigError
 from teragpt.config import resolve as resolve_config
 from teragpt.plan import state
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
-CPU_RANKS = 2  # ranks of a run without a GPU: enough to exercise every collective, and it leaves a laptop usable
-PROCESS_BYTES = 768 << 20  # resident set of a rank before its state: interpreter, torch, gloo
 RANK_GRACE_S = 120
-
-
-class Machine(Protocol):
-    """What a cluster has, as far as a layout depends on it: `memory` in bytes."""
-
-    @property
-    def cpus(self) -> int:
-        """CPU cores."""
-        ...
-
-    @property
-    def memory(self) -> int:
-        """Bytes of memory."""
-        ...
-
-    @property
-    def gpus(self) -> int:
-        """GPUs."""
-        ...
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Pods and ranks of a run: what each node gets."""
-
-    nodes: int
-    processes_per_node: int
-    gpus_per_node: int
-    cpus_per_node: int
-    memory_per_node: int
-
-    @property
-    def world_size(self) -> int:
-        """Ranks in all."""
-        return self.nodes * self.processes_per_node
 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run with nothing left open. `state_bytes` are those of the fullest rank, by kind."""
+    """A run with nothing left open. `state_bytes` are those of the fullest rank, by kind.
+
+    `folder` is the run folder as its user knows it; `config` holds paths as the pods see them, on `claims` that are
+    mounted into each. Every field after `steps` may be absent in what an older version stored.
+    """
 
     config: dict[str, Any]
     layout: Layout
@@ -73,6 +41,8 @@ class ResolvedRun:
     env: dict[str, str] = field(default_factory=dict[str, str])
     labels: dict[str, str] = field(default_factory=dict[str, str])
     grace_s: int = RANK_GRACE_S
+    folder: str = ""
+    claims: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -82,14 +52,15 @@ class ResolvedRun:
     def to_json(self) -> dict[str, Any]:
         """As the store and the API hold it."""
         flat = dataclasses.asdict(self)
-        return {**flat.pop("layout"), "world_size": self.world_size, **flat}
+        return {**flat.pop("layout"), "world_size": self.world_size, **flat, "claims": list(self.claims)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ResolvedRun:
-        """The run that `to_json` wrote."""
+        """The run that `to_json` wrote, also that of an older version."""
         layout = Layout(**{f.name: value[f.name] for f in dataclasses.fields(Layout)})
-        others = {f.name: value[f.name] for f in dataclasses.fields(cls) if f.name != "layout"}
-        return cls(layout=layout, **others)
+        others = {f.name: value[f.name] for f in dataclasses.fields(cls) if f.name in value}
+        folder, claims = others.pop("folder", value["config"]["out"]), tuple(others.pop("claims", ()))
+        return cls(layout=layout, folder=folder, claims=claims, **others)
 
     @property
     def spec_hash(self) -> str:
@@ -98,28 +69,46 @@ class ResolvedRun:
 
 
 def resolve(
-    spec: RunSpec, machine: Machine, out: str, *, vocabulary: int | None = None, start_from: str = ""
+    spec: RunSpec,
+    machine: Machine,
+    out: str,
+    *,
+    vocabulary: int | None = None,
+    start_from: str = "",
+    shared_folders: bool = True,
 ) -> ResolvedRun:
     """The run that `spec` describes on `machine`, with run folder `out` unless the spec names one.
 
-    Raises InvalidSpec with a pointer to every field that cannot be used, also for what can never fit the machine.
+    `shared_folders` where pods see this machine's files; elsewhere `out` and `start_from` are addresses as
+    `controlplane.domain.storage` knows them, and an empty `out` means that the spec must name one. Raises InvalidSpec
+    with a pointer to every field that cannot be used, also for what can never fit the machine.
     """
-    run = lay_out(spec, machine, out, vocabulary=vocabulary, start_from=start_from)
-    if problems := list(misfits(run, spec, machine)):
+    run = lay_out(spec, machine, out, vocabulary=vocabulary, start_from=start_from, shared_folders=shared_folders)
+    if problems := list(misfits(run.layout, spec, machine)):
         raise InvalidSpec(problems)
     return run
 
 
 def lay_out(
-    spec: RunSpec, machine: Machine, out: str, *, vocabulary: int | None = None, start_from: str = ""
+    spec: RunSpec,
+    machine: Machine,
+    out: str,
+    *,
+    vocabulary: int | None = None,
+    start_from: str = "",
+    shared_folders: bool = True,
 ) -> ResolvedRun:
     """As `resolve`, whether it fits the machine or not."""
-    problems = list(_uri_problems(spec))
-    config = _config(spec, out, vocabulary, start_from, problems)
+    problems: list[Problem] = []
+    places = _places(spec, out, start_from, problems, shared_folders=shared_folders)
+    config = _config(spec, {name: place.path for name, place in places.items()}, vocabulary, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
     parameters = config.shape.parameters(config.num_tokens)
-    layout = _layout(spec.compute, machine, parameters)
+    if shared_folders:
+        layout = layout_on_machine(spec.compute, machine, parameters)
+    else:
+        layout = layout_on_cluster(spec.compute, machine, parameters, spec.size)
     if problems := list(_batch_problems(config, layout)):
         raise InvalidSpec(problems)
     bytes_of_state = state(parameters, layout.world_size)
@@ -132,27 +121,41 @@ def lay_out(
         state_bytes={**dataclasses.asdict(bytes_of_state), "total": bytes_of_state.total},
         env={variable.name: variable.value for variable in spec.env},
         labels=dict(spec.labels),
+        folder=places["out"].uri,
+        claims=tuple(sorted({place.claim for place in places.values() if place.claim})),
     )
 
 
-def _uri_problems(spec: RunSpec) -> Iterator[Problem]:
-    for pointer, uri in (("/data/uri", spec.data.uri), ("/checkpoint/uri", spec.checkpoint.uri)):
-        if uri is None:
+def _places(
+    spec: RunSpec, out: str, start_from: str, problems: list[Problem], *, shared_folders: bool
+) -> dict[str, Place]:
+    """By setting of the trainer, the folders that the run reads and writes; what is wrong is added to `problems`."""
+    given = start_from or spec.train.get("start_from", "")
+    begun = given if isinstance(given, str) else ""  # anything else, the trainer's settings refuse
+    addresses = {
+        "out": ("/checkpoint/uri", spec.checkpoint.uri or out),
+        "data": ("/data/uri", spec.data.uri or ""),
+        "start_from": ("/train/start_from", begun if shared_folders else uri_of(begun)),
+    }
+    places: dict[str, Place] = {}
+    for name, (pointer, uri) in addresses.items():
+        if not uri:
             continue
-        if not PurePosixPath(uri).is_absolute() or "\0" in uri:
-            detail = f"got {uri!r}; allowed: an absolute path of a folder on this machine"
-            yield Problem(pointer, "not_a_folder", detail)
+        try:
+            places[name] = place_of(uri, shared_folders=shared_folders)
+        except BadStorage as error:
+            problems.append(Problem(pointer, "not_a_folder", str(error)))
+    if not addresses["out"][1]:
+        detail = f"it is required, since this installation has no storage of its own; allowed: {REMOTE}"
+        problems.append(Problem("/checkpoint/uri", "missing", detail))
+    return places
 
 
-def _config(spec: RunSpec, out: str, vocabulary: int | None, start_from: str, problems: list[Problem]) -> Config | None:
+def _config(spec: RunSpec, places: Mapping[str, str], vocabulary: int | None, problems: list[Problem]) -> Config | None:
     """The trainer's configuration; what is wrong with it is added to `problems`."""
-    given: dict[str, Any] = {"size": spec.size, **spec.train, "out": spec.checkpoint.uri or out}
-    if spec.data.uri is not None:
-        given["data"] = spec.data.uri
+    given: dict[str, Any] = {"size": spec.size, **spec.train, **places}
     if spec.checkpoint.every_steps is not None:
         given["checkpoint_every"] = spec.checkpoint.every_steps
-    if start_from:
-        given["start_from"] = start_from
     try:
         return resolve_config(given, vocabulary)
     except ConfigError as error:
@@ -164,37 +167,6 @@ def _pointer(setting: str, spec: RunSpec) -> str:
     """Where in the spec a setting of the trainer was given."""
     elsewhere = SET_ELSEWHERE.get(setting)
     return elsewhere if elsewhere and setting not in spec.train else f"/train/{setting}"
-
-
-def _layout(compute: Compute, machine: Machine, parameters: int) -> Layout:
-    """One process per GPU; where there is no GPU, one per CPU core, two by default."""
-    each = max(1, machine.gpus // compute.nodes)
-    gpus = compute.gpus_per_node if compute.gpus_per_node is not None else min(machine.gpus, each)
-    cpu_ranks = compute.cpus_per_node or max(1, min(CPU_RANKS, machine.cpus // compute.nodes))
-    processes = compute.processes_per_node or gpus or cpu_ranks
-    cpus = compute.cpus_per_node or max(1, min(processes, machine.cpus // compute.nodes))
-    on_rank = PROCESS_BYTES + (0 if gpus else state(parameters, compute.nodes * processes).total)
-    return Layout(compute.nodes, processes, gpus, cpus, compute.memory_per_node or processes * on_rank)
-
-
-def misfits(run: ResolvedRun, spec: RunSpec, machine: Machine) -> Iterable[Problem]:
-    """What the machine can never give, however long the run waits."""
-    layout = run.layout
-    wanted = (
-        ("gpus_per_node", "GPUs", layout.gpus_per_node, machine.gpus),
-        ("cpus_per_node", "CPUs", layout.cpus_per_node, machine.cpus),
-        ("memory_per_node", "bytes of memory", layout.memory_per_node, machine.memory),
-    )
-    for name, unit, each, there in wanted:
-        if each * layout.nodes <= there:
-            continue
-        derived = getattr(spec.compute, name) is None
-        pointer = ("/compute/nodes" if layout.nodes > 1 else "/size") if derived else f"/compute/{name}"
-        given = getattr(spec.compute, name) if not derived else (layout.nodes if layout.nodes > 1 else spec.size)
-        detail = (
-            f"got {given!r}, which needs {each * layout.nodes:,} {unit}; allowed: what fits this machine's {there:,}"
-        )
-        yield Problem(pointer, "does_not_fit", detail)
 
 
 def _batch_problems(config: Config, layout: Layout) -> Iterable[Problem]:

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+)
 
 from controlplane.domain.errors import InvalidSpec, Problem
 from teragpt.config import FIELDS
@@ -66,8 +75,19 @@ def _settings(train: dict[str, Any]) -> dict[str, Any]:
     return train
 
 
+def _thousandths(cpus: float) -> int | float:
+    if round(cpus, 3) != cpus:
+        raise ValueError(f"got {cpus}; allowed: a number of CPU cores with up to three decimals")
+    return int(cpus) if cpus == int(cpus) else cpus
+
+
+def _as_is(cpus: float) -> int | float:
+    return cpus
+
+
 SizeName = Annotated[str, BeforeValidator(_lower), AfterValidator(_known_size)]
 RunName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
+Cpus = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_thousandths), PlainSerializer(_as_is)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
@@ -82,7 +102,13 @@ class Section(BaseModel):
 class Compute(Section):
     """Where it runs. What is left out follows from the machine: one process per GPU, without a GPU two CPU cores."""
 
-    nodes: int = Field(default=1, ge=1, le=NODES, description="Nodes, each a pod.", examples=[1])
+    nodes: int | None = Field(
+        default=None,
+        ge=1,
+        le=NODES,
+        description="Nodes, each a pod; one unless given, and two for the tiny size on Kubernetes.",
+        examples=[1],
+    )
     gpus_per_node: int | None = Field(
         default=None,
         ge=0,
@@ -97,7 +123,9 @@ class Compute(Section):
         description="Ranks on each node; one per GPU, or per CPU where no GPU is used.",
         examples=[2],
     )
-    cpus_per_node: int | None = Field(default=None, ge=1, le=CPUS, description="CPU cores of each node.", examples=[2])
+    cpus_per_node: Cpus | None = Field(
+        default=None, ge=0.01, le=CPUS, description="CPU cores of each node; parts of one are allowed.", examples=[2]
+    )
     memory_per_node: int | None = Field(
         default=None, ge=1 << 20, le=MEMORY, description="Bytes of memory of each node.", examples=[2 << 30]
     )

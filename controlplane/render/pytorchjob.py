@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class Attempt:
     nodes: int
     processes_per_node: int
     gpus_per_node: int
-    cpus_per_node: int | None
+    cpus_per_node: float | None
     memory_per_node: int | None
     image: str
     spec: Mapping[str, Any]
@@ -118,18 +119,23 @@ def _threads(attempt: Attempt) -> dict[str, str]:
     """Each process's share of the CPUs: without it every rank starts a thread for each core of the node."""
     if not attempt.cpus_per_node:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, attempt.cpus_per_node // max(1, attempt.processes_per_node)))}
+    return {"OMP_NUM_THREADS": str(max(1, int(attempt.cpus_per_node / max(1, attempt.processes_per_node))))}
 
 
 def _resources(attempt: Attempt) -> models.Resources | None:
     limits: dict[models.Kind, str] = {}
     if attempt.cpus_per_node:
-        limits["cpu"] = str(attempt.cpus_per_node)
+        limits["cpu"] = _cores(attempt.cpus_per_node)
     if attempt.memory_per_node:
         limits["memory"] = _quantity(attempt.memory_per_node)
     if attempt.gpus_per_node:
         limits[models.GPU] = str(attempt.gpus_per_node)
     return models.Resources(limits=limits) if limits else None
+
+
+def _cores(cpus: float) -> str:
+    """CPU cores in Kubernetes' notation: whole, or in thousandths, rounded up as Kubernetes does."""
+    return str(int(cpus)) if cpus == int(cpus) else f"{math.ceil(round(cpus * 1000, 3))}m"
 
 
 def _quantity(size: int) -> str:

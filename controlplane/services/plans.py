@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.domain.errors import Problem
+from controlplane.domain.layout import misfits
 from controlplane.domain.names import default_name, new_run_id, object_name
-from controlplane.domain.resolve import ResolvedRun, lay_out, misfits
+from controlplane.domain.resolve import ResolvedRun, lay_out
 from controlplane.domain.resolve import sizes as table_of_sizes
 from controlplane.domain.spec import RunSpec
 from controlplane.render import operator_environment, render
@@ -52,7 +53,7 @@ def plan(context: Context, spec: RunSpec) -> Plan:
     out = str(context.home / "runs" / "run_preview")
     capacity = context.cluster.capacity()
     resolved = lay_out(spec, capacity, out, vocabulary=vocabulary_of(spec))
-    return Plan(spec.size, resolved, dataclasses.asdict(capacity), tuple(misfits(resolved, spec, capacity)))
+    return Plan(spec.size, resolved, dataclasses.asdict(capacity), tuple(misfits(resolved.layout, spec, capacity)))
 
 
 def preview(context: Context, spec: RunSpec) -> Preview:
@@ -70,7 +71,7 @@ def _warnings(planned: Plan) -> list[str]:
     warnings = [f"it can never run here: {problem}" for problem in planned.problems]
     wanted = run.layout.nodes * run.layout.cpus_per_node
     if planned.fits and wanted > there["free_cpus"]:
-        warnings.append(f"it will wait: it needs {wanted} CPUs, and {there['free_cpus']} of {there['cpus']} are free")
+        warnings.append(f"it will wait: it needs {wanted:,} CPUs, and {there['free_cpus']} of {there['cpus']} are free")
     if run.layout.processes_per_node > run.layout.cpus_per_node:
         warnings.append(f"{run.layout.processes_per_node} ranks share {run.layout.cpus_per_node} CPUs of a node")
     return warnings

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +9,27 @@ import pytest
 from pydantic import BaseModel
 
 from controlplane.domain.errors import InvalidSpec
-from controlplane.domain.resolve import ResolvedRun, lay_out, misfits, resolve, sizes
+from controlplane.domain.layout import misfits
+from controlplane.domain.resolve import ResolvedRun, lay_out, resolve, sizes
 from controlplane.domain.spec import Checkpoint, Compute, Data, Limits, RunSpec, Variable, parse_spec
 from teragpt.sizes import SIZES
+
+OLDEST = (  # what the first version stored of a run
+    "nodes",
+    "processes_per_node",
+    "gpus_per_node",
+    "cpus_per_node",
+    "memory_per_node",
+    "world_size",
+    "config",
+    "parameters",
+    "tokens",
+    "steps",
+    "state_bytes",
+    "env",
+    "labels",
+    "grace_s",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +37,8 @@ class Machine:
     cpus: int = 2
     memory: int = 8 << 30
     gpus: int = 0
+    largest: tuple[int, int, int] | None = None
+    known: bool = True
 
 
 def refused(body: object) -> dict[str, str]:
@@ -166,11 +187,32 @@ def test_a_long_value_is_shortened_in_the_complaint() -> None:
     assert len(refused(tiny(name=["x" * 5000]))["/name"]) < 200
 
 
+def test_a_part_of_a_cpu_is_a_share_and_a_whole_one_stays_whole() -> None:
+    spec = parse_spec(tiny(compute={"cpus_per_node": 0.25}))
+    assert resolve(spec, Machine(), "/runs/x").to_json()["cpus_per_node"] == 0.25
+    assert resolve(spec, Machine(), "/runs/x").layout.processes_per_node == 2
+    for given in (2, 2.0):
+        spec = parse_spec(tiny(compute={"cpus_per_node": given}))
+        assert json.dumps(spec.model_dump(mode="json", exclude_unset=True)["compute"]) == '{"cpus_per_node": 2}'
+        assert json.dumps(resolve(spec, Machine(), "/runs/x").to_json()["cpus_per_node"]) == "2"
+    assert "three decimals" in refused(tiny(compute={"cpus_per_node": 0.1234}))["/compute/cpus_per_node"]
+    for bad in (0, -1, float("inf"), True, "1"):
+        assert "/compute/cpus_per_node" in refused(tiny(compute={"cpus_per_node": bad}))
+
+
+def test_a_run_that_an_older_version_stored_still_loads() -> None:
+    run = resolve(parse_spec(tiny()), Machine(), "/runs/x")
+    stored = json.loads(json.dumps(run.to_json()))
+    old = {name: stored[name] for name in OLDEST}
+    assert ResolvedRun.from_json(old) == run
+    assert ResolvedRun.from_json(old).folder == "/runs/x"
+
+
 def test_what_cannot_run_here_can_still_be_laid_out() -> None:
     spec = parse_spec({"size": "175b", "compute": {"nodes": 4}})
     run = lay_out(spec, Machine(), "/runs/x")
     assert run.parameters > 170e9
-    assert {one.pointer for one in misfits(run, spec, Machine())} == {"/compute/nodes"}
+    assert {one.pointer for one in misfits(run.layout, spec, Machine())} == {"/compute/nodes"}
 
 
 def test_a_dataset_brings_its_vocabulary() -> None:

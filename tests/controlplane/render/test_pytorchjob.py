@@ -91,6 +91,9 @@ def test_the_pod_is_restricted_and_has_time_to_write_a_checkpoint() -> None:
         ({"memory_per_node": 1000, "gpus_per_node": 8}, {"cpu": "4", "memory": "1000", "nvidia.com/gpu": "8"}),
         ({"memory_per_node": 1536 << 20, "cpus_per_node": None}, {"memory": "1536Mi"}),
         ({"memory_per_node": 3 << 40}, {"cpu": "4", "memory": "3Ti"}),
+        ({"cpus_per_node": 0.25, "memory_per_node": None}, {"cpu": "250m"}),
+        ({"cpus_per_node": 2.0, "memory_per_node": None}, {"cpu": "2"}),
+        ({"cpus_per_node": 1.1, "memory_per_node": None}, {"cpu": "1100m"}),
     ],
 )
 def test_resources_are_limits_in_exact_quantities(changes: dict[str, Any], limits: dict[str, str]) -> None:
@@ -117,7 +120,12 @@ def test_the_environment_carries_the_attempt_and_the_users_variables() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "threads"),
-    [({"cpus_per_node": 1}, "1"), ({"env": {"OMP_NUM_THREADS": "7"}}, "7"), ({"cpus_per_node": None}, None)],
+    [
+        ({"cpus_per_node": 1}, "1"),
+        ({"cpus_per_node": 0.25}, "1"),
+        ({"env": {"OMP_NUM_THREADS": "7"}}, "7"),
+        ({"cpus_per_node": None}, None),
+    ],
 )
 def test_threads_follow_the_share_of_cpus_unless_given(changes: dict[str, Any], threads: str | None) -> None:
     env = {entry["name"]: entry.get("value") for entry in container(render(attempt(**changes)))["env"]}
