@@ -63,8 +63,12 @@ def test_a_run_is_cancelled_and_retried(teragpt: Teragpt) -> None:
     teragpt("cancel", again["id"], "--follow")
 
 
-def test_a_followed_run_that_fails_is_exit_code_5_with_the_command_that_tells_why(teragpt: Teragpt) -> None:
-    error = teragpt("run", "tiny", "--processes", "1", "--set", "loader=teragpt.data:nothing", "--follow", code=5)
+def test_a_followed_run_that_fails_is_exit_code_5_with_the_command_that_tells_why(
+    teragpt: Teragpt, tmp_path: Path
+) -> None:
+    spec = {"size": "tiny", "limits": {"max_restarts": 0}, "train": {"loader": "json:loads"}}  # no dataset's loader
+    (tmp_path / "spec.json").write_text(json.dumps(spec), "utf-8")
+    error = teragpt("run", "--file", str(tmp_path / "spec.json"), "--processes", "1", "--follow", code=5)
     assert " failed: " in error
     assert "; try: teragpt logs run_" in error
 
@@ -98,6 +102,7 @@ def test_a_spec_comes_from_a_file_or_stdin_and_options_win_over_it(
         (["run", "tiny", "--set", "steps=-1"], "/train/steps: "),
         (["run", "tiny", "--set", "stepz=1"], "/train/stepz: "),
         (["run", "tiny", "--nodes", "0"], "/compute/nodes: "),
+        (["run", "tiny", "--set", "model=no_such:Model"], "/train/model: got 'no_such:Model'; allowed: module:attribute"),
         (["run", "tiny", "--set", "steps"], "--set: got 'steps'; allowed: key=value"),
         (["run", "--file", "no-such.json"], "--file: no-such.json is no readable JSON"),
         (["plan", "5g"], "/size: got '5g'"),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -133,36 +132,6 @@ def test_a_bad_spec_creates_nothing(context: Context) -> None:
     assert set(counts(context.store).values()) == {0}
 
 
-def test_a_dataset_is_read_before_the_run_is_made(context: Context, tmp_path: Path) -> None:
-    splits = '{"train": {"tokens": 900}, "validation": {"tokens": 300}}'
-    folder = tmp_path / "data"
-    for content, complaint in (
-        (None, "no such folder"),
-        ("", "holds no dataset.json"),
-        ("{", "readable dataset description"),
-        ("[]", "readable dataset description"),
-        ('{"vocabulary": "x", "splits": {}}', "whole numbers"),
-        (f'{{"vocabulary": 512, "splits": {splits}}}', ""),
-    ):
-        if content is not None:
-            folder.mkdir(exist_ok=True)
-        if content:
-            (folder / "dataset.json").write_text(content)
-        if complaint:
-            with pytest.raises(InvalidSpec, match=complaint) as caught:
-                ask(context, data={"uri": str(folder)})
-            assert caught.value.problems[0].pointer == "/data/uri"
-    run, _ = ask(context, data={"uri": str(folder)})
-    assert run.resolved["config"]["num_tokens"] == 512
-    with pytest.raises(InvalidSpec, match="300 tokens") as caught:
-        ask(context, data={"uri": str(folder)}, train={"context": 512})
-    assert caught.value.problems[0].pointer == "/train/context"
-    with pytest.raises(InvalidSpec, match="absolute path"):
-        ask(context, data={"uri": "data"})
-    own, _ = ask(context, data={"uri": "/nowhere"}, train={"loader": "mine:open"})
-    assert own.resolved["config"]["loader"] == "mine:open"
-
-
 def test_pages_are_newest_first_and_complete_while_runs_are_added(context: Context) -> None:
     made = [ask(context)[0].id for _ in range(7)]
     seen, cursor = [], None
@@ -212,23 +181,3 @@ def test_a_move_is_made_only_from_where_it_may_leave(context: Context, run: RunV
     runs.cancel_run(context, run.id)
     assert not write(SUBMIT)
     assert runs.get(context, run.id).phase == "submitting"
-
-
-@pytest.mark.parametrize("harm", ["cut", "gone"])
-def test_a_dataset_whose_files_are_not_whole_is_refused_before_the_run_exists(
-    context: Context, tmp_path: Path, harm: str
-) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    shard, size = folder / "train-00000.bin", 2000
-    shard.write_bytes(b"\0" * size)
-    split = {"tokens": 1000, "shards": [{"name": shard.name, "size": size}]}
-    (folder / "dataset.json").write_text(json.dumps({"vocabulary": 300, "splits": {"train": split}}))
-    run, _ = ask(context, data={"uri": str(folder)})
-    assert run.resolved["config"]["num_tokens"] == 300
-    shard.unlink() if harm == "gone" else shard.write_bytes(b"\0")
-    with pytest.raises(InvalidSpec) as caught:
-        ask(context, data={"uri": str(folder)})
-    assert caught.value.problems[0].pointer == "/data/uri"
-    assert str(shard) in caught.value.problems[0].detail
-    assert "2,000 bytes" in caught.value.problems[0].detail
