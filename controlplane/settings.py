@@ -9,17 +9,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 PREFIX = "TERAGPT_"
 DEFAULT_HOME = Path("~/.teragpt")
 SERVICE_LINK = "tcp://"  # Kubernetes sets TERAGPT_PORT=tcp://... in pods beside a Service named teragpt
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 LOG_LEVELS = ("debug", "info", "warning", "error")
+KINDS = ("auto", "PyTorchJob", "TrainJob", "Job")
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class SettingsError(ValueError):
@@ -84,6 +88,35 @@ def folder(text: str) -> Path:
     return path
 
 
+def file(text: str) -> str:
+    """Reads the path of a file that is there; empty is none."""
+    if text and not folder(text).is_file():
+        raise ValueError("the path of a file that exists")
+    return str(folder(text)) if text else ""
+
+
+def text(value: str) -> str:
+    """Reads a text without spaces."""
+    if any(letter.isspace() or not letter.isprintable() for letter in value):
+        raise ValueError("a text without spaces")
+    return value
+
+
+def label(value: str) -> str:
+    """Reads the name of a namespace; empty is none."""
+    if value and not LABEL.fullmatch(value):
+        raise ValueError("a DNS label: lower-case letters, digits and dashes, at most 63")
+    return value
+
+
+def url(value: str) -> str:
+    """Reads an http or https URL; empty is none."""
+    parts = urlsplit(value)
+    if value and not (parts.scheme in {"http", "https"} and parts.hostname):
+        raise ValueError("a URL that begins with http:// or https://")
+    return value.rstrip("/")
+
+
 def address(text: str) -> str:
     """Reads an IP address or a host name; brackets around an IPv6 address are dropped."""
     if not text or any(letter.isspace() or letter in "/\0" for letter in text):
@@ -114,6 +147,29 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class Execution:
+    """Where runs are executed, and what their pods are given."""
+
+    cluster: str = option(
+        "local", "What executes runs: local (this machine) or kubernetes.", word("local", "kubernetes")
+    )
+    kubeconfig: str = option(
+        "", "File that leads to the Kubernetes cluster; the pod's own account, else kubectl's file, unless given.", file
+    )
+    namespace: str = option("", "Namespace of the runs; the account's or the context's own unless given.", label)
+    kind: str = option(
+        "auto", "Kind of the objects that runs become; auto takes the best one that the cluster has.", word(*KINDS)
+    )
+    image: str = option("teragpt/trainer:latest", "Image that the pods run.", text)
+    storage: str = option(
+        "", "Where runs without a checkpoint.uri of their own write, as pvc://claim or s3://bucket.", text
+    )
+    public_url: str = option("", "URL under which pods reach this control plane; its own unless given.", url)
+    audience: str = option("teragpt", "Audience of the tokens by which pods prove who they are.", text)
+    queue: str = option("", "Kueue LocalQueue of runs that name none.", text)
+
+
+@dataclass(frozen=True)
 class Settings:
     """The whole tree."""
 
@@ -122,6 +178,7 @@ class Settings:
     )
     listen: Listen = Listen()
     streams: Streams = Streams()
+    execution: Execution = Execution()
     require_token: bool = option(
         default=False, help="Ask every caller for the token in the home's file `token`.", read=switch
     )

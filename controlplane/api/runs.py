@@ -167,6 +167,18 @@ def cancel(run: RunRef, context: Services) -> Run:
     return show(runs.cancel_run(context, run))
 
 
+@router.post("/runs/{run}/suspend", status_code=202, summary="Suspend a run")
+def suspend(run: RunRef, context: Services) -> Run:
+    """Stop the run for now: it writes a checkpoint, gives back what it holds, and can be resumed."""
+    return show(runs.suspend_run(context, run))
+
+
+@router.post("/runs/{run}/resume", status_code=202, summary="Resume a run")
+def resume(run: RunRef, context: Services) -> Run:
+    """Let a suspended run go on from its last checkpoint."""
+    return show(runs.resume_run(context, run))
+
+
 @router.post("/runs/{run}/retry", status_code=201, summary="Try a run again", responses=MADE)
 def retry(run: RunRef, response: Response, context: Services, idempotency_key: IdempotencyKey = None) -> Run:
     """A new run (`retry_of`) that goes on from an ended run's last checkpoint."""

@@ -7,6 +7,7 @@ ControlPlaneError
 │   ├── NameInUse          a live run has this name
 │   ├── FolderInUse        a live run writes to this folder
 │   ├── StillRunning       the run has not ended yet
+│   ├── NotAlive           the run has ended, or is being cancelled
 │   └── KeyReused          an idempotency key came back with another body
 ├── BadCursor              a page cursor that we did not make
 ├── Unauthorized           a run token that is unknown
@@ -98,6 +99,16 @@ class StillRunning(Conflict):
     def __init__(self, run_id: str, phase: str) -> None:
         self.run_id, self.phase = run_id, phase
         super().__init__(f"run {run_id} is {phase}: cancel it, or wait for its end, before you retry it")
+
+
+class NotAlive(Conflict):
+    """Only a run that goes on, and is not being cancelled, can be suspended or resumed."""
+
+    code = "not_alive"
+
+    def __init__(self, run_id: str, phase: str, verb: str) -> None:
+        self.run_id, self.phase = run_id, phase
+        super().__init__(f"run {run_id} is {phase} and cannot be {verb}: retry makes a new run from its checkpoint")
 
 
 class KeyReused(Conflict):

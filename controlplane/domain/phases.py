@@ -16,6 +16,8 @@ class Phase(StrEnum):
     RUNNING = "running"
     RESTARTING = "restarting"
     CANCELLING = "cancelling"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -30,6 +32,7 @@ class Desired(StrEnum):
     """What a run's user wants of it. Written by the services alone."""
 
     RUNNING = "running"
+    SUSPENDED = "suspended"
     CANCELLED = "cancelled"
 
 
@@ -62,15 +65,31 @@ SUBMITTED = _row(3, {Phase.SUBMITTING}, Phase.PENDING, "its object exists", *Des
 REFUSED = _row(4, {Phase.SUBMITTING}, Phase.FAILED, "the cluster refuses its object for good")
 PLACED = _row(5, {Phase.PENDING}, Phase.STARTING, "every pod has its place")
 RUNS = _row(6, {Phase.PENDING, Phase.STARTING}, Phase.RUNNING, "every pod runs")
-SUCCESS = _row(7, ON_CLUSTER, Phase.SUCCEEDED, "every pod ended with 0")
+SUCCESS = _row(
+    7, ON_CLUSTER | {Phase.SUSPENDING}, Phase.SUCCEEDED, "every pod ended with 0", Desired.RUNNING, Desired.SUSPENDED
+)
 RESTART = _row(8, ON_CLUSTER, Phase.RESTARTING, "the attempt failed and may be tried again")
 WAITING = _row(9, {Phase.PENDING, Phase.STARTING}, Phase.PENDING, "the reason for waiting changed")
 FAILURE = _row(10, ON_CLUSTER | {Phase.RESTARTING}, Phase.FAILED, "the attempt failed for good")
-CANCELLING = _row(11, ON_CLUSTER | {Phase.SUBMITTING}, Phase.CANCELLING, "a cancel was asked for", Desired.CANCELLED)
+CANCELLING = _row(
+    11, ON_CLUSTER | {Phase.SUBMITTING, Phase.SUSPENDING}, Phase.CANCELLING, "a cancel was asked for", Desired.CANCELLED
+)
 CANCELLED_EARLY = _row(
-    12, {Phase.QUEUED, Phase.RESTARTING}, Phase.CANCELLED, "a cancel found no object", Desired.CANCELLED
+    12,
+    {Phase.QUEUED, Phase.RESTARTING, Phase.SUSPENDED},
+    Phase.CANCELLED,
+    "a cancel found no object",
+    Desired.CANCELLED,
 )
 CANCELLED = _row(13, {Phase.CANCELLING}, Phase.CANCELLED, "the cancelled pods are quiet", Desired.CANCELLED)
+SUSPENDING = _row(14, ON_CLUSTER | {Phase.SUBMITTING}, Phase.SUSPENDING, "a suspend was asked for", Desired.SUSPENDED)
+SUSPENDED_EARLY = _row(
+    15, {Phase.QUEUED, Phase.RESTARTING}, Phase.SUSPENDED, "a suspend found no object", Desired.SUSPENDED
+)
+SUSPENDED = _row(
+    16, {Phase.SUSPENDING}, Phase.SUSPENDED, "the suspended pods are quiet", Desired.SUSPENDED, Desired.RUNNING
+)
+RESUMED = _row(17, {Phase.SUSPENDED}, Phase.QUEUED, "a resume was asked for")
 
 TRANSITIONS = (
     CREATED,
@@ -87,4 +106,8 @@ TRANSITIONS = (
     CANCELLING,
     CANCELLED_EARLY,
     CANCELLED,
+    SUSPENDING,
+    SUSPENDED_EARLY,
+    SUSPENDED,
+    RESUMED,
 )

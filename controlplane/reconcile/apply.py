@@ -28,7 +28,7 @@ def apply(store: Store, pace: Pace, look: Look, decision: Decision) -> bool:
     checkpoint = None
     if decision.ends:
         read_leftovers(store, look.run, look.attempt)
-        checkpoint = last_checkpoint(Path(look.run.folder))
+        checkpoint = last_checkpoint(Path(look.run.folder)) if Path(look.run.folder).is_absolute() else None
     try:
         store.write(lambda transaction: _store(transaction, pace, look, decision, checkpoint))
     except Stale:
@@ -65,7 +65,9 @@ def _store(transaction: Transaction, pace: Pace, look: Look, decision: Decision,
         _note(transaction, attempt, decision.verdict, look.now)
     if decision.deletes:
         request_deletion(transaction, attempt, look.now)
-    if decision.ends:
+    if decision.resumes:
+        _resume(transaction, run, decision, look.now)
+    elif decision.ends:
         _end(transaction, pace, run, attempt, decision, checkpoint, look.now)
     elif decision.transition is not None:
         _step(transaction, run, attempt, decision, look.now)
@@ -85,6 +87,15 @@ def _step(transaction: Transaction, run: Run, attempt: Attempt, decision: Decisi
     moved = move(transaction, run.id, decision.transition, now, reason=reason, message=message, started_at=started)
     if not moved:
         raise Stale
+
+
+def _resume(transaction: Transaction, run: Run, decision: Decision, now: float) -> None:
+    """A suspended run goes on with its next attempt, from the last checkpoint."""
+    assert decision.transition is not None
+    suspended = run.suspended_s + (now - run.suspended_at if run.suspended_at is not None else 0.0)
+    if not move(transaction, run.id, decision.transition, now, suspended_at=None, suspended_s=suspended):
+        raise Stale
+    add_attempt(transaction, run, run.attempt + 1, now, now, resumed_from=run.checkpoint_step)
 
 
 def _note(transaction: Transaction, attempt: Attempt, verdict: Verdict, now: float) -> None:
@@ -114,10 +125,14 @@ def _end(
     attempt.started_at = attempt.started_at or _first_start(attempt)
     attempt.phase = decision.transition.target if decision.transition else Phase.FAILED
     transaction.session.flush()
-    progressed = checkpoint is not None and checkpoint > (run.checkpoint_step or 0)
+    if checkpoint is None:  # the run's storage is not this machine's: what the trainer has told
+        checkpoint = run.checkpoint_step
+    progressed = checkpoint is not None and checkpoint > (attempt.resumed_from or 0)
     columns: dict[str, Any] = {"started_at": run.started_at or attempt.started_at, "checkpoint_step": checkpoint}
     if decision.transition is not None:
         withdraw(transaction, run.id, attempt.number)
+        if decision.transition.target is Phase.SUSPENDED:
+            columns["suspended_at"] = now
         reason, message = decision.reason, decision.message
         done = move(transaction, run.id, decision.transition, now, reason=reason, message=message, **columns)
     else:

@@ -16,8 +16,12 @@ from controlplane.domain.phases import (
     FAILURE,
     ON_CLUSTER,
     PLACED,
+    RESUMED,
     RUNS,
     SUCCESS,
+    SUSPENDED,
+    SUSPENDED_EARLY,
+    SUSPENDING,
     WAITING,
     Desired,
     Phase,
@@ -54,7 +58,8 @@ class Look:
 class Decision:
     """What to store: a `transition` with its reason, a new `verdict`, the attempt's end, its object's deletion.
 
-    `ends`: the attempt is over, and what follows from its verdict (restart or failure) is to be worked out.
+    `ends`: the attempt is over, and what follows from its verdict (restart or failure) is to be worked out, unless a
+    transition says it. `resumes`: the run goes on with its next attempt.
     """
 
     transition: Transition | None = None
@@ -62,15 +67,18 @@ class Decision:
     message: str | None = None
     verdict: Verdict | None = None
     ends: bool = False
+    resumes: bool = False
     deletes: bool = False
     pods: list[dict[str, Any]] | None = None
 
 
 def decide(look: Look) -> Decision | None:
     """The next thing to store about this run; None where nothing has changed."""
-    phase = Phase(look.run.phase)
-    if look.run.desired == Desired.CANCELLED:
+    phase, desired = Phase(look.run.phase), look.run.desired
+    if desired == Desired.CANCELLED:
         return _cancel(look, phase)
+    if desired == Desired.SUSPENDED or phase in {Phase.SUSPENDING, Phase.SUSPENDED}:
+        return _suspend(look, phase)
     if phase is Phase.RESTARTING:
         return Decision(FAILURE, *_overdue_words(look), ends=True) if _overdue(look) else None
     if phase not in ON_CLUSTER:
@@ -87,6 +95,21 @@ def _cancel(look: Look, phase: Phase) -> Decision | None:
         return Decision(CANCELLING, deletes=True)
     if look.quiet:
         return Decision(CANCELLED, ends=True, deletes=look.job is not None, pods=_changed(look))
+    return _delete_again(look)
+
+
+def _suspend(look: Look, phase: Phase) -> Decision | None:
+    """As a cancel, but the run can go on; a run that came to its end meanwhile has succeeded."""
+    if phase is Phase.SUSPENDED:
+        return Decision(RESUMED, resumes=True) if look.run.desired == Desired.RUNNING else None
+    if phase in SUSPENDED_EARLY.sources:
+        return Decision(SUSPENDED_EARLY, ends=True)
+    if look.job is not None and succeeded(look.job):
+        return Decision(SUCCESS, ends=True, deletes=True, pods=_changed(look))
+    if phase in SUSPENDING.sources:
+        return Decision(SUSPENDING, deletes=True)
+    if look.quiet:
+        return Decision(SUSPENDED, ends=True, deletes=look.job is not None, pods=_changed(look))
     return _delete_again(look)
 
 
@@ -133,7 +156,7 @@ def _late(look: Look, job: ObservedJob) -> Verdict | None:
 
 def _overdue(look: Look) -> bool:
     limit, since = look.run.max_runtime_s, look.run.started_at
-    return limit is not None and since is not None and look.now - since > limit
+    return limit is not None and since is not None and look.now - since - look.run.suspended_s > limit
 
 
 def _overdue_words(look: Look) -> tuple[str, str]:

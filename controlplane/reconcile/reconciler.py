@@ -24,7 +24,7 @@ from controlplane.store.store import Store
 from controlplane.store.tables import Attempt, Outbox, Run
 
 log = logging.getLogger(__name__)
-HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING}
+HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
 FOLLOW_UPS = 8  # decisions about one run in one look, at most
 
 
@@ -78,7 +78,7 @@ class Reconciler:
         for run, attempt in live:
             self._reconcile_one(run, attempt, jobs.pop(attempt.object_name, None))
         self._sweep([job for job in jobs.values() if not job.deleting])
-        return bool(live) or self._outbox_waits()
+        return any(run.phase != Phase.SUSPENDED for run, _ in live) or self._outbox_waits()
 
     def _run(self) -> None:
         work, busy = self._store.signals.work, True

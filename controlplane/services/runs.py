@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Select, delete, exists, func, or_, select
 from sqlalchemy.orm import Session, undefer
 
-from controlplane.domain.errors import BadCursor, FolderInUse, KeyReused, NameInUse, NotFound, StillRunning
+from controlplane.domain.errors import BadCursor, FolderInUse, KeyReused, NameInUse, NotAlive, NotFound, StillRunning
 from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.resolve import ResolvedRun, resolve
@@ -119,6 +119,34 @@ def cancel_run(context: Context, run_id: str) -> RunView:
         transaction.session.flush()
         add_event(transaction, run_id, "cancel", "a cancel was asked for", context.clock())
         transaction.work = True
+
+    context.store.write(job)
+    return get(context, run_id)
+
+
+def suspend_run(context: Context, run_id: str) -> RunView:
+    """Want the run to stop for now, with a checkpoint, and to give back what it holds. Raises NotFound and NotAlive."""
+    return _want(context, run_id, Desired.SUSPENDED, "suspended")
+
+
+def resume_run(context: Context, run_id: str) -> RunView:
+    """Want a suspended run to go on from its last checkpoint. Raises NotFound and NotAlive."""
+    return _want(context, run_id, Desired.RUNNING, "resumed")
+
+
+def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView:
+    run_id = get(context, run_id).id
+
+    def job(transaction: Transaction) -> None:
+        run = get_run(transaction, run_id)
+        if Phase(run.phase).terminal or run.desired == Desired.CANCELLED:
+            raise NotAlive(run_id, run.phase if Phase(run.phase).terminal else "being cancelled", verb)
+        if run.desired != desired:
+            run.desired = desired
+            transaction.session.flush()
+            kind = "suspend" if desired == Desired.SUSPENDED else "resume"
+            add_event(transaction, run_id, kind, f"a {kind} was asked for", context.clock())
+            transaction.work = True
 
     context.store.write(job)
     return get(context, run_id)

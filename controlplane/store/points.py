@@ -55,10 +55,15 @@ def _row(run_id: str, attempt: int, point: Mapping[str, Any]) -> MetricPoint:
 
 
 def _advance(run: Run, points: Sequence[Mapping[str, Any]]) -> None:
-    """The run's progress after these points, the newest last; a value that they lack stays."""
+    """The run's progress and last checkpoint after these points, the newest last; a value that they lack stays."""
     progress = dict(run.progress or dict.fromkeys(PROGRESS))
+    published = [point["checkpoint"] for point in points if isinstance(point.get("checkpoint"), int)]
+    run.checkpoint_step = max([*published, run.checkpoint_step or 0]) or None
     for point in points:
+        if "checkpoint" in point:
+            continue  # published while training went on: it comes behind the steps
         known = {key: point[key] for key in PROGRESS if key in point}
         progress |= {"step": int(point["step"]), "time": float(point["time"]), **known}
     progress["steps"] = progress.get("steps") or run.resolved["steps"]
-    run.progress = progress
+    if "step" in progress:
+        run.progress = progress

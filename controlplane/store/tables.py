@@ -26,7 +26,10 @@ class Base(DeclarativeBase):
 
 
 class Run(Base):
-    """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended."""
+    """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended.
+
+    `suspended_at`: since when it is suspended, if it is; `suspended_s`: for how long it was before.
+    """
 
     __tablename__ = "runs"
 
@@ -58,6 +61,8 @@ class Run(Base):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    suspended_at: Mapped[float | None]
+    suspended_s: Mapped[float] = mapped_column(default=0.0)
 
 
 class Label(Base):

@@ -104,7 +104,7 @@ def test_every_setting_says_what_it_means_and_has_a_name_of_its_own() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8")
     for leaf in leaves():
         assert f"`{leaf.flag}`" in text
         assert f"`{leaf.variable}`" in text

@@ -46,6 +46,12 @@ class Stage:
     def cancel(self) -> RunView:
         return runs.cancel_run(self.context, self.id)
 
+    def suspend(self) -> RunView:
+        return runs.suspend_run(self.context, self.id)
+
+    def resume(self) -> RunView:
+        return runs.resume_run(self.context, self.id)
+
     @property
     def run(self) -> RunView:
         return runs.get(self.context, self.id)

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from controlplane.clusters.base import Manifest, NameConflict, Refusal, Rejected, Unavailable
+from controlplane.domain.errors import NotAlive
 from controlplane.domain.names import token_hash
 from controlplane.domain.phases import LIVE, TERMINAL, TRANSITIONS, Phase
 from controlplane.reconcile import apply as applying
@@ -310,6 +311,96 @@ def test_cancelling_twice_is_cancelling_once(running: Stage) -> None:
         for one in __import__("controlplane.services.attempts", fromlist=["events"]).events(running.context, running.id)
     ]
     assert kinds.count("cancel") == 1
+
+
+def test_14_16_and_17_a_suspended_run_holds_nothing_and_goes_on_when_resumed(running: Stage) -> None:
+    running.suspend()
+    assert running.look().phase == "suspending"
+    running.look()
+    assert running.memory.jobs[running.object].deleting
+    assert running.look().phase == "suspending"
+    point = {"seq": 1, "step": 40, "time": 1.0, "checkpoint": 40}
+    metrics.add_metrics(running.context, running.id, 1, [point])
+    running.memory.stop(running.object)
+    run = running.look(2)
+    assert (run.phase, run.restarts, run.checkpoint_step, running.memory.jobs) == ("suspended", 0, 40, {})
+    assert running.after(86_400).phase == "suspended"
+    running.resume()
+    assert running.look(2).phase == "pending"
+    assert (running.attempt.attempt, running.attempt.resumed_from) == (2, 40)
+    assert [one.phase for one in running.attempts] == ["suspended", "pending"]
+    assert running.transitions[-6:] == [14, 16, 17, 1, 3, 9]
+
+
+def test_15_a_suspended_run_without_an_object_makes_none_until_it_is_resumed(stage: Stage) -> None:
+    stage.ask()
+    stage.suspend()
+    assert stage.look(3).phase == "suspended"
+    assert stage.memory.created == []
+    stage.resume()
+    assert stage.look(2).phase == "pending"
+    assert stage.transitions == [15, 17, 1, 3, 9]
+
+
+def test_16_a_resume_waits_for_the_pods_that_are_being_suspended(running: Stage) -> None:
+    running.suspend()
+    running.look(2)
+    running.resume()
+    assert running.look(2).phase == "suspending"
+    running.memory.stop(running.object)
+    assert running.look(3).phase == "pending"
+    assert running.attempt.attempt == 2
+
+
+def test_7_a_run_that_came_to_its_end_while_it_was_suspended_has_succeeded(running: Stage) -> None:
+    running.suspend()
+    running.look(2)
+    running.memory.end(running.object, 0)
+    assert running.look().phase == "succeeded"
+
+
+def test_11_and_12_a_suspended_run_can_be_cancelled(running: Stage, stage: Stage) -> None:
+    running.suspend()
+    running.look()
+    running.cancel()
+    assert running.look().phase == "cancelling"
+    running.memory.stop(running.object)
+    assert running.look(3).phase == "cancelled"
+    stage.ask()
+    stage.suspend()
+    stage.look()
+    stage.cancel()
+    assert stage.look().phase == "cancelled"
+    with pytest.raises(NotAlive, match="is cancelled and cannot be resumed"):
+        stage.resume()
+
+
+def test_a_run_that_is_being_cancelled_cannot_be_suspended(running: Stage) -> None:
+    running.cancel()
+    with pytest.raises(NotAlive, match="is being cancelled and cannot be suspended"):
+        running.suspend()
+
+
+def test_the_time_that_a_run_is_suspended_is_not_its_runtime(stage: Stage) -> None:
+    stage.ask(limits={"max_runtime_s": 100})
+    stage.look()
+    started = datetime.fromtimestamp(stage.clock.now, UTC)
+    stage.memory.pod(stage.object, phase="Running", reason=None, message=None, started_at=started)
+    stage.look()
+    stage.suspend()
+    stage.look(2)
+    stage.memory.stop(stage.object)
+    assert stage.look(2).phase == "suspended"
+    stage.after(5_000)
+    stage.resume()
+    stage.look(2)
+    stage.memory.run(stage.object)
+    assert stage.after(90).phase == "running"
+    stage.after(20)
+    stage.look()
+    stage.memory.stop(stage.object)
+    run = stage.look(2)
+    assert (run.phase, run.reason) == ("failed", "DeadlineExceeded")
 
 
 def test_what_was_never_acknowledged_is_read_before_the_run_ends(running: Stage) -> None:
