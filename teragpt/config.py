@@ -7,6 +7,7 @@ created. A run is described by the settings that its user gave; `resolve` derive
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -29,8 +30,23 @@ class Problem:
     given: object
     allowed: str
 
+    @property
+    def detail(self) -> str:
+        """What was given and what is allowed, for who knows the field."""
+        return f"got {self.given!r}; allowed: {self.allowed}"
+
     def __str__(self) -> str:
-        return f"{self.field}: got {self.given!r}; allowed: {self.allowed}"
+        return f"{self.field}: {self.detail}"
+
+
+class UnknownSetting(Problem):
+    """A setting that does not exist; `allowed` tells those that do."""
+
+    @property
+    def detail(self) -> str:
+        """The name that was probably meant, else every name."""
+        meant = difflib.get_close_matches(self.field, FIELDS, n=1)
+        return f"there is no such setting; {f'did you mean {meant[0]}?' if meant else f'there are {self.allowed}'}"
 
 
 class ConfigError(ValueError):
@@ -143,7 +159,7 @@ def resolve(given: Mapping[str, object], vocabulary: int | None = None) -> Confi
 def check(name: str, value: object) -> Problem | None:
     """The problem with one setting taken alone, if there is one."""
     if name not in FIELDS:
-        return Problem(name, value, f"no such setting; one of {', '.join(FIELDS)}")
+        return UnknownSetting(name, value, ", ".join(FIELDS))
     kind, rules = TYPES[name], FIELDS[name].metadata
     if kind is str:
         words = rules["choices"]

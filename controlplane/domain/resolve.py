@@ -7,14 +7,15 @@ dataset's vocabulary is handed in by whoever could read it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layout_on_machine, misfits
 from controlplane.domain.names import fingerprint
-from controlplane.domain.spec import SET_ELSEWHERE, RunSpec
+from controlplane.domain.placement import Kind, Placement, Scheduling, given
+from controlplane.domain.spec import SET_ELSEWHERE, RunSpec, short
 from controlplane.domain.storage import REMOTE, BadStorage, Place, place_of, uri_of
 from teragpt.config import Config, ConfigError
 from teragpt.config import resolve as resolve_config
@@ -22,6 +23,8 @@ from teragpt.plan import state
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 RANK_GRACE_S = 120
+SECTIONS: dict[str, type[Placement | Scheduling]] = {"placement": Placement, "scheduling": Scheduling}
+ON_ANY = ("Job",)  # what every Kubernetes cluster has: taken where it could not be asked yet
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class ResolvedRun:
     """A run with nothing left open. `state_bytes` are those of the fullest rank, by kind.
 
     `folder` is the run folder as its user knows it; `config` holds paths as the pods see them, on `claims` that are
-    mounted into each. Every field after `steps` may be absent in what an older version stored.
+    mounted into each. `kind` is that of its objects for all its life: what is created again must be the same object.
+    `secrets` are the variables that come from one. Fields with a default may be absent in what an older version stored.
     """
 
     config: dict[str, Any]
@@ -43,6 +47,13 @@ class ResolvedRun:
     grace_s: int = RANK_GRACE_S
     folder: str = ""
     claims: tuple[str, ...] = ()
+    kind: Kind = "PyTorchJob"
+    runtime: str | None = None
+    placement: Placement = Placement()
+    scheduling: Scheduling = Scheduling()
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    pod_overrides: dict[str, Any] = field(default_factory=dict[str, Any])
+    ttl_after_finish_s: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -51,16 +62,20 @@ class ResolvedRun:
 
     def to_json(self) -> dict[str, Any]:
         """As the store and the API hold it."""
-        flat = dataclasses.asdict(self)
-        return {**flat.pop("layout"), "world_size": self.world_size, **flat, "claims": list(self.claims)}
+        flat = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        layout = dataclasses.asdict(flat.pop("layout"))
+        given = {name: flat[name].model_dump(mode="json", exclude_defaults=True) for name in SECTIONS}
+        return {**layout, "world_size": self.world_size, **flat, **given, "claims": list(self.claims)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ResolvedRun:
         """The run that `to_json` wrote, also that of an older version."""
-        layout = Layout(**{f.name: value[f.name] for f in dataclasses.fields(Layout)})
-        others = {f.name: value[f.name] for f in dataclasses.fields(cls) if f.name in value}
-        folder, claims = others.pop("folder", value["config"]["out"]), tuple(others.pop("claims", ()))
-        return cls(layout=layout, folder=folder, claims=claims, **others)
+        layout = Layout(**{one.name: value[one.name] for one in dataclasses.fields(Layout)})
+        others = {one.name: value[one.name] for one in dataclasses.fields(cls) if one.name in value}
+        others |= {name: model.model_validate(value.get(name, {})) for name, model in SECTIONS.items()}
+        others["folder"] = value.get("folder", value["config"]["out"])
+        others["claims"] = tuple(value.get("claims", ()))
+        return cls(layout=layout, **others)
 
     @property
     def spec_hash(self) -> str:
@@ -76,14 +91,26 @@ def resolve(
     vocabulary: int | None = None,
     start_from: str = "",
     shared_folders: bool = True,
+    kinds: Sequence[Kind] = ("PyTorchJob",),
+    kind: Kind | Literal["auto"] = "auto",
 ) -> ResolvedRun:
     """The run that `spec` describes on `machine`, with run folder `out` unless the spec names one.
 
     `shared_folders` where pods see this machine's files; elsewhere `out` and `start_from` are addresses as
-    `controlplane.domain.storage` knows them, and an empty `out` means that the spec must name one. Raises InvalidSpec
+    `controlplane.domain.storage` knows them, and an empty `out` means that the spec must name one. `kinds` of objects
+    can be made, the best one first; `kind` is the installation's wish, the spec's own goes first. Raises InvalidSpec
     with a pointer to every field that cannot be used, also for what can never fit the machine.
     """
-    run = lay_out(spec, machine, out, vocabulary=vocabulary, start_from=start_from, shared_folders=shared_folders)
+    run = lay_out(
+        spec,
+        machine,
+        out,
+        vocabulary=vocabulary,
+        start_from=start_from,
+        shared_folders=shared_folders,
+        kinds=kinds,
+        kind=kind,
+    )
     if problems := list(misfits(run.layout, spec, machine)):
         raise InvalidSpec(problems)
     return run
@@ -97,10 +124,13 @@ def lay_out(
     vocabulary: int | None = None,
     start_from: str = "",
     shared_folders: bool = True,
+    kinds: Sequence[Kind] = ("PyTorchJob",),
+    kind: Kind | Literal["auto"] = "auto",
 ) -> ResolvedRun:
     """As `resolve`, whether it fits the machine or not."""
-    problems: list[Problem] = []
+    problems = list(_unhonoured(spec)) if shared_folders else []
     places = _places(spec, out, start_from, problems, shared_folders=shared_folders)
+    chosen = _kind(spec, kinds, kind, problems)
     config = _config(spec, {name: place.path for name, place in places.items()}, vocabulary, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
@@ -119,19 +149,57 @@ def lay_out(
         tokens=config.tokens,
         steps=config.steps,
         state_bytes={**dataclasses.asdict(bytes_of_state), "total": bytes_of_state.total},
-        env={variable.name: variable.value for variable in spec.env},
+        env={variable.name: variable.value for variable in spec.env if variable.value is not None},
         labels=dict(spec.labels),
         folder=places["out"].uri,
         claims=tuple(sorted({place.claim for place in places.values() if place.claim})),
+        kind=chosen,
+        runtime=spec.kubernetes.runtime if chosen == "TrainJob" else None,
+        placement=Placement.model_validate(spec.compute.model_dump(include=set(Placement.model_fields))),
+        scheduling=spec.scheduling,
+        secrets={one.name: one.secret_ref.model_dump() for one in spec.env if one.secret_ref is not None},
+        pod_overrides=spec.pod_overrides,
+        ttl_after_finish_s=spec.limits.ttl_after_finish_s,
     )
+
+
+def _unhonoured(spec: RunSpec) -> Iterator[Problem]:
+    """What the local cluster has nothing for: refused, so that nobody waits for an effect that cannot come."""
+    there = [
+        *((f"/compute/{name}", value) for name, value in given(spec.compute)),
+        *((f"/scheduling/{name}", value) for name, value in given(spec.scheduling)),
+        *((f"/kubernetes/{name}", value) for name, value in given(spec.kubernetes) if name != "kind"),
+        *((f"/env/{at}/secret_ref", one.secret_ref) for at, one in enumerate(spec.env) if one.secret_ref),
+    ]
+    if spec.limits.ttl_after_finish_s is not None:
+        there.append(("/limits/ttl_after_finish_s", spec.limits.ttl_after_finish_s))
+    if spec.pod_overrides:
+        there.append(("/pod_overrides", "a patch"))
+    for pointer, value in there:
+        detail = f"got {short(value)}; allowed: nothing, since the local cluster has no such thing; leave it out"
+        yield Problem(pointer, "not_on_this_cluster", detail)
+
+
+def _kind(spec: RunSpec, kinds: Sequence[Kind], wanted: Kind | Literal["auto"], problems: list[Problem]) -> Kind:
+    """The kind of the run's objects; where the cluster is known not to have it, that is added to `problems`."""
+    asked = spec.kubernetes.kind
+    if asked == "auto":
+        asked = "TrainJob" if spec.kubernetes.runtime else wanted
+    if asked == "auto":
+        return (*kinds, *ON_ANY)[0]
+    if kinds and asked not in kinds:
+        pointer = "/kubernetes/kind" if spec.kubernetes.kind != "auto" else "/kubernetes/runtime"
+        detail = f"got {asked!r}; allowed: what the cluster has, {', '.join(kinds)}"
+        problems.append(Problem(pointer, "not_on_this_cluster", detail))
+    return asked
 
 
 def _places(
     spec: RunSpec, out: str, start_from: str, problems: list[Problem], *, shared_folders: bool
 ) -> dict[str, Place]:
     """By setting of the trainer, the folders that the run reads and writes; what is wrong is added to `problems`."""
-    given = start_from or spec.train.get("start_from", "")
-    begun = given if isinstance(given, str) else ""  # anything else, the trainer's settings refuse
+    start = start_from or spec.train.get("start_from", "")
+    begun = start if isinstance(start, str) else ""  # anything else, the trainer's settings refuse
     addresses = {
         "out": ("/checkpoint/uri", spec.checkpoint.uri or out),
         "data": ("/data/uri", spec.data.uri or ""),
@@ -153,13 +221,13 @@ def _places(
 
 def _config(spec: RunSpec, places: Mapping[str, str], vocabulary: int | None, problems: list[Problem]) -> Config | None:
     """The trainer's configuration; what is wrong with it is added to `problems`."""
-    given: dict[str, Any] = {"size": spec.size, **spec.train, **places}
+    settings: dict[str, Any] = {"size": spec.size, **spec.train, **places}
     if spec.checkpoint.every_steps is not None:
-        given["checkpoint_every"] = spec.checkpoint.every_steps
+        settings["checkpoint_every"] = spec.checkpoint.every_steps
     try:
-        return resolve_config(given, vocabulary)
+        return resolve_config(settings, vocabulary)
     except ConfigError as error:
-        problems += [Problem(_pointer(one.field, spec), "invalid_setting", str(one)) for one in error.problems]
+        problems += [Problem(_pointer(one.field, spec), "invalid_setting", one.detail) for one in error.problems]
         return None
 
 
@@ -176,7 +244,7 @@ def _batch_problems(config: Config, layout: Layout) -> Iterable[Problem]:
         detail = f"got {world} ranks; allowed: at most the {config.sequences} sequences of a global batch"
         yield Problem("/compute/processes_per_node", "more_ranks_than_sequences", detail)
     if world % config.dp_replicate:
-        detail = f"dp_replicate: got {config.dp_replicate}; allowed: a divisor of the {world} ranks"
+        detail = f"got {config.dp_replicate}; allowed: a divisor of the {world} ranks"
         yield Problem("/train/dp_replicate", "invalid_setting", detail)
 
 

@@ -77,6 +77,11 @@ def test_every_problem_is_reported_at_once() -> None:
     assert "true or false" in problems["tied"]
 
 
+def test_an_unknown_setting_is_told_which_was_meant_or_which_there_are() -> None:
+    assert refused({"stepz": 1})["stepz"] == "stepz: there is no such setting; did you mean steps?"
+    assert f"there are {', '.join(FIELDS)}" in refused({"qqqq": 1})["qqqq"]
+
+
 @pytest.mark.parametrize(
     ("settings", "field"),
     [

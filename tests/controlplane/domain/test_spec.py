@@ -150,7 +150,7 @@ def test_what_is_left_out_of_compute_follows_from_the_machine(
         (tiny(checkpoint={"every_steps": 0}), "/checkpoint/every_steps", "got 0"),
         (tiny(train={"out": "/x"}), "/train/out", "set at /checkpoint/uri"),
         (tiny(train={"size": "1.3b"}), "/train/size", "set at /size"),
-        (tiny(train={"speed": 9}), "/train/speed", "no such setting"),
+        (tiny(train={"stepz": 9}), "/train/stepz", "no such setting; did you mean steps?"),
         (tiny(train={"steps": -1}), "/train/steps", "got -1"),
         (tiny(train={"steps": 10**30}), "/train/steps", "whole number"),
         (tiny(train={"learning_rate": float("nan")}), "/train/learning_rate", "got nan"),
