@@ -1,0 +1,3 @@
+module teragpt.test/small
+
+go 1.26.0
