@@ -1,4 +1,4 @@
-"""Reads a request's body: bounded, JSON only, and free of values that no field could hold.
+"""Reads a request's query and body: nothing unknown; JSON only, bounded, and free of values that no field could hold.
 
 JSON as Python reads it is wider than JSON as others do: NaN and Infinity, integers of any length, halves of surrogate
 pairs. They are refused here with a pointer, so that nothing behind has to think of them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from controlplane.api.problems import FieldProblem, Refusal, invalid, pointer
+from controlplane.api.problems import FieldProblem, Refusal, invalid, pointer, shorten, suggest
 
 DEEPEST = 32  # levels of nesting; a run's spec has four
 LARGEST_INTEGER = (1 << 63) - 1
@@ -28,14 +28,20 @@ Path = tuple[str | int, ...]
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is read by `JsonRequest`."""
+    """A route whose body is read by `JsonRequest`, and which knows no parameter and no body that it does not use."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, given our request."""
         handler = super().get_route_handler()
+        known = [parameter.alias for parameter in self.dependant.query_params]
 
         async def handle(request: Request) -> Response:
-            return await handler(JsonRequest(request.scope, request.receive))
+            if unknown := [name for name in request.query_params if name not in known]:
+                raise invalid([_unknown_parameter(name, known) for name in unknown])
+            ours = JsonRequest(request.scope, request.receive)
+            if self.body_field is None and request.method == "POST":
+                await ours.refuse_body()
+            return await handler(ours)
 
         return handle
 
@@ -52,6 +58,16 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """The body's value. Raises Refusal."""
         return parse(await self.body())
+
+    async def refuse_body(self) -> None:
+        """For an address that takes no body: raises Refusal for any but an empty one, or an empty object."""
+        body = await self.body()
+        value = parse(body) if body.strip() else None
+        if value:
+            names = list(value) if isinstance(value, dict) else [None]
+            where = [pointer(() if name is None else (name,)) for name in names[:MOST_REPORTED]]
+            detail = "this address takes no body; leave it out"
+            raise invalid([FieldProblem(pointer=place, code="unknown_field", detail=detail) for place in where])
 
     async def _drain(self) -> None:
         """Throw the rest of a body away, up to a bound: many clients read no reply before they have sent all."""
@@ -83,6 +99,11 @@ class JsonRequest(Request):
         return body
 
 
+def _unknown_parameter(name: str, known: Sequence[str]) -> FieldProblem:
+    detail = f"there is no such parameter; {suggest(name, known)}"
+    return FieldProblem(pointer=f"?{shorten(name)}", code="unknown_parameter", detail=detail)
+
+
 def parse(body: bytes) -> Any:
     """The value of a JSON text. Raises Refusal: 400 where it is no JSON, 422 with pointers for values beyond it."""
     try:
@@ -105,12 +126,14 @@ def oddities(value: Any, path: Path = ()) -> Iterator[FieldProblem]:
     """Values inside `value` that JSON's other readers would not take, or that nothing stores."""
     if isinstance(value, dict | list):
         if len(path) >= DEEPEST:
-            yield FieldProblem(pointer=pointer(path), code="too_deep", detail=f"at most {DEEPEST} levels of nesting")
+            yield FieldProblem(
+                pointer=pointer(path), code="too_deep", detail=f"got more; allowed: {DEEPEST} levels of nesting"
+            )
             return
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for key, entry in entries:
             if isinstance(key, str) and (problem := _odd(key)):
-                yield FieldProblem(pointer=pointer(path), code="invalid_key", detail=f"a key holds {problem}")
+                yield FieldProblem(pointer=pointer(path), code="invalid_key", detail=f"a key: {problem}")
             elif isinstance(entry, dict | list):
                 yield from oddities(entry, (*path, key))
             elif problem := _odd(entry):
@@ -123,12 +146,12 @@ def _odd(value: Any) -> str | None:
     """What is odd about one value."""
     if isinstance(value, str):
         if "\0" in value:
-            return "a NUL character"
-        return None if value.isascii() or _encodes(value) else "half of a surrogate pair"
+            return "got a NUL character; allowed: any other"
+        return None if value.isascii() or _encodes(value) else "got half of a surrogate pair; allowed: whole characters"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value} is no JSON number; allowed: finite numbers"
+        return f"got {value}; allowed: finite numbers"
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        return "allowed: integers of 64 bits"
+        return f"got {shorten(str(value))}; allowed: integers of 64 bits"
     return None
 
 

@@ -1,4 +1,7 @@
-"""The API's documentation, readable without the internet: its page's scripts come from an installed package."""
+"""Where the API tells about itself: an index of its addresses, and its documentation.
+
+The documentation is readable without the internet: its page's scripts come from an installed package.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,16 @@ Every address also works without `/v1`. Refusals are `application/problem+json` 
 pointer to every bad field. Streams are server-sent events that resume by `Last-Event-ID`.
 """
 
+INDEX = ("runs", "sizes", "docs", "openapi.json", "livez", "readyz", "metrics")
+
 router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def index(request: Request) -> dict[str, Any]:
+    """What answers here, and where to go on."""
+    links = {name.removesuffix(".json"): f"/v1/{name}" for name in INDEX}
+    return {"name": request.app.title, "version": request.app.version, "links": links}
 
 
 @router.get("/docs")

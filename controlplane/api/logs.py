@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 
 from controlplane.api.attempts import AttemptNumber
 from controlplane.api.body import JsonRoute
+from controlplane.api.problems import FieldProblem, Refusal
 from controlplane.api.streams import Batch, EventStream, Message, Position, Source, parse_position, stream_responses
 from controlplane.api.views import LastEventId, RunRef, Services, Streams
 from controlplane.domain.phases import Phase
@@ -32,7 +33,7 @@ Tail = Annotated[int | None, Query(description="Only the last lines.", examples=
 )
 def text(run: RunRef, context: Services, rank: Rank = 0, attempt: AttemptNumber = None, tail: Tail = None) -> Response:
     """What a rank has written so far in an attempt, whole or its last lines; readable after its pods are gone."""
-    run_id = runs.get(context, run).id
+    run_id = _run_of_rank(context, run, rank)
     number = attempts.attempt(context, run_id, attempt).attempt
     first = logs(context, run_id, attempt=number, rank=rank, tail=tail)
 
@@ -66,7 +67,7 @@ def stream(
 
     A message's data is `{"attempt", "rank", "lines"}`, its id the attempt and the byte to go on from.
     """
-    run_id = runs.get(context, run).id
+    run_id = _run_of_rank(context, run, rank)
     after = parse_position(last_event_id, 2)
     first: list[Message] = []
     if after is None:
@@ -81,6 +82,16 @@ def stream(
         poll_s=hub.settings.poll_s,
     )
     return EventStream(hub.follow(source, after, first), hub.settings.send_timeout_s)
+
+
+def _run_of_rank(context: Context, run: str, rank: int) -> str:
+    """The id of a run that has this rank. Raises NotFound, and Refusal with the ranks that there are."""
+    found = runs.get(context, run)
+    last = int(found.resolved["world_size"]) - 1
+    if rank > last:
+        detail = f"got {rank}; allowed: {f'0 to {last}, the ranks' if last else '0, the only rank'} of run {found.id}"
+        raise Refusal("not_found", detail, [FieldProblem(pointer="?rank", code="no_such_rank", detail=detail)])
+    return found.id
 
 
 def _read(context: Context, run_id: str, rank: int, after: Position) -> Batch:

@@ -178,8 +178,18 @@ def pointer(path: Sequence[str | int]) -> str:
 
 def echo(entry: Mapping[str, Any]) -> str:
     """The value that was given, shortened."""
-    text = json.dumps(entry.get("input"), default=str, ensure_ascii=False)
+    return shorten(json.dumps(entry.get("input"), default=str, ensure_ascii=False))
+
+
+def shorten(text: str) -> str:
+    """What is shown of a text that came from outside."""
     return text if len(text) <= LONGEST_ECHO else text[: LONGEST_ECHO - 1] + "…"
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """What is known instead of `name`, and which of them was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{f'did you mean {close[0]}? ' if close else ''}allowed: {', '.join(known) or 'none'}"
 
 
 def _unknown_field(path: Sequence[str | int], body: type[BaseModel] | None) -> str:
@@ -189,9 +199,8 @@ def _unknown_field(path: Sequence[str | int], body: type[BaseModel] | None) -> s
         entry = model.model_fields.get(str(part)) if model else None
         model = entry.annotation if entry and isinstance(entry.annotation, type) else None
     if not model or not issubclass(model, BaseModel):
-        return "no such field"
-    close = difflib.get_close_matches(str(path[-1]), model.model_fields, n=1)
-    return f"no such field; {f'did you mean {close[0]}? ' if close else ''}allowed: {', '.join(model.model_fields)}"
+        return "there is no such field"
+    return f"there is no such field; {suggest(str(path[-1]), list(model.model_fields))}"
 
 
 def render(refusal: Refusal, scope: Mapping[str, Any]) -> Response:

@@ -36,10 +36,10 @@ def missing(spec: RunSpec) -> Iterator[Problem]:
     name = spec.train.get("tokenizer")
     if isinstance(name, str) and name and "loader" not in spec.train and (why := _no_tokenizer(name)):
         yield _refused("/train/tokenizer", name, f"a tokenizer.json, a folder that holds one, or a hub's name ({why})")
-    folders = next((one.value.split(os.pathsep) for one in spec.env if one.name == "PYTHONPATH"), [])
+    path = next((one.value or "" for one in spec.env if one.name == "PYTHONPATH"), "")
     for setting in ("model", "loader"):
         name = spec.train.get(setting)
-        if isinstance(name, str) and (why := _no_attribute(name, folders)):
+        if isinstance(name, str) and (why := _no_attribute(name, path.split(os.pathsep) if path else [])):
             yield _refused(f"/train/{setting}", name, f"module:attribute of a module that can be imported ({why})")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.api.body import DEEPEST, LARGEST_INTEGER, oddities, parse
-from controlplane.api.problems import Refusal
+from controlplane.api.problems import LONGEST_ECHO, Refusal
 
 JSON = st.recursive(
     st.none()
@@ -70,6 +70,22 @@ def test_values_that_only_python_reads_are_refused_with_a_pointer(body: str, poi
         parse(body.encode())
     assert caught.value.code == "invalid_request"
     assert [field.pointer for field in caught.value.fields] == [pointer]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (f'{{"n": {10**30}}}', f"got {10**30}; allowed: integers of 64 bits"),
+        (f'{{"n": -{10**400}}}', f"got -1{'0' * (LONGEST_ECHO - 3)}…; allowed: integers of 64 bits"),
+        ('{"n": NaN}', "got nan; allowed: finite numbers"),
+        ('{"n": "\\u0000"}', "got a NUL character; allowed: any other"),
+        ('{"n": "\\ud800"}', "got half of a surrogate pair; allowed: whole characters"),
+    ],
+)
+def test_such_values_are_told_what_was_given_and_what_is_allowed(body: str, detail: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        parse(body.encode())
+    assert [field.detail for field in caught.value.fields] == [detail]
 
 
 def test_every_bad_value_is_reported_up_to_a_hundred() -> None:

@@ -40,6 +40,15 @@ def test_the_documentation_needs_no_internet(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_the_first_address_says_what_answers_and_where_to_go_on(client: TestClient, prefix: str) -> None:
+    index = client.get(f"{prefix}/").json()
+    assert (index["name"], bool(index["version"])) == ("TeraGPT", True)
+    assert {"runs", "sizes", "docs", "openapi"} <= set(index["links"])
+    for link in index["links"].values():
+        assert client.get(link).status_code == 200, link
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
 def test_the_page_finds_its_document_at_either_address(client: TestClient, prefix: str) -> None:
     assert "'openapi.json'" in client.get(f"{prefix}/docs").text
     assert client.get(f"{prefix}/openapi.json").json()["info"]["title"] == "TeraGPT"

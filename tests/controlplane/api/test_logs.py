@@ -52,5 +52,15 @@ def test_a_bad_query_is_pointed_at(client: TestClient, run: dict[str, Any], quer
     assert reply.json()["errors"][0]["pointer"] == f"?{query.partition('=')[0]}"
 
 
-def test_a_rank_that_is_not_there_is_not_found(client: TestClient, run: dict[str, Any]) -> None:
-    assert client.get(f"/runs/{run['id']}/logs?rank=7").status_code == 404
+@pytest.mark.parametrize("path", ["logs", "logs/stream"])
+def test_a_rank_that_the_run_does_not_have_is_told_those_that_it_has(
+    client: TestClient, run: dict[str, Any], path: str
+) -> None:
+    reply = client.get(f"/runs/{run['id']}/{path}?rank=7")
+    assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
+    (error,) = reply.json()["errors"]
+    assert error["pointer"] == "?rank"
+    assert error["detail"] == f"got 7; allowed: 0 to 1, the ranks of run {run['id']}"
+    body = {"size": "tiny", "compute": {"processes_per_node": 1}}
+    one = client.post("/runs", json=body).json()["id"]
+    assert "allowed: 0, the only rank" in client.get(f"/runs/{one}/{path}?rank=1").json()["detail"]

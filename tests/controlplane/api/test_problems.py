@@ -37,6 +37,10 @@ def client() -> TestClient:
     def one(number: int) -> int:
         raise HTTPException(418, str(number))
 
+    @router.post("/runs/{name}/stop")
+    def stop(name: str, now: Annotated[bool, Query()] = False) -> str:
+        return f"{name} {now}"
+
     app.include_router(router)
     return TestClient(app)
 
@@ -98,6 +102,41 @@ def test_a_bad_query_parameter_and_a_bad_header_are_pointed_at(client: TestClien
     reply = client.post("/runs", json={"size": "tiny"}, headers={"key": "too long"})
     assert reply.json()["errors"][0]["pointer"] == "header:key"
     assert client.get("/runs/x").json()["errors"][0]["pointer"] == "path:number"
+
+
+def test_an_unknown_query_parameter_is_told_what_is_allowed_and_what_was_probably_meant(client: TestClient) -> None:
+    problem = client.get("/runs?limt=3&limit=2&colour=red").json()
+    assert (problem["status"], problem["code"]) == (422, "invalid_request")
+    assert {error["pointer"]: error["detail"] for error in problem["errors"]} == {
+        "?limt": "there is no such parameter; did you mean limit? allowed: limit",
+        "?colour": "there is no such parameter; allowed: limit",
+    }
+    (error,) = client.post("/runs?limit=3", json={"size": "tiny"}).json()["errors"]
+    assert error["detail"] == "there is no such parameter; allowed: none"
+    assert len(client.get(f"/runs?{'x' * 5000}=1").json()["errors"][0]["pointer"]) <= LONGEST_ECHO + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "pointers"), [({"steps": 3, "a/b": 1}, ["/steps", "/a~1b"]), ([1], [""]), ("x", [""]), (1, [""])]
+)
+def test_a_body_where_none_is_taken_is_refused(client: TestClient, body: Any, pointers: list[str]) -> None:
+    reply = client.post("/runs/first/stop", json=body)
+    assert reply.status_code == 422
+    assert [error["pointer"] for error in reply.json()["errors"]] == pointers
+    assert {error["detail"] for error in reply.json()["errors"]} == {"this address takes no body; leave it out"}
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b"{}", b"null"])
+def test_an_empty_body_where_none_is_taken_is_none(client: TestClient, body: bytes) -> None:
+    reply = client.post("/runs/first/stop?now=true", content=body, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()) == (200, "first True")
+
+
+def test_a_body_where_none_is_taken_is_read_as_any_other(client: TestClient) -> None:
+    assert client.post("/runs/first/stop", content=b"x").status_code == 415
+    headers = {"content-type": "application/json"}
+    assert client.post("/runs/first/stop", content=b"{", headers=headers).status_code == 400
+    assert client.post("/runs/first/stop", content=b" " * (LIMIT + 1), headers=headers).status_code == 413
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"3", b'"tiny"'])

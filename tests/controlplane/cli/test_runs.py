@@ -102,7 +102,10 @@ def test_a_spec_comes_from_a_file_or_stdin_and_options_win_over_it(
         (["run", "tiny", "--set", "steps=-1"], "/train/steps: "),
         (["run", "tiny", "--set", "stepz=1"], "/train/stepz: "),
         (["run", "tiny", "--nodes", "0"], "/compute/nodes: "),
-        (["run", "tiny", "--set", "model=no_such:Model"], "/train/model: got 'no_such:Model'; allowed: module:attribute"),
+        (
+            ["run", "tiny", "--set", "model=no_such:Model"],
+            "/train/model: got 'no_such:Model'; allowed: module:attribute",
+        ),
         (["run", "tiny", "--set", "steps"], "--set: got 'steps'; allowed: key=value"),
         (["run", "--file", "no-such.json"], "--file: no-such.json is no readable JSON"),
         (["plan", "5g"], "/size: got '5g'"),
