@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from controlplane.domain import errors
-from controlplane.domain.spec import Misplaced
+from controlplane.domain.fields import BadField
 
 MEDIA_TYPE = "application/problem+json"
 LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came from
@@ -165,7 +165,7 @@ def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None)
     if code == "extra_forbidden":
         return FieldProblem(pointer=pointer(path), code="unknown_field", detail=_unknown_field(path, body))
     cause = entry.get("ctx", {}).get("error")
-    if isinstance(cause, Misplaced):
+    if isinstance(cause, BadField):
         path.append(cause.field)
     given = "" if code == "value_error" else f"; got {echo(entry)}"  # a validator of ours has said it
     return FieldProblem(pointer=pointer(path), code=code, detail=f"{detail}{given}")

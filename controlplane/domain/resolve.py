@@ -24,7 +24,7 @@ from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 RANK_GRACE_S = 120
 SECTIONS: dict[str, type[Placement | Scheduling]] = {"placement": Placement, "scheduling": Scheduling}
-ON_ANY = ("Job",)  # what every Kubernetes cluster has: taken where it could not be asked yet
+ON_ANY: tuple[Kind, ...] = ("Job",)  # what every Kubernetes cluster has: taken where it could not be asked yet
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ResolvedRun:
     claims: tuple[str, ...] = ()
     kind: Kind = "PyTorchJob"
     runtime: str | None = None
-    placement: Placement = Placement()
-    scheduling: Scheduling = Scheduling()
+    placement: Placement = field(default_factory=Placement)
+    scheduling: Scheduling = field(default_factory=Scheduling)
     secrets: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     pod_overrides: dict[str, Any] = field(default_factory=dict[str, Any])
     ttl_after_finish_s: int | None = None
@@ -187,8 +187,8 @@ def _kind(spec: RunSpec, kinds: Sequence[Kind], wanted: Kind | Literal["auto"], 
         asked = "TrainJob" if spec.kubernetes.runtime else wanted
     if asked == "auto":
         return (*kinds, *ON_ANY)[0]
-    if kinds and asked not in kinds:
-        pointer = "/kubernetes/kind" if spec.kubernetes.kind != "auto" else "/kubernetes/runtime"
+    pointer = "/kubernetes/kind" if spec.kubernetes.kind != "auto" else "/kubernetes/runtime"
+    if kinds and asked not in kinds and all(problem.pointer != pointer for problem in problems):
         detail = f"got {asked!r}; allowed: what the cluster has, {', '.join(kinds)}"
         problems.append(Problem(pointer, "not_on_this_cluster", detail))
     return asked

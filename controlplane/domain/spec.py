@@ -5,20 +5,13 @@ Everything that is not here is refused by name. What `train` may hold is `teragp
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    StringConstraints,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from controlplane.domain.errors import InvalidSpec, Problem
+from controlplane.domain.fields import BadField, Cpus, LabelKey, LabelValue, Section, Text
+from controlplane.domain.placement import Kubernetes, Placement, Scheduling, SecretRef
 from teragpt.config import FIELDS
 from teragpt.sizes import SIZES, TINY
 
@@ -33,9 +26,7 @@ RESERVED_ENV = ("TERAGPT_", "PET_")
 RESERVED_NAMES = frozenset({"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
 NODES, PROCESSES, CPUS, MEMORY = 65_536, 1_024, 4_096, 1 << 50  # far beyond any machine: a typo, not a wish
 YEAR = 366 * 86_400
-
-LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
-LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+TTL = 3_600  # far beyond the longest that a creation is retried, or an ended attempt would be made again
 
 
 def _known_size(size: str) -> str:
@@ -60,46 +51,23 @@ def _free_variable(name: str) -> str:
     return name
 
 
-class Misplaced(ValueError):
-    """A setting of the trainer that has a place of its own in a spec; `field` is its name."""
-
-    def __init__(self, field: str) -> None:
-        self.field = field
-        super().__init__(f"got {field!r}, which is set at {SET_ELSEWHERE[field]}")
+def _misplaced(name: str) -> BadField:
+    """A setting of the trainer that has a place of its own in a spec."""
+    return BadField(name, f"got {name!r}, which is set at {SET_ELSEWHERE[name]}")
 
 
 def _settings(train: dict[str, Any]) -> dict[str, Any]:
     for name in train:
         if name in ("size", "data", "out"):
-            raise Misplaced(name)
+            raise _misplaced(name)
     return train
-
-
-def _thousandths(cpus: float) -> int | float:
-    if round(cpus, 3) != cpus:
-        raise ValueError(f"got {cpus}; allowed: a number of CPU cores with up to three decimals")
-    return int(cpus) if cpus == int(cpus) else cpus
-
-
-def _as_is(cpus: float) -> int | float:
-    return cpus
 
 
 SizeName = Annotated[str, BeforeValidator(_lower), AfterValidator(_known_size)]
 RunName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
-Cpus = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_thousandths), PlainSerializer(_as_is)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
-LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
 
 
-class Section(BaseModel):
-    """A part of a spec: no unknown field, no coercion of text to numbers."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Compute(Section):
+class Compute(Placement):
     """Where it runs. What is left out follows from the machine: one process per GPU, without a GPU two CPU cores."""
 
     nodes: int | None = Field(
@@ -136,8 +104,9 @@ class Data(Section):
 
     uri: Text | None = Field(
         default=None,
-        description="Dataset folder made by `teragpt prepare`; the embedded corpus unless given.",
-        examples=[None],
+        description="Dataset made by `teragpt prepare`: a folder, on Kubernetes pvc://CLAIM/PATH or an object store's "
+        "URL; the embedded corpus unless given.",
+        examples=[None, "pvc://datasets/books"],
     )
 
 
@@ -146,8 +115,9 @@ class Checkpoint(Section):
 
     uri: Text | None = Field(
         default=None,
-        description="Run folder, an absolute path; a new one in the data folder unless given.",
-        examples=[None],
+        description="Run folder: an absolute path, on Kubernetes pvc://CLAIM/PATH or an object store's URL; a new one "
+        "in the installation's storage unless given.",
+        examples=[None, "pvc://checkpoints/first-try"],
     )
     every_steps: int | None = Field(
         default=None,
@@ -183,15 +153,36 @@ class Limits(Section):
         description="Seconds that an attempt may wait for its place; no limit unless given.",
         examples=[600],
     )
+    ttl_after_finish_s: int | None = Field(
+        default=None,
+        ge=TTL,
+        le=YEAR,
+        description="Seconds after which Kubernetes removes an attempt's ended object, should nobody else have.",
+        examples=[604800],
+    )
 
 
 class Variable(Section):
-    """One environment variable of every pod."""
+    """One environment variable of every pod: its value, or the secret that holds it."""
 
     name: Annotated[
         str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"), AfterValidator(_free_variable)
     ] = Field(description="The variable's name.", examples=["HF_HUB_OFFLINE"])
-    value: Annotated[str, StringConstraints(max_length=32_768)] = Field(description="Its value.", examples=["1"])
+    value: Annotated[str, StringConstraints(max_length=32_768)] | None = Field(
+        default=None, description="Its value; everybody who sees the run sees it.", examples=["1"]
+    )
+    secret_ref: SecretRef | None = Field(
+        default=None,
+        description="On Kubernetes, the secret that holds its value.",
+        examples=[{"name": "hf", "key": "token"}],
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.value is None) == (self.secret_ref is None):
+            got = "neither" if self.value is None else "both"
+            raise ValueError(f"got {got} of value and secret_ref; allowed: exactly one of the two")
+        return self
 
 
 class RunSpec(Section):
@@ -219,6 +210,9 @@ class RunSpec(Section):
         description=f"Settings of the trainer: any of {', '.join(n for n in FIELDS if n not in SET_ELSEWHERE)}.",
         examples=[{"steps": 200, "seed": 1}],
     )
+    scheduling: Scheduling = Field(
+        default_factory=Scheduling, description="Who goes first on Kubernetes.", examples=[{"queue": "research"}]
+    )
     limits: Limits = Field(default_factory=Limits, description="When to stop trying.", examples=[{"max_restarts": 3}])
     env: Annotated[list[Variable], Field(max_length=256)] = Field(
         default_factory=list,
@@ -227,6 +221,15 @@ class RunSpec(Section):
     )
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = Field(
         default_factory=dict, description="Labels to find it by; also on its pods.", examples=[{"team": "lm"}]
+    )
+    kubernetes: Kubernetes = Field(
+        default_factory=Kubernetes, description="What kind of object it is.", examples=[{"kind": "PyTorchJob"}]
+    )
+    pod_overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="On Kubernetes, a patch of the pod template: maps merge, containers, volumes and variables do by "
+        "name; null removes. What would give the pod more rights is refused.",
+        examples=[{"spec": {"schedulerName": "my-scheduler"}}],
     )
 
 
@@ -246,14 +249,14 @@ def problems_of(error: ValidationError) -> list[Problem]:
 def _problem(one: dict[str, Any]) -> Problem:
     where, kind, said = list(one["loc"]), str(one["type"]), str(one["msg"]).removeprefix("Value error, ")
     cause = one.get("ctx", {}).get("error")
-    if isinstance(cause, Misplaced):
+    if isinstance(cause, BadField):
         where.append(cause.field)
     pointer = pointer_to(*where)
     if kind == "extra_forbidden":
         return Problem(pointer, "unknown_field", f"there is no field {where[-1]!r} here")
     if kind == "missing":
         return Problem(pointer, "missing", f"{where[-1]} is required")
-    given = "" if kind == "value_error" else f"got {_short(one['input'])}; "
+    given = "" if kind == "value_error" else f"got {short(one['input'])}; "
     return Problem(pointer, kind, f"{given}{said}")
 
 
@@ -262,6 +265,7 @@ def pointer_to(*where: str | int) -> str:
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in where)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as a complaint shows it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

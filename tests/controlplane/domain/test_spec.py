@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.layout import misfits
+from controlplane.domain.placement import Kind, Kubernetes, Rdma, Scheduling, SecretRef, Toleration
 from controlplane.domain.resolve import ResolvedRun, lay_out, resolve, sizes
 from controlplane.domain.spec import Checkpoint, Compute, Data, Limits, RunSpec, Variable, parse_spec
 from teragpt.sizes import SIZES
@@ -55,25 +56,137 @@ def tiny(**more: Any) -> dict[str, Any]:
     return {"size": "tiny", **more}
 
 
+SECTIONS: dict[type[BaseModel], str] = {
+    Compute: "/compute",
+    Data: "/data",
+    Checkpoint: "/checkpoint",
+    Limits: "/limits",
+    Scheduling: "/scheduling",
+    Kubernetes: "/kubernetes",
+    Rdma: "/compute/rdma",
+    Toleration: "/compute/tolerations/0",
+    Variable: "/env/0",
+    SecretRef: "/env/0/secret_ref",
+    RunSpec: "",
+}
+
+
 def fields() -> Iterator[tuple[type[BaseModel], str]]:
-    for model in (RunSpec, Compute, Data, Checkpoint, Limits, Variable):
+    for model in SECTIONS:
         for name in model.model_fields:
             yield model, name
 
 
+def spec_with(model: type[BaseModel], name: str, example: object) -> dict[str, Any]:
+    """A spec in which the field has this value."""
+    if model is RunSpec:
+        return tiny(**{name: example})
+    if model in {Variable, SecretRef}:
+        other = {} if name in {"value", "secret_ref"} else {"value": "1"}
+        reference = {"name": "hf", "key": "token", name: example}
+        return tiny(
+            env=[{"name": "X", **other, name: example} if model is Variable else {"name": "X", "secret_ref": reference}]
+        )
+    if model is Rdma:
+        return tiny(compute={"rdma": {"resource": "rdma/ib", name: example}})
+    if model is Toleration:
+        return tiny(compute={"tolerations": [{"key": "gpu", name: example}]})
+    return tiny(**{SECTIONS[model].strip("/"): {name: example}})
+
+
 @pytest.mark.parametrize(("model", "name"), list(fields()))
-def test_every_field_is_described_and_its_example_is_accepted(model: type[BaseModel], name: str) -> None:
+def test_every_field_is_described_and_its_example_is_accepted_or_refused_by_name(
+    model: type[BaseModel], name: str
+) -> None:
     field = model.model_fields[name]
     assert field.description
     assert field.description.endswith(".")
     assert field.examples
-    section = {Compute: "compute", Data: "data", Checkpoint: "checkpoint", Limits: "limits"}.get(model)
     for example in field.examples:
-        if model is Variable:
-            body = tiny(env=[{"name": "X", "value": "1", name: example}])
-        else:
-            body = tiny(**({section: {name: example}} if section else {name: example}))
-        resolve(parse_spec(body), Machine(), "/runs/x")
+        spec = parse_spec(spec_with(model, name, example))
+        where = f"{SECTIONS[model]}/{name}"
+        assert all(where.startswith(pointer) or pointer.startswith(where) for pointer in refused_here(spec))
+        on_kubernetes(spec)
+
+
+def refused_here(spec: RunSpec) -> list[str]:
+    """Pointers of what the local cluster refuses."""
+    try:
+        resolve(spec, Machine(), "/runs/x")
+    except InvalidSpec as refusal:
+        return [problem.pointer for problem in refusal.problems]
+    return []
+
+
+def on_kubernetes(spec: RunSpec, **settings: Any) -> ResolvedRun:
+    there: dict[str, Any] = {"shared_folders": False, "kinds": ("PyTorchJob", "TrainJob", "Job"), **settings}
+    return resolve(spec, Machine(cpus=64, memory=1 << 40), "pvc://runs/x", **there)
+
+
+KUBERNETES_ONLY: dict[str, dict[str, Any]] = {
+    "/compute/gpu": {"compute": {"gpu": "NVIDIA-H100-80GB-HBM3"}},
+    "/compute/gpu_resource": {"compute": {"gpu_resource": "amd.com/gpu"}},
+    "/compute/shm": {"compute": {"shm": "1Gi"}},
+    "/compute/rdma": {"compute": {"rdma": {"resource": "rdma/ib", "count": 8}}},
+    "/compute/node_selector": {"compute": {"node_selector": {"a": "b"}}},
+    "/compute/tolerations": {"compute": {"tolerations": [{"operator": "Exists"}]}},
+    "/compute/image": {"compute": {"image": "mine:1"}},
+    "/compute/image_pull_secrets": {"compute": {"image_pull_secrets": ["registry"]}},
+    "/scheduling/queue": {"scheduling": {"queue": "research"}},
+    "/scheduling/priority": {"scheduling": {"priority": "high"}},
+    "/scheduling/preemptible": {"scheduling": {"preemptible": True}},
+    "/limits/ttl_after_finish_s": {"limits": {"ttl_after_finish_s": 3600}},
+    "/kubernetes/kind": {"kubernetes": {"kind": "Job"}},
+    "/kubernetes/runtime": {"kubernetes": {"runtime": "torch-distributed"}},
+    "/env/1/secret_ref": {
+        "env": [{"name": "A", "value": ""}, {"name": "B", "secret_ref": {"name": "hf", "key": "token"}}]
+    },
+    "/pod_overrides": {"pod_overrides": {"spec": {"schedulerName": "mine"}}},
+}
+
+
+@pytest.mark.parametrize("pointer", list(KUBERNETES_ONLY))
+def test_what_only_kubernetes_has_is_refused_by_name_on_one_machine(pointer: str) -> None:
+    body = tiny(**KUBERNETES_ONLY[pointer])
+    assert pointer in refused(body)
+    run = on_kubernetes(parse_spec(body))
+    assert ResolvedRun.from_json(json.loads(json.dumps(run.to_json()))) == run
+    assert run != on_kubernetes(parse_spec(tiny()))
+
+
+def test_what_kubernetes_defaults_to_may_be_said_on_one_machine() -> None:
+    kubernetes = {"kind": "PyTorchJob", "runtime": None}
+    spec = parse_spec(tiny(kubernetes=kubernetes, scheduling={"preemptible": False}, compute={"node_selector": {}}))
+    assert resolve(spec, Machine(), "/runs/x") == resolve(parse_spec(tiny()), Machine(), "/runs/x")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "installation", "asked", "kind"),
+    [
+        (("PyTorchJob", "Job"), "auto", {}, "PyTorchJob"),
+        (("Job",), "auto", {}, "Job"),
+        ((), "auto", {}, "Job"),
+        (("PyTorchJob", "Job"), "Job", {}, "Job"),
+        (("PyTorchJob", "Job"), "Job", {"kind": "PyTorchJob"}, "PyTorchJob"),
+        (("PyTorchJob", "TrainJob"), "auto", {"runtime": "mine"}, "TrainJob"),
+        ((), "auto", {"kind": "TrainJob"}, "TrainJob"),
+    ],
+)
+def test_the_kind_is_the_specs_then_the_installations_then_the_best_of_the_clusters(
+    kinds: tuple[Kind, ...], installation: Kind, asked: dict[str, str], kind: Kind
+) -> None:
+    run = on_kubernetes(parse_spec(tiny(kubernetes=asked)), kinds=kinds, kind=installation)
+    assert run.kind == kind
+    assert run.runtime == asked.get("runtime")
+
+
+@pytest.mark.parametrize(("asked", "pointer"), [({"kind": "TrainJob"}, "kind"), ({"runtime": "mine"}, "runtime")])
+def test_a_kind_that_the_cluster_is_known_not_to_have_is_refused(asked: dict[str, str], pointer: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        on_kubernetes(parse_spec(tiny(kubernetes=asked)), kinds=("PyTorchJob", "Job"))
+    (problem,) = caught.value.problems
+    assert problem.pointer == f"/kubernetes/{pointer}"
+    assert "what the cluster has, PyTorchJob, Job" in problem.detail
 
 
 def test_the_size_alone_is_enough() -> None:
@@ -164,6 +277,40 @@ def test_what_is_left_out_of_compute_follows_from_the_machine(
         (tiny(env=[{"name": "RANK", "value": "x"}]), "/env/0/name", "teragpt does not set"),
         (tiny(env=[{"name": "A B", "value": "x"}]), "/env/0/name", "got 'A B'"),
         (tiny(env={"A": "b"}), "/env", "list"),
+        (tiny(env=[{"name": "A"}]), "/env/0", "got neither of value and secret_ref"),
+        (
+            tiny(env=[{"name": "A", "value": "1", "secret_ref": {"name": "hf", "key": "token"}}]),
+            "/env/0",
+            "got both of value and secret_ref",
+        ),
+        (tiny(env=[{"name": "A", "secret_ref": {"name": "HF", "key": "t"}}]), "/env/0/secret_ref/name", "got 'HF'"),
+        (tiny(env=[{"name": "A", "secret_ref": {"name": "hf", "key": "a/b"}}]), "/env/0/secret_ref/key", "got 'a/b'"),
+        (tiny(compute={"gpu": "two words"}), "/compute/gpu", "got 'two words'"),
+        (tiny(compute={"gpu": "x", "gpu_resource": "acme.com/tpu"}), "/compute/gpu", "else use node_selector"),
+        (tiny(compute={"gpu_resource": "gpu"}), "/compute/gpu_resource", "got 'gpu'"),
+        (tiny(compute={"shm": "64 GB"}), "/compute/shm", "got '64 GB'"),
+        (tiny(compute={"shm": "0"}), "/compute/shm", "got '0'"),
+        (tiny(compute={"rdma": {"resource": "ib"}}), "/compute/rdma/resource", "got 'ib'"),
+        (tiny(compute={"rdma": {"resource": "rdma/ib", "count": 0}}), "/compute/rdma/count", "got 0"),
+        (tiny(compute={"image": "my image"}), "/compute/image", "got 'my image'"),
+        (tiny(compute={"image_pull_secrets": ["A"]}), "/compute/image_pull_secrets/0", "got 'A'"),
+        (tiny(compute={"tolerations": [{}]}), "/compute/tolerations/0/key", "operator Exists"),
+        (
+            tiny(compute={"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}),
+            "/compute/tolerations/0/value",
+            "no value with operator Exists",
+        ),
+        (
+            tiny(compute={"tolerations": [{"key": "a", "toleration_seconds": 1}]}),
+            "/compute/tolerations/0/toleration_seconds",
+            "with NoExecute alone",
+        ),
+        (tiny(scheduling={"queue": ""}), "/scheduling/queue", "at least 1"),
+        (tiny(scheduling={"priority": "High"}), "/scheduling/priority", "got 'High'"),
+        (tiny(limits={"ttl_after_finish_s": 60}), "/limits/ttl_after_finish_s", "3600"),
+        (tiny(kubernetes={"kind": "MPIJob"}), "/kubernetes/kind", "'TrainJob'"),
+        (tiny(kubernetes={"kind": "Job", "runtime": "x"}), "/kubernetes/runtime", "with kind TrainJob alone"),
+        (tiny(pod_overrides=[]), "/pod_overrides", "dictionary"),
         (tiny(labels={"a b": "c"}), "/labels/a b/[key]", "got 'a b'"),
         (tiny(labels={"a/b": "c d"}), "/labels/a~1b", "got 'c d'"),
     ],

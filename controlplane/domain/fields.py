@@ -1,0 +1,51 @@
+"""The kinds of values that a spec is made of: bounded text and numbers, Kubernetes' names. It knows no field."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+
+LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$"
+RESOURCE = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+BYTES = r"^[1-9][0-9]{0,14}(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+
+
+class Section(BaseModel):
+    """A part of a spec: no unknown field, no coercion of text to numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class BadField(ValueError):
+    """What is wrong with one field, found where its section is looked at as a whole."""
+
+    def __init__(self, field: str, detail: str) -> None:
+        self.field = field
+        super().__init__(detail)
+
+
+def _thousandths(cpus: float) -> int | float:
+    if round(cpus, 3) != cpus:
+        raise ValueError(f"got {cpus}; allowed: a number of CPU cores with up to three decimals")
+    return int(cpus) if cpus == int(cpus) else cpus
+
+
+def _as_is(cpus: float) -> int | float:
+    return cpus
+
+
+Cpus = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_thousandths), PlainSerializer(_as_is)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
+LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE)]
+Word = Annotated[str, StringConstraints(pattern=LABEL_VALUE, min_length=1)]  # a label's value that says something
+Subdomain = Annotated[str, StringConstraints(pattern=SUBDOMAIN, max_length=253)]  # DNS-1123: most objects' names
+Resource = Annotated[str, StringConstraints(pattern=RESOURCE, max_length=317)]  # an extended resource
+SecretKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
+Image = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,1024}$")]
+Quantity = Annotated[str, StringConstraints(pattern=QUANTITY)]
+Bytes = Annotated[str, StringConstraints(pattern=BYTES)]
