@@ -1,0 +1,70 @@
+"""`helm test`: trains a run through the API, from inside the cluster, and checks what it left behind.
+
+It runs in the control plane's image and reads its token where the chart mounts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from controlplane.client import TERMINAL, ApiError, Client, Run, Unreachable
+
+PAUSE_S = 1.0
+
+
+def main() -> int:
+    """Exit code 0, or 1 with the reason on stderr."""
+    token = Path("/token/token").read_text("ascii").strip()
+    spec = json.loads(Path("/check/spec.json").read_text("utf-8"))
+    deadline = time.monotonic() + float(os.environ["TIMEOUT_S"])
+    with Client(os.environ["API"], token) as client:
+        try:
+            print(f"the API answers: {json.dumps(client.ready())}")
+            if not spec:
+                return 0
+            run = client.create(spec)
+            print(f"run {run['id']} ({run['name']}): {json.dumps(run['kubernetes'])}", flush=True)
+            problems = verdict(client, followed(client, run, deadline))
+        except (ApiError, Unreachable) as error:
+            problems = [str(error)]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return int(bool(problems))
+
+
+def followed(client: Client, run: Run, deadline: float) -> Run:
+    """The run as it ended, or as it is at `deadline`, after which it is cancelled."""
+    told = ""
+    while run["phase"] not in TERMINAL and time.monotonic() < deadline:
+        state = f"{run['phase']} {run['reason'] or ''} {run['message'] or ''}".strip()
+        if state != told:
+            print(state, flush=True)
+        told = state
+        time.sleep(PAUSE_S)
+        run = client.run(run["id"])
+    if run["phase"] not in TERMINAL:
+        client.cancel(run["id"])
+    return run
+
+
+def verdict(client: Client, run: Run) -> list[str]:
+    """What is wrong with a run that should have trained."""
+    if run["phase"] != "succeeded":
+        return [f"the run is {run['phase']}, not succeeded: {run['reason']}: {run['message']}"]
+    losses = [point["loss"] for point in client.metrics(run["id"], keys=["loss"]) if point.get("loss") is not None]
+    log = client.logs(run["id"], tail=5)
+    print(f"succeeded; {len(losses)} points, last checkpoint at step {run['checkpoint_step']}\n{log}")
+    facts = {
+        "no loss reached the control plane": bool(losses),
+        "no checkpoint was reported": bool(run["checkpoint_step"]),
+        "its log is empty": bool(log.strip()),
+    }
+    return [problem for problem, fine in facts.items() if not fine]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

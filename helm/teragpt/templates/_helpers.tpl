@@ -1,0 +1,138 @@
+{{/* The chart's name, in labels. */}}
+{{- define "teragpt.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* What every object is called; 40 characters, so that no suffix makes it longer than a label may be. */}}
+{{- define "teragpt.fullname" -}}
+{{- $name := include "teragpt.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* The API's Service. Not the full name: runs have a headless Service named teragpt of their own. */}}
+{{- define "teragpt.service" -}}
+{{ include "teragpt.fullname" . }}-api
+{{- end }}
+
+{{/* Cluster-wide objects carry the namespace too, so that two releases of one name do not meet. */}}
+{{- define "teragpt.clusterName" -}}
+{{ printf "%s:%s" .Release.Namespace (include "teragpt.fullname" .) }}
+{{- end }}
+
+{{/* Labels that select the control plane's pod. Frozen: a Deployment's selector cannot change. */}}
+{{- define "teragpt.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "teragpt.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: controlplane
+{{- end }}
+
+{{/* Labels of the release as a whole. */}}
+{{- define "teragpt.releaseLabels" -}}
+app.kubernetes.io/name: {{ include "teragpt.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: teragpt
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* Metadata of an object: (dict "root" $ "name" … "namespace" … "component" … "labels" … "annotations" …). */}}
+{{- define "teragpt.metadata" -}}
+{{- $own := include "teragpt.releaseLabels" .root | fromYaml }}
+{{- $own = set $own "app.kubernetes.io/component" (default "controlplane" .component) -}}
+name: {{ .name }}
+{{- if not .clusterWide }}
+namespace: {{ default .root.Release.Namespace .namespace }}
+{{- end }}
+labels:
+  {{- mergeOverwrite dict (.labels | default dict) .root.Values.commonLabels $own | toYaml | nindent 2 }}
+{{- with mergeOverwrite dict .root.Values.commonAnnotations (.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* An image's reference: (dict "root" $ "image" .Values.image). */}}
+{{- define "teragpt.image" -}}
+{{- $registry := default .image.registry (.root.Values.global).imageRegistry }}
+{{- $path := ternary (printf "%s/%s" $registry .image.repository) .image.repository (not (empty $registry)) }}
+{{- if .image.digest }}
+{{- printf "%s@%s" $path .image.digest }}
+{{- else }}
+{{- printf "%s:%s" $path (default .root.Chart.AppVersion .image.tag) }}
+{{- end }}
+{{- end }}
+
+{{/* imagePullSecrets of the chart and of its parent. */}}
+{{- define "teragpt.pullSecrets" -}}
+{{- range concat ((.Values.global).imagePullSecrets | default list) .Values.imagePullSecrets | uniq }}
+- name: {{ kindIs "string" . | ternary . (get (kindIs "map" . | ternary . dict) "name") }}
+{{- end }}
+{{- end }}
+
+{{- define "teragpt.serviceAccount" -}}
+{{- default (ternary (include "teragpt.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- end }}
+
+{{/* The namespace that runs live in. */}}
+{{- define "teragpt.runsNamespace" -}}
+{{ default .Release.Namespace .Values.runs.namespace }}
+{{- end }}
+
+{{/* The claims, made or given. */}}
+{{- define "teragpt.storeClaim" -}}
+{{ default (printf "%s-store" (include "teragpt.fullname" .)) .Values.store.existingClaim }}
+{{- end }}
+
+{{- define "teragpt.runsClaim" -}}
+{{ default (printf "%s-runs" (include "teragpt.fullname" .)) .Values.runs.storage.existingClaim }}
+{{- end }}
+
+{{/* The storage of runs as TeraGPT names it. */}}
+{{- define "teragpt.storage" -}}
+{{ default (printf "pvc://%s" (include "teragpt.runsClaim" .)) .Values.runs.storage.uri }}
+{{- end }}
+
+{{/* The API as pods of runs reach it. */}}
+{{- define "teragpt.url" -}}
+{{- $own := printf "http://%s.%s.svc:%v" (include "teragpt.service" .) .Release.Namespace .Values.service.port }}
+{{- default $own .Values.publicUrl | trimSuffix "/" }}
+{{- end }}
+
+{{/* A claim's specification: (.Values.store or .Values.runs.storage). */}}
+{{- define "teragpt.claimSpec" -}}
+accessModes:
+  {{- toYaml .accessModes | nindent 2 }}
+{{- if .storageClass }}
+storageClassName: {{ ternary "" .storageClass (eq .storageClass "-") | quote }}
+{{- end }}
+resources:
+  requests:
+    storage: {{ .size }}
+{{- end }}
+
+{{/* The control plane's own variables (docs/settings.md), by name. */}}
+{{- define "teragpt.environment" -}}
+TERAGPT_CLUSTER: kubernetes
+TERAGPT_NAMESPACE: {{ include "teragpt.runsNamespace" . | quote }}
+TERAGPT_KIND: {{ .Values.runs.kind | quote }}
+TERAGPT_IMAGE: {{ include "teragpt.image" (dict "root" . "image" .Values.trainer.image) | quote }}
+TERAGPT_STORAGE: {{ include "teragpt.storage" . | quote }}
+TERAGPT_PUBLIC_URL: {{ include "teragpt.url" . | quote }}
+TERAGPT_AUDIENCE: {{ .Values.auth.audience | quote }}
+TERAGPT_HOME: /data
+TERAGPT_HOST: 0.0.0.0
+TERAGPT_PORT: "8000"
+{{- with .Values.runs.queue }}
+TERAGPT_QUEUE: {{ . | quote }}
+{{- end }}
+{{- range $name, $value := .Values.settings }}
+TERAGPT_{{ snakecase $name | upper }}: {{ kindIs "float64" $value | ternary (toJson $value) $value | quote }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,353 @@
+"""What a release is made of."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controlplane.settings import leaves
+from tests.helm.rendered import CASES, CHART, CRDS, Manifest, environment, helm, notes, objects, one, pods, text
+
+CASE = pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+TWO = pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=lambda path: path.stem)
+VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret", "downwardAPI", "csi", "ephemeral"}
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+def values(case: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(case.read_text("utf-8"))
+    return loaded
+
+
+def by_name(manifest: Manifest) -> tuple[str, str, str]:
+    metadata = manifest["metadata"]
+    return manifest["kind"], metadata.get("namespace", ""), metadata["name"]
+
+
+def rules(role: Manifest) -> dict[str, set[str]]:
+    return {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+
+
+def test_lint_finds_nothing() -> None:
+    answer = helm("lint", "--strict", "--quiet", str(CHART))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@TWO
+def test_helm_4_renders_what_helm_3_does(case: Path) -> None:
+    answer = helm("template", "teragpt", str(CHART), "--namespace=ml", "--values", str(case), program="helm4")
+    assert answer.returncode == 0, answer.stderr
+    mine = {by_name(each): each for each in yaml.safe_load_all(answer.stdout) if each}
+    assert mine == {by_name(each): each for each in objects(values(case))}
+
+
+def test_package_holds_what_a_release_needs_and_no_source(tmp_path: Path) -> None:
+    answer = helm("package", str(CHART), "--destination", str(tmp_path))
+    assert answer.returncode == 0, answer.stderr
+    archive = next(tmp_path.glob("*.tgz"))
+    with tarfile.open(archive) as files:
+        assert "teragpt/schema.yaml" not in files.getnames()
+    assert helm("template", "teragpt", str(archive), "--namespace", "ml").stdout == text()
+
+
+@TWO
+def test_the_same_values_give_the_same_bytes(case: Path) -> None:
+    again = helm("template", "teragpt", str(CHART), "--namespace", "ml", "--values", str(case))
+    assert again.stdout == text(values(case))
+
+
+@CASE
+def test_no_two_objects_share_a_name_and_each_is_labelled(case: Path) -> None:
+    made = objects(values(case))
+    assert len({by_name(each) for each in made}) == len(made)
+    for each in made:
+        if each["metadata"]["name"] == "teragpt-more":  # the user's own
+            continue
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "teragpt"
+        assert each["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+
+
+@CASE
+def test_every_pod_is_within_the_restricted_security_level(case: Path) -> None:
+    for pod in pods(objects(values(case))):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert not context.get("privileged")
+        assert all(volume.keys() - {"name"} <= VOLUMES for volume in pod.get("volumes", []))
+
+
+@CASE
+def test_our_containers_have_a_read_only_root_and_bounds(case: Path) -> None:
+    for pod in pods(objects(values(case))):
+        assert pod["enableServiceLinks"] is False
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            if container["name"] in {"wait", "proxy"}:  # the user's own
+                continue
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["resources"]["requests"]
+            assert container["resources"]["limits"]["memory"]
+
+
+@CASE
+def test_no_secret_is_made_and_none_stands_in_a_value(case: Path) -> None:
+    made = objects(values(case))
+    assert not [each for each in made if each["kind"] == "Secret"]
+    assert "randAlphaNum" not in "".join(path.read_text("utf-8") for path in (CHART / "templates").rglob("*.*"))
+
+
+@pytest.mark.parametrize("release", ["a", "a" * 53, "teragpt-" + "b" * 45, "dash-" * 10 + "x"])
+def test_names_fit_whatever_the_release_is_called(release: str) -> None:
+    everything = {
+        "dashboard": {"enabled": True},
+        "networkPolicy": {"enabled": True},
+        "ingress": {"enabled": True, "hosts": ["a.example.com"]},
+    }
+    for each in objects(everything, release=release):
+        name = each["metadata"]["name"].rpartition(":")[2]
+        assert NAME.fullmatch(name), name
+        assert all(len(str(label)) <= 63 for label in each["metadata"]["labels"].values())
+
+
+def test_releases_of_one_name_in_two_namespaces_share_nothing() -> None:
+    first, second = ({by_name(each) for each in objects(namespace=namespace)} for namespace in ("a", "b"))
+    assert not first & second
+
+
+def test_bare_defaults_make_one_replica_on_a_claim_with_a_role_in_one_namespace() -> None:
+    made = {by_name(each) for each in objects()}
+    assert made == {
+        ("ServiceAccount", "ml", "teragpt"),
+        ("PersistentVolumeClaim", "ml", "teragpt-store"),
+        ("PersistentVolumeClaim", "ml", "teragpt-runs"),
+        ("Role", "ml", "teragpt"),
+        ("RoleBinding", "ml", "teragpt"),
+        ("ClusterRole", "", "ml:teragpt"),
+        ("ClusterRoleBinding", "", "ml:teragpt"),
+        ("Service", "ml", "teragpt-api"),
+        ("Deployment", "ml", "teragpt"),
+        ("ConfigMap", "ml", "teragpt-test"),
+        ("Pod", "ml", "teragpt-test"),
+    }
+    deployment = one("Deployment")["spec"]
+    assert deployment["replicas"] == 1
+    assert deployment["strategy"] == {"type": "Recreate"}, "two pods cannot hold the store"
+
+
+def test_the_role_holds_objects_of_runs_and_reads_the_rest() -> None:
+    held = rules(one("Role"))
+    assert held["jobs"] == held["pytorchjobs"] == held["trainjobs"] == {"create", "get", "list", "watch", "delete"}
+    assert held["pods"] == {"get", "list", "watch"}
+    assert held["pods/log"] == held["persistentvolumeclaims"] == {"get"}
+    assert not held.keys() & {"secrets", "pods/exec", "configmaps", "roles", "*"}
+    assert rules(one("ClusterRole")) == {"tokenreviews": {"create"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [("PyTorchJob", {"pytorchjobs"}), ("TrainJob", {"trainjobs", "trainingruntimes"}), ("Job", {"jobs", "services"})],
+)
+def test_a_kind_that_is_given_narrows_the_role(kind: str, there: set[str]) -> None:
+    every = {"pytorchjobs", "trainjobs", "trainingruntimes", "jobs", "services"}
+    assert rules(one("Role", {"runs": {"kind": kind}})).keys() & every == there
+
+
+def test_nothing_outside_of_a_namespace_where_that_is_not_allowed() -> None:
+    made = objects({"rbac": {"tokenReviews": False}})
+    assert all(each["metadata"].get("namespace") == "ml" for each in made)
+
+
+def test_nodes_are_listed_only_where_it_was_asked_for() -> None:
+    held = rules(one("ClusterRole", {"rbac": {"nodes": True, "tokenReviews": False}}))
+    assert held == {"nodes": {"list"}}
+
+
+def test_runs_in_another_namespace_have_role_and_claim_there() -> None:
+    given = {"runs": {"namespace": "training"}}
+    made = {by_name(each) for each in objects(given)}
+    assert {("Role", "training", "teragpt"), ("RoleBinding", "training", "teragpt")} <= made
+    assert ("PersistentVolumeClaim", "training", "teragpt-runs") in made
+    assert ("Deployment", "ml", "teragpt") in made
+    assert one("RoleBinding", given)["subjects"][0]["namespace"] == "ml"
+    assert environment(given)["TERAGPT_NAMESPACE"] == "training"
+
+
+def test_process_is_told_where_runs_go() -> None:
+    assert environment() == {
+        "TERAGPT_CLUSTER": "kubernetes",
+        "TERAGPT_NAMESPACE": "ml",
+        "TERAGPT_KIND": "auto",
+        "TERAGPT_IMAGE": "teragpt/trainer:0.1.0",
+        "TERAGPT_STORAGE": "pvc://teragpt-runs",
+        "TERAGPT_PUBLIC_URL": "http://teragpt-api.ml.svc:8000",
+        "TERAGPT_AUDIENCE": "teragpt",
+        "TERAGPT_HOME": "/data",
+        "TERAGPT_HOST": "0.0.0.0",
+        "TERAGPT_PORT": "8000",
+    }
+
+
+def test_every_setting_of_the_control_plane_has_its_value() -> None:
+    names = {leaf.field.name: leaf.variable for leaf in leaves()}
+    own = {"TERAGPT_KUBECONFIG", "TERAGPT_REQUIRE_TOKEN"}  # the pod has an account; every caller needs the token anyhow
+    camel = {re.sub(r"_(\w)", lambda found: found[1].upper(), name) for name in names}
+    schema = yaml.safe_load((CHART / "schema.yaml").read_text("utf-8"))["properties"]["settings"]["properties"]
+    assert schema.keys() <= camel, "values that are no settings"
+    chosen = {"settings": dict.fromkeys(schema, 4096) | {"logLevel": "debug"}, "runs": {"queue": "q"}}
+    given = environment(chosen)
+    missing = set(names.values()) - own - given.keys()
+    assert not missing, "settings that no value reaches"
+    assert given.keys() <= set(names.values()), "variables that the control plane does not read"
+
+
+@CASE
+def test_the_control_plane_takes_its_environment(case: Path) -> None:
+    from controlplane.settings import build
+
+    settings = build({}, environment(values(case)))
+    assert settings.token_required
+    assert settings.execution.cluster == "kubernetes"
+
+
+def test_numbers_reach_the_control_plane_as_they_were_written() -> None:
+    given = environment({"settings": {"queueBytes": 8388608, "heartbeatS": 0.5}})
+    assert given["TERAGPT_QUEUE_BYTES"] == "8388608"
+    assert given["TERAGPT_HEARTBEAT_S"] == "0.5"
+
+
+def test_images_by_registry_tag_and_digest() -> None:
+    case = values(next(path for path in CASES if path.stem == "offline-registry"))
+    deployment = one("Deployment", case)["spec"]["template"]["spec"]
+    digest = case["image"]["digest"]
+    assert deployment["containers"][0]["image"] == f"registry.example.com:5000/mirror/controlplane@{digest}"
+    assert environment(case)["TERAGPT_IMAGE"] == "registry.example.com:5000/mirror/trainer:cuda-13"
+    assert [each["name"] for each in deployment["imagePullSecrets"]] == ["shared", "own"]
+
+
+def test_a_token_from_a_secret_lies_where_the_control_plane_reads_it() -> None:
+    deployment = one("Deployment", {"auth": {"existingSecret": "access", "existingSecretKey": "bearer"}})
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["initContainers"][0]["command"] == ["install", "-m", "0600", "/run/teragpt/token", "/data/token"]
+    secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "token")
+    assert secret == {"secretName": "access", "items": [{"key": "bearer", "path": "token"}]}
+
+
+def test_what_was_trained_and_its_history_outlive_the_release() -> None:
+    store, runs = one("PersistentVolumeClaim", name="teragpt-store"), one("PersistentVolumeClaim", name="teragpt-runs")
+    assert store["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert runs["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    assert runs["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "hook-failed", "the default deletes it"
+
+
+def test_claims_that_exist_are_used_and_none_is_made() -> None:
+    case = {"store": {"existingClaim": "state"}, "runs": {"storage": {"existingClaim": "shared"}}}
+    assert not [each for each in objects(case) if each["kind"] == "PersistentVolumeClaim"]
+    volumes = one("Deployment", case)["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": "state"}} in volumes
+    assert environment(case)["TERAGPT_STORAGE"] == "pvc://shared"
+
+
+def test_a_storage_class_of_dash_is_none() -> None:
+    claim = one("PersistentVolumeClaim", {"store": {"storageClass": "-"}}, name="teragpt-store")
+    assert not claim["spec"]["storageClassName"]
+
+
+def test_selectors_are_the_same_under_every_label_that_a_user_adds() -> None:
+    plain, labelled = one("Deployment"), one("Deployment", {"commonLabels": {"team": "lm"}, "podLabels": {"x": "y"}})
+    assert plain["spec"]["selector"] == labelled["spec"]["selector"]
+    labels = labelled["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() >= labelled["spec"]["selector"]["matchLabels"].items() | {("team", "lm"), ("x", "y")}
+
+
+def test_services_and_policies_select_the_pod() -> None:
+    case = {"networkPolicy": {"enabled": True}}
+    pod = one("Deployment", case)["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        one("Service", case)["spec"]["selector"],
+        one("NetworkPolicy", case)["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= pod.items()
+    test = one("Pod", case)["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
+    assert test["labelSelector"]["matchLabels"].items() <= pod.items()
+
+
+def test_pods_of_runs_may_post_through_the_network_policy() -> None:
+    peers = one("NetworkPolicy", {"networkPolicy": {"enabled": True}})["spec"]["ingress"][0]["from"]
+    assert {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ml"}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/managed-by": "teragpt"}},
+    } in peers
+
+
+def test_the_service_leaves_the_name_of_the_runs_headless_one_alone() -> None:
+    assert one("Service", release="teragpt")["metadata"]["name"] == "teragpt-api"
+
+
+def test_openshift_chooses_the_user_where_none_is_given() -> None:
+    case = values(next(path for path in CASES if path.stem == "openshift"))
+    for pod in pods(objects(case)):
+        assert not pod["securityContext"].keys() & {"runAsUser", "runAsGroup", "fsGroup"}
+
+
+def test_notes_name_the_commands_for_the_values_in_force(tmp_path: Path) -> None:
+    said = notes(tmp_path)
+    assert "kubectl --namespace ml port-forward service/teragpt-api 8000:8000" in said
+    assert "kubectl --namespace ml exec deployment/teragpt -- cat /data/token" in said
+    assert """-d '{"size": "tiny", "name": "first"}'""" in said
+    assert "Indexed Jobs, since no training operator was found" in said
+    assert "One node at a time may write there" in said
+
+
+@pytest.mark.parametrize(("crd", "said"), list(zip(CRDS, ["PyTorchJobs, since", "TrainJobs, since"], strict=True)))
+def test_notes_say_which_operator_was_found(tmp_path: Path, crd: str, said: str) -> None:
+    assert said in notes(tmp_path, {}, "--api-versions", crd)
+
+
+def test_notes_warn_of_an_operator_that_is_not_there(tmp_path: Path) -> None:
+    assert "WARNING: this cluster has no PyTorchJob" in notes(tmp_path, {"runs": {"kind": "PyTorchJob"}})
+
+
+def test_notes_read_the_token_from_a_given_secret(tmp_path: Path) -> None:
+    said = notes(tmp_path, {"auth": {"existingSecret": "access", "existingSecretKey": "the.token"}})
+    assert """get secret access -o go-template='{{index .data "the.token" | base64decode}}'""" in said
+
+
+@CASE
+def test_notes_are_told_for_every_set_of_values(case: Path, tmp_path: Path) -> None:
+    said = notes(tmp_path, values(case))
+    assert "namespace ml" in said
+    assert "<no value>" not in said
+
+
+@pytest.mark.parametrize("version", ["1.29.0", "1.33.1-gke.100", "1.37.0"])
+def test_every_version_that_is_supported_takes_it(version: str) -> None:
+    assert text({}, "--kube-version", version) == text()
+
+
+def test_older_clusters_are_refused() -> None:
+    answer = helm("template", "teragpt", str(CHART), "--kube-version", "1.27.9")
+    assert answer.returncode
+    assert "1.28" in answer.stderr
+
+
+def test_a_parent_chart_may_share_its_values(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    (parent / "charts").mkdir(parents=True)
+    (parent / "charts/teragpt").symlink_to(CHART)
+    (parent / "Chart.yaml").write_text(
+        "apiVersion: v2\nname: parent\nversion: 1.0.0\n"
+        "dependencies: [{name: teragpt, version: '*', condition: teragpt.enabled}]\n"
+    )
+    (parent / "values.yaml").write_text("global: {imageRegistry: r.example.com, other: 1}\nteragpt: {enabled: true}\n")
+    answer = helm("template", "x", str(parent))
+    assert answer.returncode == 0, answer.stderr
+    assert "r.example.com/teragpt/controlplane" in answer.stdout

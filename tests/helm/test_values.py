@@ -1,0 +1,136 @@
+"""Values that are refused, each by its name and with a sentence that says the mend; and where values come from."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jsonschema_rs
+import pytest
+import yaml
+
+from tests.helm.rendered import CASES, CHART, Values, refusal
+from tools import chart
+from tools.blocks import ROOT
+
+Capture: TypeAlias = pytest.CaptureFixture[str]
+
+SCHEMA = [  # values, and what the sentence names
+    ({"replica": 1}, "additional properties 'replica' not allowed"),
+    ({"image": {"tga": "1"}}, "at '/image': additional properties 'tga' not allowed"),
+    ({"runs": {"storage": {"class": "fast"}}}, "at '/runs/storage': additional properties 'class' not allowed"),
+    ({"settings": {"loglevel": "info"}}, "at '/settings': additional properties 'loglevel' not allowed"),
+    ({"settings": {"logLevel": "loud"}}, "at '/settings/logLevel': value must be one of 'debug', 'info'"),
+    ({"settings": {"heartbeatS": 0}}, "at '/settings/heartbeatS'"),
+    ({"replicas": 2}, "at '/replicas': value must be one of 0, 1"),
+    ({"replicas": "1"}, "at '/replicas'"),
+    ({"runs": {"kind": "MPIJob"}}, "at '/runs/kind': value must be one of 'auto', 'PyTorchJob', 'TrainJob', 'Job'"),
+    ({"runs": {"namespace": "Team_A"}}, "at '/runs/namespace'"),
+    ({"runs": {"storage": {"uri": "/mnt/models"}}}, "at '/runs/storage/uri'"),
+    ({"runs": {"storage": {"size": "10 GB"}}}, "at '/runs/storage/size'"),
+    ({"runs": {"storage": {"accessModes": []}}}, "at '/runs/storage/accessModes'"),
+    ({"runs": {"storage": {"accessModes": ["RWX"]}}}, "at '/runs/storage/accessModes/0': value must be one of"),
+    ({"store": {"existingClaim": "My Claim"}}, "at '/store/existingClaim'"),
+    ({"store": {"keep": "yes"}}, "at '/store/keep': got string, want boolean"),
+    ({"image": {"digest": "sha256:abc"}}, "at '/image/digest'"),
+    ({"image": {"repository": ""}}, "at '/image/repository'"),
+    ({"image": {"pullPolicy": "always"}}, "at '/image/pullPolicy': value must be one of 'IfNotPresent'"),
+    ({"imagePullSecrets": "registry"}, "at '/imagePullSecrets': got string, want array"),
+    ({"publicUrl": "teragpt.example.com"}, "at '/publicUrl'"),
+    ({"service": {"port": 70_000}}, "at '/service/port'"),
+    ({"service": {"type": "Ingress"}}, "at '/service/type': value must be one of 'ClusterIP', 'NodePort'"),
+    ({"nodeSelector": ["gpu"]}, "at '/nodeSelector': got array, want object"),
+    ({"commonLabels": {"cost": 7}}, "at '/commonLabels/cost': got number, want string"),
+    ({"extraEnv": [{"value": "x"}]}, "at '/extraEnv/0': missing property 'name'"),
+    ({"ingress": {"hosts": [{"host": "a"}]}}, "at '/ingress/hosts/0': got object, want string"),
+    ({"monitor": {"kind": "Scrape"}}, "at '/monitor/kind': value must be one of 'ServiceMonitor', 'PodMonitor'"),
+    ({"monitor": {"interval": "often"}}, "at '/monitor/interval'"),
+    ({"networkPolicy": {"apiServerPorts": ["https"]}}, "at '/networkPolicy/apiServerPorts/0'"),
+    ({"test": {"timeoutSeconds": 1}}, "at '/test/timeoutSeconds'"),
+    ({"fullnameOverride": "x" * 41}, "at '/fullnameOverride': maxLength: got 41, want 40"),
+]
+CONTRADICTIONS = [
+    (
+        {"extraEnv": [{"name": "TERAGPT_IMAGE", "value": "x"}]},
+        "extraEnv: TERAGPT_IMAGE is set by the chart; use the value that stands for it",
+    ),
+    (
+        {"extraEnv": [{"name": "TERAGPT_POLL_S", "value": "1"}]},
+        "extraEnv: TERAGPT_POLL_S is TeraGPT's own; use the map `settings`",
+    ),
+    (
+        {"runs": {"storage": {"uri": "s3://b", "existingClaim": "c"}}},
+        "uri (s3://b) and existingClaim (c) both say where runs write; give one of them",
+    ),
+    ({"runs": {"storage": {"uri": "pvc://My_Claim"}}}, "got pvc://My_Claim; allowed: pvc://CLAIM/PATH"),
+    ({"ingress": {"enabled": True}}, "ingress.hosts is empty; name at least one host"),
+    ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty; name the Gateway"),
+    ({"monitor": {"enabled": True}}, "put it into a Secret and name that in auth.existingSecret"),
+    ({"service": {"nodePort": 30_080}}, "allowed: service.type NodePort or LoadBalancer"),
+    ({"dnsPolicy": "None"}, "dnsPolicy: None needs dnsConfig.nameservers"),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), SCHEMA, ids=lambda value: value if isinstance(value, str) else "")
+def test_values_that_cannot_be_are_refused_by_name(values: Values, sentence: str) -> None:
+    assert sentence in refusal(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"), CONTRADICTIONS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_values_that_contradict_each_other_are_refused_with_the_mend(values: Values, sentence: str) -> None:
+    assert sentence in refusal(values)
+
+
+def test_values_schema_and_readme_are_what_their_source_says() -> None:
+    assert {path: (ROOT / path).read_text("utf-8") for path in chart.texts()} == chart.texts()
+
+
+def test_every_value_is_described_and_stands_in_values_yaml() -> None:
+    tree = chart.source()
+    written = yaml.safe_load((ROOT / chart.VALUES).read_text("utf-8"))
+    for path, node, _ in chart.leaves(tree):
+        assert re.fullmatch(r"[A-Z0-9`].*[.:]", node["description"]), f"{path}: no sentence"
+        assert path.startswith("settings.") or _at(written, path) == node["default"], path
+
+
+def test_schema_takes_no_key_that_has_no_place() -> None:
+    for node in _objects(json.loads((ROOT / chart.SCHEMA).read_text("utf-8"))):
+        if "properties" in node:
+            assert node["additionalProperties"] is False, node["description"]
+
+
+def test_defaults_and_cases_are_valid_by_the_schema() -> None:
+    validator = jsonschema_rs.validator_for(json.loads((ROOT / chart.SCHEMA).read_text("utf-8")))
+    validator.validate(yaml.safe_load((CHART / "values.yaml").read_text("utf-8")))
+    for case in CASES:
+        values = yaml.safe_load(case.read_text("utf-8"))
+        values.get("podSecurityContext", {}).clear()  # null takes a default away: Helm's way, not the schema's
+        validator.validate(values)
+
+
+def test_a_stale_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    (tmp_path / chart.CHART).mkdir(parents=True)
+    for path in (chart.SOURCE, chart.README):
+        (tmp_path / path).write_text((ROOT / path).read_text("utf-8"), "utf-8")
+    (tmp_path / chart.VALUES).write_text("old\n", "utf-8")
+    monkeypatch.setattr(chart, "ROOT", tmp_path)
+    assert chart.main(["--check"]) == 1
+    assert "helm/teragpt/values.yaml is stale" in capsys.readouterr().err
+    assert chart.main(["--write"]) == 0
+    assert chart.main(["--check"]) == 0
+    assert chart.main([]) == 2
+
+
+def _at(values: Any, path: str) -> Any:
+    for key in path.split("."):
+        values = values[key]
+    return values
+
+
+def _objects(node: Any) -> list[dict[str, Any]]:
+    inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    return ([node] if isinstance(node, dict) else []) + [each for part in inside for each in _objects(part)]
