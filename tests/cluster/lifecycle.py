@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import pki, programs
+from tests.cluster import addons, node, pki, programs
+from tests.cluster.kubectl import kubectl
 from tests.cluster.layout import (
     API_PORT,
     BIN,
@@ -25,7 +26,9 @@ from tests.cluster.layout import (
     HERE,
     HOME,
     KUBECONFIG,
+    NODE_ADDRESS,
     NODE_NAME,
+    REGISTRY,
     RUN,
     SERVICE_NETWORK,
     STATE,
@@ -47,7 +50,9 @@ class State:
     mode: str
     supervisor: int
     born: int
-    kubeconfig: str
+    kubeconfig: str = str(KUBECONFIG)
+    registry: str = ""
+    image: str = ""
 
     @property
     def alive(self) -> bool:
@@ -63,29 +68,55 @@ def state() -> State | None:
     return known if known.alive else None
 
 
-def up_api(*, fsync: bool) -> State:
+def up_api(*, fsync: bool = False) -> State:
     """Have etcd and the API server running on loopback. A whole cluster that runs already is as good."""
     with alone():
         if running := state():
             return running
-        prepare()
         programs.provide(programs.API)
-        configure("127.0.0.1")
-        return start("api", api_programs("127.0.0.1", fsync=fsync), [])
+        prepare("127.0.0.1")
+        known = start("api", [])
+        release(api_programs("127.0.0.1", fsync=fsync))
+        return known
 
 
-def prepare() -> None:
-    """An empty folder for a new cluster, nothing left of an earlier one."""
+def up(*, extra: Sequence[str] = (), fsync: bool = False) -> State:
+    """Have the whole cluster running, with the addons that ASKED names in `extra`."""
+    wanted = (*addons.ALWAYS, *(addon for name in extra for addon in addons.ASKED[name]))
+    with alone():
+        known = state()
+        if known is None or known.mode == "api":
+            node.check()
+            programs.provide((*programs.API, *programs.NODE))
+            addons.prepare(wanted)
+            known = _start_node(fsync=fsync)
+        else:
+            addons.prepare(wanted)
+        missing = [addon for addon in wanted if not addons.installed(addon)]
+        addons.install(missing)
+        addons.settle(missing)
+        return known
+
+
+def _start_node(*, fsync: bool) -> State:
+    prepare(NODE_ADDRESS)
+    node.prepare()
+    known = start("node", node.WRAPPER)
+    node.connect(known.supervisor)
+    release([*api_programs(NODE_ADDRESS, fsync=fsync), *node.programs()])
+    ready = ("wait", "node", NODE_NAME, "--for=condition=Ready", "--timeout=1s")
+    wait("the node", lambda: kubectl(*ready).returncode == 0)
+    return known
+
+
+def prepare(address: str) -> None:
+    """An empty folder for a new cluster with its keys, nothing left of an earlier one."""
     remove()
-    for port in (API_PORT, ETCD_PORT, ETCD_PEER_PORT):
+    for port in (API_PORT, ETCD_PORT, ETCD_PEER_PORT) if address == "127.0.0.1" else ():
         if accepts(f"127.0.0.1:{port}"):
             raise Failed(f"port {port} of this machine is taken: the cluster needs it (see `ss -tlnp`)")
     for folder in (RUN / "logs", RUN / "held"):
         folder.mkdir(parents=True)
-
-
-def configure(address: str) -> None:
-    """Certificates, tokens and the kubeconfigs that hold them."""
     folder = RUN / "pki"
     pki.make(folder, address)
     for user, token in pki.tokens(folder, NODE_NAME).items():
@@ -137,8 +168,8 @@ def api_programs(address: str, *, fsync: bool) -> list[dict[str, Any]]:
     ]
 
 
-def start(mode: str, listed: Sequence[dict[str, Any]], wrapper: Sequence[str]) -> State:
-    """Start the supervisor (under `wrapper`) and with it the programs; return when the API server is ready."""
+def start(mode: str, wrapper: Sequence[str]) -> State:
+    """Start the supervisor, under `wrapper`, whose only child it then is. It waits for programs to keep running."""
     with (RUN / "logs" / "supervisor.log").open("w") as log:
         process = subprocess.Popen(
             [*wrapper, sys.executable, str(HERE / "supervisor.py"), str(RUN)],
@@ -148,13 +179,29 @@ def start(mode: str, listed: Sequence[dict[str, Any]], wrapper: Sequence[str]) -
             start_new_session=True,
             cwd="/",
         )
-    known = State(mode, process.pid, born(process.pid), str(KUBECONFIG))
+    supervisor = process.pid
+    if wrapper:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait("the node's first process", lambda: bool(children.read_text()), 10)
+        supervisor = int(children.read_text())
+        wait("the node's file system", (RUN / "status.json").exists, 10)
+    known = State(mode, supervisor, born(supervisor), registry=REGISTRY if mode == "node" else "")
     STATE.write_text(json.dumps(asdict(known)))
+    return known
+
+
+def release(listed: Sequence[dict[str, Any]]) -> None:
+    """Let the supervisor start the programs; return when the API server is ready."""
     part = RUN / "programs.part"
     part.write_text(json.dumps(listed, indent=2))
     part.rename(RUN / "programs.json")
     wait("the API server", lambda: kubectl("get", "--raw", "/readyz", timeout_s=5).returncode == 0)
-    return known
+
+
+def note_image(reference: str) -> None:
+    """Tell, in STATE, which image of the trainer pods are to use."""
+    if known := state():
+        STATE.write_text(json.dumps(asdict(replace(known, image=reference))))
 
 
 def down() -> None:
@@ -164,23 +211,22 @@ def down() -> None:
 
 
 def remove() -> None:
-    if running := state():
-        os.kill(running.supervisor, signal.SIGTERM)
+    """Stop what STATE tells of, and remove what it left."""
+    known = state()
+    if known:
+        os.kill(known.supervisor, signal.SIGTERM)
         end = time.monotonic() + STOP_S
-        while running.alive and time.monotonic() < end:
+        while known.alive and time.monotonic() < end:
             time.sleep(0.1)
-        if running.alive:
-            os.kill(running.supervisor, signal.SIGKILL)
+        if known.alive:
+            os.kill(known.supervisor, signal.SIGKILL)
+            wait("the end of the cluster's processes", lambda: not known.alive, 10)
+    if os.geteuid() == 0:
+        node.clean()
     for path in (KUBECONFIG, STATE):
         path.unlink(missing_ok=True)
     if RUN.exists():
         shutil.rmtree(RUN)
-
-
-def kubectl(*arguments: str, timeout_s: float = 60, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """kubectl as the administrator; its exit code is the caller's to judge."""
-    command = [str(BIN / "kubectl"), f"--kubeconfig={KUBECONFIG}", f"--request-timeout={timeout_s:.0f}s", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
 
 def wait(what: str, done: Callable[[], bool], timeout_s: float = READY_S) -> None:

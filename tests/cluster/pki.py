@@ -8,7 +8,7 @@ import secrets
 import subprocess
 from pathlib import Path
 
-from tests.cluster.layout import API_PORT, API_SERVICE, Failed
+from tests.cluster.layout import API_PORT, API_SERVICE, NODE_ADDRESS, NODE_NAME, Failed
 
 DAYS = "30"
 
@@ -27,6 +27,8 @@ def make(folder: Path, address: str) -> None:
     alternatives = ",".join([*(f"DNS:{name}" for name in names), *(f"IP:{one}" for one in addresses)])
     _sign(folder, "api", "/CN=kube-apiserver", f"subjectAltName={alternatives}\nextendedKeyUsage=serverAuth\n")
     _sign(folder, "api-to-kubelet", "/O=system:masters/CN=kube-apiserver", "extendedKeyUsage=clientAuth\n")
+    kubelet = f"subjectAltName=IP:{NODE_ADDRESS}\nextendedKeyUsage=serverAuth\n"
+    _sign(folder, "kubelet", f"/O=system:nodes/CN=system:node:{NODE_NAME}", kubelet)
 
 
 def tokens(folder: Path, node: str) -> dict[str, str]:

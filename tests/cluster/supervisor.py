@@ -45,6 +45,7 @@ class Supervisor:
 
     def run(self) -> None:
         listed = self.folder / "programs.json"
+        self._report()
         while not self.ending and not listed.exists():
             time.sleep(TICK_S)
         if listed.exists():

@@ -1,0 +1,87 @@
+"""What is installed into the cluster: by the upstreams' own manifests, out of the modules of its programs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster import images, programs
+from tests.cluster.images import COREDNS, JOBSET, OPERATOR, PROVISIONER, SHELL, TRAINER_V2, Small
+from tests.cluster.kubectl import kubectl, must
+from tests.cluster.layout import HERE, RUN
+
+READY_S = 120
+UNWANTED = "  - ../../third-party/jobset"  # a line of Trainer v2's kustomization, which says when to drop it
+
+
+@dataclass(frozen=True)
+class Addon:
+    """A folder of `manifests/`; with `program`, also the folder `source` of its module, as `module` beside it."""
+
+    name: str
+    namespace: str
+    images: dict[str, Small]
+    program: str = ""
+    source: str = ""
+
+
+DNS = Addon("coredns", "kube-system", {"COREDNS": COREDNS})
+STORAGE = Addon(
+    "storage", "local-path-storage", {"PROVISIONER": PROVISIONER, "SHELL": SHELL}, "local-path-provisioner", "deploy"
+)
+TRAINING_OPERATOR = Addon(
+    "operator", "kubeflow", {"OPERATOR": OPERATOR, "SHELL": SHELL}, "training-operator", "manifests"
+)
+JOB_SET = Addon("jobset", "jobset-system", {"JOBSET": JOBSET}, "jobset", "config")
+TRAINER = Addon("trainer", "kubeflow-system", {"TRAINER_V2": TRAINER_V2}, "trainer-controller-manager", "manifests")
+ALWAYS = (DNS, STORAGE, TRAINING_OPERATOR)
+ASKED = {"trainer-v2": (JOB_SET, TRAINER)}
+
+
+def prepare(addons: Sequence[Addon]) -> None:
+    """Their images, where they are pulled from (minutes the first time)."""
+    images.provide(images.PAUSE, *(image for addon in addons for image in addon.images.values()))
+
+
+def install(addons: Sequence[Addon]) -> None:
+    """Apply them. They are ready some seconds later: `settle`."""
+    for addon in addons:
+        must("apply", "--server-side", "--kustomize", str(_rendered(addon)), timeout_s=READY_S)
+
+
+def settle(addons: Sequence[Addon]) -> None:
+    """Until every deployment of them is available. Raises Failed with what kubectl says."""
+    for addon in addons:
+        must(
+            *("wait", "deployment", "--all", f"--namespace={addon.namespace}", "--for=condition=Available"),
+            f"--timeout={READY_S}s",
+            timeout_s=READY_S + 10,
+        )
+
+
+def installed(addon: Addon) -> bool:
+    return bool(kubectl("get", "deployments", f"--namespace={addon.namespace}", "--output=name").stdout)
+
+
+def _rendered(addon: Addon) -> Path:
+    """Its folder with the images' names filled in."""
+    folder = RUN / "manifests" / addon.name
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(HERE / "manifests" / addon.name, folder)
+    values = {"RUN": str(RUN), **{name: image.reference for name, image in addon.images.items()}}
+    for file in folder.glob("*.yaml"):
+        text = file.read_text()
+        for name, value in values.items():
+            text = text.replace(f"@{name}@", value)
+        file.write_text(text)
+    if addon.program:
+        shutil.copytree(programs.module_folder(addon.program) / addon.source, folder / "module", copy_function=_copy)
+    return folder
+
+
+def _copy(source: str, target: str) -> None:
+    """As text that can be written: the module cache is read-only."""
+    text = Path(source).read_text(errors="replace")
+    Path(target).write_text("\n".join(line for line in text.split("\n") if not line.startswith(UNWANTED)))

@@ -1,0 +1,83 @@
+"""A control plane in a process of its own, beside the test cluster, as an operator would start it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from controlplane.client import Client
+
+T = TypeVar("T")
+START_S, STOP_S = 60.0, 30.0
+
+
+class Plane:
+    """The server with its data in `home`, which survives `kill` and `start`. `host` is an address that pods reach."""
+
+    def __init__(self, home: Path, host: str, settings: Mapping[str, str]) -> None:
+        self.home, self.log = home, home.with_suffix(".log")
+        self._command = [sys.executable, "-m", "controlplane.server", "--home", str(home), "--host", host]
+        self._environment = {**os.environ, **{f"TERAGPT_{name.upper()}": value for name, value in settings.items()}}
+        self._port = "0"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, under the address that it had before."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*self._command, "--port", self._port], stdout=log, stderr=log, env=self._environment
+            )
+        facts = until(self._facts, START_S, lambda: self.log.read_text())
+        self.url = str(facts["url"])
+        self._port = self.url.rpartition(":")[2]
+        self.client = Client(self.url, token=(self.home / "token").read_text().strip())
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it as an operator would."""
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(STOP_S)
+
+    def wait(self, run: str, *phases: str, timeout_s: float = 180.0) -> dict[str, Any]:
+        """The run, as soon as it is in one of `phases`."""
+        last: dict[str, Any] = {}
+
+        def there() -> dict[str, Any] | None:
+            last.update(self.client.run(run))
+            assert last["phase"] in phases or last["phase"] not in {"failed", "cancelled"}, last["message"]
+            return last if last["phase"] in phases else None
+
+        def told() -> str:
+            return f"{last.get('phase')}: {last.get('reason')}: {last.get('message')}\n{self.log.read_text()[-4000:]}"
+
+        return until(there, timeout_s, told)
+
+    def _facts(self) -> dict[str, Any] | None:
+        assert self.process.poll() is None, self.log.read_text()
+        with contextlib.suppress(OSError, ValueError):
+            facts: dict[str, Any] = json.loads((self.home / "server.json").read_text())
+            return facts if facts["pid"] == self.process.pid else None
+        return None
+
+
+def until(look: Callable[[], T | None], timeout_s: float, told: Callable[[], str] = str) -> T:
+    """What `look` returns, as soon as that is something; looked at four times a second."""
+    deadline = time.monotonic() + timeout_s
+    while (found := look()) is None:
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.25)
+    return found

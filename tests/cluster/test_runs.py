@@ -1,0 +1,151 @@
+"""A run from POST to its end on a real cluster: operator, kubelet, pods, volume, logs and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import Cluster, Namespace
+from tests.cluster.plane import Plane, until
+
+QUICK = {"steps": 12, "eval_every": 12, "log_every": 2}
+CONTRACT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+
+
+@pytest.fixture
+def plane(cluster: Cluster, namespace: Namespace, tmp_path: Path) -> Iterator[Plane]:
+    settings = {
+        "cluster": "kubernetes",
+        "kubeconfig": str(cluster.kubeconfig),
+        "namespace": namespace.name,
+        "image": cluster.image,
+        "storage": f"pvc://{namespace.claim}/runs",
+    }
+    plane = Plane(tmp_path / "home", cluster.host_address, settings)
+    yield plane
+    plane.stop()
+
+
+def post(plane: Plane, **spec: Any) -> str:
+    return plane.client.create({"size": "tiny", "train": QUICK, **spec})["id"]
+
+
+LAYOUTS = {
+    "one node": {"nodes": 1, "processes_per_node": 1},
+    "two nodes": {},
+    "two nodes of two": {"nodes": 2, "processes_per_node": 2},
+}
+
+
+@pytest.mark.parametrize("kind", ["PyTorchJob", "Job"])
+@pytest.mark.parametrize("compute", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_size_alone_becomes_a_trained_model(plane: Plane, namespace: Namespace, kind: str, compute: Any) -> None:
+    spec = {"size": "tiny", "train": QUICK, "compute": compute, "kubernetes": {"kind": kind}}
+    promised = plane.client.preview(spec)["environment"]
+    run = plane.client.create(spec)["id"]
+    plane.wait(run, "running")
+    seen = {pod: namespace.environment(pod) for pod in namespace.pods(run)}
+    done = plane.wait(run, "succeeded")
+    world = done["resolved"]["world_size"]
+
+    assert done["kubernetes"]["kind"] == kind
+    for number, (told, found) in enumerate(zip(promised.values(), seen.values(), strict=True)):
+        changing = {"MASTER_ADDR", "PET_MASTER_ADDR"}  # they bear the object's name
+        assert {name: found.get(name) for name in told if name not in changing} == {
+            name: value for name, value in told.items() if name not in changing
+        }
+        assert found["RANK"] == str(number)
+        assert found["WORLD_SIZE"] == str(world)
+        assert all(found[name] for name in CONTRACT)
+    assert done["checkpoint_step"] == QUICK["steps"]
+    points = plane.client.metrics(run)
+    assert [point["step"] for point in points if "loss" in point] == [1, 2, 4, 6, 8, 10, 12]
+    assert "step 12/12" in plane.client.logs(run, rank=0)
+    for rank in range(1, world):
+        assert plane.client.logs(run, rank=rank) is not None
+    until(lambda: None if namespace.pods(run) else True, 60)
+
+
+def test_a_killed_control_plane_takes_its_runs_up_again(plane: Plane, namespace: Namespace) -> None:
+    run = post(plane, train={**QUICK, "steps": 60})
+    plane.wait(run, "running")
+    before = namespace.uids(run)
+    plane.kill()
+    plane.start()
+    done = plane.wait(run, "succeeded")
+    assert done["attempt"] == 1
+    assert before
+    steps = [point["step"] for point in plane.client.metrics(run) if "loss" in point]
+    assert steps == [1, *range(2, 61, 2)]
+    told = [line for line in plane.client.logs(run, rank=0).splitlines() if line.startswith("step ")]
+    assert len(told) == len(set(told)) == len(steps)
+
+
+def test_a_cancelled_run_has_written_a_checkpoint(plane: Plane, namespace: Namespace) -> None:
+    run = post(plane, train={"steps": 5000, "log_every": 1})
+    plane.wait(run, "running")
+    until(lambda: (plane.client.run(run)["progress"] or {}).get("step"), 120)
+    plane.client.cancel(run)
+    done = plane.wait(run, "cancelled", timeout_s=90)
+    assert done["checkpoint_step"] > 0
+    assert namespace.pods(run) == []
+
+
+def test_a_suspended_run_frees_its_pods_and_goes_on_at_the_same_step(plane: Plane, namespace: Namespace) -> None:
+    run = post(plane, train={**QUICK, "steps": 200, "log_every": 1})
+    plane.wait(run, "running")
+    until(lambda: (plane.client.run(run)["progress"] or {}).get("step"), 120)
+    plane.client.suspend(run)
+    kept = plane.wait(run, "suspended", timeout_s=90)["checkpoint_step"]
+    until(lambda: None if namespace.pods(run) else True, 30)
+    plane.client.resume(run)
+    plane.wait(run, "succeeded")
+    attempts = plane.client.attempts(run)
+    assert [one["resumed_from"] for one in attempts] == [None, kept]
+    points = [point for point in plane.client.metrics(run) if "loss" in point]
+    assert [point["step"] for point in points] == list(range(1, 201))
+    assert {point["attempt"] for point in points if point["step"] > kept} == {2}
+
+
+def test_a_pod_that_someone_deletes_ends_the_attempt_and_the_next_goes_on(plane: Plane, namespace: Namespace) -> None:
+    run = post(plane, train={**QUICK, "steps": 150, "log_every": 1}, checkpoint={"every_steps": 10})
+    plane.wait(run, "running")
+    until(lambda: plane.client.run(run)["checkpoint_step"], 120)
+    namespace.kubectl("delete", "pod", namespace.pods(run)[1], "--wait=false")
+    done = plane.wait(run, "succeeded")
+    first, second = plane.client.attempts(run)
+    assert first["reason"] in {"PodLost", "Stopped"}
+    assert second["resumed_from"] >= 10
+    assert done["restarts"] == 0
+
+
+def test_an_image_that_is_not_there_is_named(plane: Plane) -> None:
+    run = post(plane, compute={"image": "127.0.0.1:1/none/trainer:1"})
+    until(lambda: plane.client.run(run)["reason"] in {"ErrImagePull", "ImagePullBackOff", "ImagePull"} or None, 60)
+    assert "127.0.0.1:1/none/trainer:1" in (plane.client.run(run)["message"] or "")
+    plane.client.cancel(run)
+    plane.wait(run, "cancelled")
+
+
+def test_a_run_that_asks_for_too_much_says_what_is_lacking(plane: Plane) -> None:
+    run = post(plane, compute={"nodes": 2, "processes_per_node": 1, "cpus_per_node": 2})
+    until(lambda: plane.client.run(run)["reason"] == "Unschedulable" or None, 60)
+    assert "cpu" in (plane.client.run(run)["message"] or "").lower()
+    plane.client.cancel(run)
+    plane.wait(run, "cancelled")
+
+
+def test_a_rank_that_takes_too_much_memory_is_reported(plane: Plane) -> None:
+    run = post(plane, compute={"nodes": 1, "memory_per_node": 200 << 20}, limits={"max_restarts": 0})
+    failed = plane.wait(run, "failed")
+    assert failed["reason"] == "OOMKilled"
+
+
+def test_bad_data_is_final_and_names_the_file(plane: Plane, namespace: Namespace) -> None:
+    run = post(plane, data={"uri": f"pvc://{namespace.claim}/nothing"})
+    failed = plane.wait(run, "failed")
+    assert failed["restarts"] == 0
+    assert "nothing" in (failed["message"] or "")
