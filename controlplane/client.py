@@ -38,6 +38,9 @@ class Progress(TypedDict):
     val_loss: float | None
     tokens_per_s: float | None
     eta_s: float | None
+    mfu: float | None
+    memory_bytes: int | None
+    time: float | None
 
 
 class Run(TypedDict):
@@ -204,6 +207,14 @@ class Client:
     def cancel(self, run: str) -> Run:
         """Ask for the run to stop. It writes a checkpoint first; a run that has ended stays as it is."""
         return cast("Run", self._json("POST", _path(run, "cancel")))
+
+    def suspend(self, run: str) -> Run:
+        """Let it stop for now, with a checkpoint, and give back what it holds."""
+        return cast("Run", self._json("POST", _path(run, "suspend")))
+
+    def resume(self, run: str) -> Run:
+        """Let a suspended run go on."""
+        return cast("Run", self._json("POST", _path(run, "resume")))
 
     def retry(self, run: str) -> Run:
         """A new run (`retry_of`) that goes on from a finished run's last checkpoint."""

@@ -13,18 +13,21 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr (see `controlplane.cli.errors`)."""
     from controlplane.cli.app import app
-    from controlplane.cli.errors import CliError, from_client
+    from controlplane.cli.errors import from_client, from_usage, is_help
 
     try:
-        app(args=arguments, prog_name="teragpt")
+        ended = app(args=arguments, prog_name="teragpt", standalone_mode=False)
+        return ended if isinstance(ended, int) else 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        told = error if isinstance(error, CliError) else from_client(error)
+        if is_help(error):
+            print(error, file=sys.stderr)
+            return 2
+        told = from_client(error) or from_usage(error, sys.argv[1:] if arguments is None else arguments)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         return told.code
-    return 0

@@ -1,7 +1,7 @@
 """Named control planes of a user, in `$XDG_CONFIG_HOME/teragpt/contexts.json`, and which of them a command talks to.
 
-The order: `--url` or TERAGPT_URL; `--context` or TERAGPT_CONTEXT; the context in use; the control plane that runs on
-this machine (its home's `server.json`).
+The order: `--url`; `--context`; TERAGPT_URL; TERAGPT_CONTEXT; the context in use; the control plane that runs on this
+machine (its home's `server.json`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -77,18 +78,31 @@ def local() -> dict[str, Any]:
 
 
 def connect(url: str | None, context: str | None) -> Client:
-    """The client of the control plane that the options and the contexts name."""
+    """The client of the control plane that the options, the environment and the contexts name. Raises CliError."""
     from controlplane.client import Client
 
     contexts = Contexts.load()
     token = os.environ.get("TERAGPT_TOKEN")
+    source = "--url"
+    if not (url or context):
+        source, url, context = "TERAGPT_URL", os.environ.get("TERAGPT_URL"), os.environ.get("TERAGPT_CONTEXT")
     if url:
-        if not url.startswith(("http://", "https://")):
-            raise CliError(f"--url: got {url!r}; allowed: http://… or https://…", Code.BAD_INPUT)
-        return Client(url, token)
+        return Client(checked(source, url), token)
     name = context or contexts.use
     place = contexts.named(name) if name else local()
     return Client(str(place["url"]), token or place.get("token"))
+
+
+def checked(source: str, url: str) -> str:
+    """A control plane's address. Raises CliError that says where it came from."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise CliError(f"{source}: got {url!r}; allowed: http://… or https://…", Code.BAD_INPUT)
+    return url
 
 
 @commands.command("list")
@@ -113,7 +127,7 @@ def add(
 ) -> None:
     """Add a context, or change it, and use it."""
     contexts = Contexts.load()
-    contexts.contexts[name] = {"url": url, "token": token}
+    contexts.contexts[name] = {"url": checked("--url", url), "token": token}
     contexts.use = name
     contexts.save()
 

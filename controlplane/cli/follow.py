@@ -6,6 +6,7 @@ the control plane.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -30,8 +31,8 @@ def follow(client: Client, run: str) -> Run:
         return wait(client, run, show)
 
 
-def wait(client: Client, run: str, show: Callable[[Run], None] = lambda _: None) -> Run:
-    """The run as it ended; on the way there it is given to `show` twice a second.
+def wait(client: Client, run: str, show: Callable[[Run], None] = lambda _: None, until: frozenset[str] = ENDED) -> Run:
+    """The run once its phase is one of `until`; on the way there it is given to `show` twice a second.
 
     Raises Unreachable once nobody has answered for a minute.
     """
@@ -47,7 +48,7 @@ def wait(client: Client, run: str, show: Callable[[Run], None] = lambda _: None)
         else:
             seen = time.monotonic()
             show(now)
-            if now["phase"] in ENDED:
+            if now["phase"] in until:
                 return now
         time.sleep(EVERY_S)
 
@@ -118,10 +119,16 @@ def lines() -> Callable[[Run], None]:
     return show
 
 
+def called(run: Run) -> str:
+    """How a command names the run: by the name that its user gave, else by its id."""
+    name = run["spec"].get("name")
+    return shlex.quote(name) if name and not name.startswith("-") else run["id"]
+
+
 def check(run: Run) -> None:
     """Raise CliError unless the run ended well."""
     if run["phase"] == "succeeded":
         return
     why = run["message"] or run["reason"]
     sentence = f"run {run['id']} {run['phase']}{f': {why}' if why else ''}"
-    raise CliError(" ".join(sentence.split()), Code.RUN_FAILED, next=f"teragpt logs {run['id']}")
+    raise CliError(" ".join(sentence.split()), Code.RUN_FAILED, next=f"teragpt logs {called(run)}")

@@ -79,6 +79,29 @@ def duration(seconds: float | None) -> str:
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
+def clock(moment: str | None) -> str:
+    """An ISO 8601 moment to the second."""
+    return "-" if moment is None else f"{datetime.fromisoformat(moment).astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def since(moment: str | None) -> str | None:
+    """An ISO 8601 moment to the second, and how long ago it was; None where there is none."""
+    return None if moment is None else f"{clock(moment)} UTC, {age(moment)} ago"
+
+
+def size(number: float) -> str:
+    """Bytes as people write them: 14.4 MB."""
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while number >= 999.5 and len(units) > 1:
+        number, _ = number / 1000, units.pop(0)
+    return f"{number:.3g} {units[0]}"
+
+
+def count(number: float, noun: str) -> str:
+    """A number of things: 1 rank, 2 ranks."""
+    return f"{number:,g} {noun}{'' if number == 1 else 's'}" if number < 1e6 else f"{number:,.0f} {noun}s"
+
+
 def age(moment: str | None, now: datetime | None = None) -> str:
     """How long ago an ISO 8601 moment was."""
     if moment is None:

@@ -1,11 +1,12 @@
-"""Commands on runs: `run`, `runs`, `show`, `logs`, `cancel`, `retry`."""
+"""Commands on runs: `run`, `runs`, `show`, `logs`, `cancel`, `suspend`, `resume`, `retry`."""
 
 from __future__ import annotations
 
 import json as decoding
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -13,10 +14,12 @@ from controlplane.cli import follow as following
 from controlplane.cli import output
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
-from controlplane.cli.options import Context, Follow, Json, RunName, Url
+from controlplane.cli.options import All, Context, Follow, Json, RunName, Url
 
 if TYPE_CHECKING:
     from controlplane.client import Client, Run
+
+PLACES = frozenset({"tokenizer", "start_from"})  # settings of the trainer that may name a file or folder
 
 commands = typer.Typer()
 
@@ -24,7 +27,9 @@ commands = typer.Typer()
 @commands.command()
 def run(
     size: Annotated[str | None, typer.Argument(help="A named size (`teragpt sizes`).")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="A run's spec as JSON; `-` reads stdin.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="JSON: a run's spec, or the trainer's settings; `-` reads stdin.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="What to call the run, in any alphabet.")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", help="Machines.")] = None,
     gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of each node.")] = None,
@@ -43,7 +48,7 @@ def run(
     context: Context = None,
 ) -> None:
     """Create a run, and with --follow stay to its end."""
-    spec = spec_file(file) if file else {}
+    spec = read_spec(config) if config else {}
     given = {"size": size, "name": name}
     compute = {"nodes": nodes, "gpus_per_node": gpus, "processes_per_node": processes, "cpus_per_node": cpus}
     spec |= some(given)
@@ -51,7 +56,7 @@ def run(
         "compute": some(compute),
         "data": some({"uri": place(data)}),
         "checkpoint": some({"uri": place(checkpoint)}),
-        "train": {key: literal(key, value) for key, value in pairs("--set", settings)},
+        "train": train(settings),
         "labels": dict(pairs("--label", labels)),
     }.items():
         if values:
@@ -75,8 +80,9 @@ def created(client: Client, run: Run, *, follow: bool, json: bool) -> None:
     if follow:
         following.check(run)
     if not json:
-        on = "sample {} 'def main(' | teragpt export {} DIR" if follow else "logs -f {} | teragpt cancel {}"
-        print(f"next: teragpt {on.format(run['id'], run['id'])}")
+        name = following.called(run)
+        on = f"sample {name} 'def main(' | teragpt export {name} DIR"
+        print(f"next: teragpt {on if follow else f'logs -f {name} | teragpt cancel {name}'}")
 
 
 @commands.command()
@@ -123,12 +129,13 @@ def brief(run: Run) -> list[str]:
 def show(
     run: RunName,
     manifest: Annotated[bool, typer.Option("--manifest", help="The object given to the cluster instead.")] = False,
+    everything: All = False,
     follow: Follow = False,
     json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
-    """Show a run, its settings, attempts and events."""
+    """Show a run, its attempts and its events."""
     with connect(url, context) as client:
         found = find(client, run)
         if manifest:
@@ -139,13 +146,42 @@ def show(
         if json:
             output.json(found)
             return
-        output.details({name: value for name, value in found.items() if name not in {"spec", "links"}})
+        output.details(shown(found, everything=everything))
         attempts, events = client.attempts(found["id"]), client.events(found["id"])
     print()
-    columns = ["attempt", "phase", "reason", "exit_code", "rank", "started_at", "finished_at"]
-    output.table(columns, [[each.get(column) for column in columns] for each in attempts])
+    columns = ["attempt", "phase", "reason", "exit_code", "rank"]
+    times = ["started_at", "finished_at"]
+    rows = [
+        [*(each.get(column) for column in columns), *(output.clock(cast("str | None", each.get(at))) for at in times)]
+        for each in attempts
+    ]
+    output.table([*columns, *times], rows)
     print()
-    output.table(["time", "event", "what"], [[each["time"], each["kind"], each["message"]] for each in events])
+    output.table(
+        ["time", "event", "what"], [[output.clock(each["time"]), each["kind"], each["message"]] for each in events]
+    )
+
+
+def shown(run: Run, *, everything: bool) -> dict[str, Any]:
+    """What `show` prints of a run: times and bytes as people read them, settings only where everything is wanted."""
+    ended, progress, resolved = run["phase"] in following.ENDED, run["progress"], run["resolved"]
+    plain = {name: value for name, value in run.items() if name not in {"spec", "links", "desired", "resolved"}}
+    if not ended and run["desired"] != "running":
+        plain["desired"] = run["desired"]
+    for name in ("created_at", "started_at", "finished_at"):
+        plain[name] = output.since(cast("str | None", run.get(name)))
+    if progress:
+        memory, seen = progress.get("memory_bytes"), progress.get("time")
+        plain["progress"] = {
+            "step": f"{progress['step']:,} of {progress['steps']:,}",
+            **{name: progress[name] for name in ("loss", "val_loss", "tokens_per_s")},
+            "time_left": None if ended or progress["eta_s"] is None else output.duration(progress["eta_s"]),
+            "memory": None if memory is None else output.size(memory),
+            "as_of": None if seen is None else output.since(datetime.fromtimestamp(seen, UTC).isoformat()),
+        }
+    layout = ("nodes", "processes_per_node", "gpus_per_node", "cpus_per_node", "parameters", "tokens")
+    kept = resolved if everything else {name: resolved[name] for name in layout}
+    return {**plain, "resolved": kept, **({"train": run["spec"].get("train")} if not everything else {})}
 
 
 @commands.command()
@@ -179,16 +215,55 @@ def cancel(
     context: Context = None,
 ) -> None:
     """Stop runs; each writes a checkpoint first."""
+    ask(runs, "cancel", following.ENDED, url, context, follow=follow, json=json)
+
+
+@commands.command()
+def suspend(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or names.")],
+    follow: Follow = False,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Stop runs for now; each writes a checkpoint first."""
+    ask(runs, "suspend", following.ENDED | {"suspended"}, url, context, follow=follow, json=json)
+
+
+@commands.command()
+def resume(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or names.")],
+    follow: Follow = False,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Let suspended runs go on."""
+    ask(runs, "resume", following.ENDED, url, context, follow=follow, json=json)
+
+
+def ask(
+    runs: list[str],
+    action: Literal["cancel", "suspend", "resume"],
+    until: frozenset[str],
+    url: str | None,
+    context: str | None,
+    *,
+    follow: bool,
+    json: bool,
+) -> None:
+    """Ask for something of runs, and with `follow` wait until each is in one of the phases `until`."""
     with connect(url, context) as client:
-        found = [find(client, each)["id"] for each in runs]  # all of them, before any is stopped
-        asked = [client.cancel(each) for each in found]
+        found = [find(client, each) for each in runs]  # all of them, before any is asked
+        ended = {each["id"] for each in found if each["phase"] in following.ENDED}
+        asked = [getattr(client, action)(each["id"]) for each in found]
         if follow:
-            asked = [following.wait(client, each["id"]) for each in asked]
+            asked = [following.wait(client, each["id"], until=until) for each in asked]
     if json:
         output.json(asked)
     else:
         for each in asked:
-            print(f"{each['id']} {each['phase']}")
+            print(f"{each['id']} {'had ended before: ' if each['id'] in ended else ''}{each['phase']}")
 
 
 @commands.command()
@@ -213,15 +288,37 @@ def find(client: Client, run: str) -> Run:
     return named
 
 
-def spec_file(path: Path) -> dict[str, Any]:
-    """A run's spec from a JSON file. Raises CliError that names it."""
+def read_spec(path: Path) -> dict[str, Any]:
+    """A run's spec from a JSON file, which holds one, or what the trainer's own `--config` takes. Raises CliError."""
     try:
         spec = decoding.loads(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CliError(f"--file: {path} is no readable JSON ({error})", Code.BAD_INPUT) from None
+        raise CliError(f"--config: {path} is no readable JSON ({error})", Code.BAD_INPUT) from None
     if not isinstance(spec, dict):
-        raise CliError(f"--file: {path} holds a {type(spec).__name__}; allowed: an object", Code.BAD_INPUT)
-    return spec
+        raise CliError(f"--config: {path} holds a {type(spec).__name__}; allowed: an object", Code.BAD_INPUT)
+    return of_settings(spec) if is_settings(spec) else spec
+
+
+def is_settings(spec: dict[str, Any]) -> bool:
+    """Whether an object holds settings of the trainer rather than the sections of a run's spec."""
+    from teragpt.config import FIELDS
+
+    return spec.keys() <= FIELDS.keys() and not isinstance(spec.get("data"), dict)
+
+
+def of_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a run with these settings of the trainer."""
+    train = dict(settings)
+    size, data, out = (train.pop(name, None) for name in ("size", "data", "out"))
+    places = {"data": some({"uri": place(data or None)}), "checkpoint": some({"uri": place(out or None)})}
+    return {**some({"size": size}), **{name: at for name, at in places.items() if at}, "train": train}
+
+
+def train(settings: list[str] | None) -> dict[str, object]:
+    """The trainer's settings of `--set`; folders and files that are here are named as seen from anywhere."""
+    given = {key: literal(key, value) for key, value in pairs("--set", settings)}
+    here = {key: place(str(given[key])) for key in PLACES & given.keys() if Path(str(given[key])).exists()}
+    return {**given, **here}
 
 
 def place(where: str | None) -> str | None:

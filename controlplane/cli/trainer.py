@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from controlplane.cli import output
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code, missing_extra
+from controlplane.cli.follow import ENDED, called
 from controlplane.cli.options import Context, RunFolder, Url
 from controlplane.cli.runs import find
+from controlplane.runfolder import last_checkpoint
 
 commands = typer.Typer()
 
@@ -37,8 +42,9 @@ def sample(
     with trainer("sample"):
         from teragpt.sample import stream
 
-        sys.stdout.write(prompt)
-        for piece in stream(where, prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed):
+        text = stream(where, prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        first = next(text, "")  # what is wrong is said before anything is written
+        for piece in chain((prompt, first), text):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -59,31 +65,55 @@ def export(
         print(write(where, out))
 
 
-@commands.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-def prepare(context: typer.Context) -> None:
+@commands.command()
+def prepare(
+    sources: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Text files, folders, glob patterns.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The dataset's folder, which must not exist yet.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="A hub's name, a folder or a tokenizer.json.")],
+    validation: Annotated[
+        float, typer.Option("--validation", min=0, max=1, help="Share of documents that is held out.")
+    ] = 0.01,
+) -> None:
     """Turn text files and folders into a dataset."""
     with trainer("prepare"):
-        from teragpt.prepare import main
+        from teragpt.prepare import prepare as make
+        from teragpt.tokenizer import Tokenizer
 
-        raise typer.Exit(main(context.args))
+        made = make(sources, out, Tokenizer(tokenizer), validation=validation)
+    for name, split in made.splits.items():
+        held = (output.count(split.documents, "document"), output.count(split.tokens, "token"))
+        print(f"{name}: {', '.join(held)}, {output.count(len(split.shards), 'shard')}")
+    print(f"next: teragpt run SIZE --data {shlex.quote(str(out))}")
 
 
-def folder(run: str, url: str | None, context: str | None) -> Path:
-    """The folder of a run on this machine: a path that exists, or what the control plane says of an id or a name."""
+def folder(run: str, url: str | None, context: str | None) -> Path | str:
+    """Where a trained model lies: a folder or an object store's URL, given, or found by a run's id or name.
+
+    Raises CliError where it is not here, and where it holds no checkpoint yet.
+    """
+    if "://" in run:
+        return run
     if Path(run, "config.json").is_file():
+        if last_checkpoint(Path(run)) is None:
+            raise CliError(f"{run} holds no checkpoint yet", next=f"teragpt sample {shlex.quote(run)} once it does")
         return Path(run)
     with connect(url, context) as client:
         found = find(client, run)
+    if "://" in found["folder"] and not found["folder"].startswith("pvc://"):
+        return found["folder"]
     where = Path(found["folder"])
-    if not where.is_dir():
+    if found["checkpoint_step"] is not None and not where.is_dir():
         raise CliError(
-            f"the folder of run {found['id']}, {where}, is not on this machine",
+            f"the folder of run {found['id']}, {found['folder']}, is not on this machine",
             Code.NOT_FOUND,
             next="it where the run's folder is",
         )
+    if last_checkpoint(where) is None:
+        progress, why = found["progress"], found["message"] or found["reason"]
+        at = f" at step {progress['step']:,} of {progress['steps']:,}" if progress else ""
+        now = f"it {'' if found['phase'] in ENDED else 'is '}{found['phase']}{at}{f' ({why})' if why else ''}"
+        sentence = f"run {found['id']} has no checkpoint{'' if found['phase'] in ENDED else ' yet'}: {now}"
+        raise CliError(" ".join(sentence.split()), next=f"teragpt show {called(found)}")
     return where
 
 

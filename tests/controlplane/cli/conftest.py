@@ -26,7 +26,7 @@ class Plane:
     home: Path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     home = tmp_path_factory.mktemp("home")
     command = [sys.executable, "-m", "controlplane.cli", "up", "--home", str(home), "--port", "0"]
@@ -69,7 +69,7 @@ class Teragpt:
         return err if code else out
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(plane: Plane) -> str:
     """The id of a run of two steps that has succeeded."""
     command = [sys.executable, "-m", "controlplane.cli", "run", "tiny", "--name", "first", "--json", "--follow"]

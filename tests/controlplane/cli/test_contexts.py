@@ -52,6 +52,32 @@ def test_the_context_in_use_wins_over_this_machine_and_a_named_one_over_both(hom
     assert bearer() == ("http://127.0.0.1:4321", None)
 
 
+def test_options_win_over_the_environment_and_that_over_the_context_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lab", "cloud"):
+        main(["context", "add", name, "--url", f"https://{name}"])
+    monkeypatch.setenv("TERAGPT_CONTEXT", "lab")
+    assert bearer() == ("https://lab", None)
+    monkeypatch.setenv("TERAGPT_URL", "http://elsewhere")
+    assert bearer() == ("http://elsewhere", None)
+    assert bearer(context="cloud") == ("https://cloud", None)
+    assert bearer(url="http://here") == ("http://here", None)
+
+
+@pytest.mark.parametrize("url", ["ftp://lab", "lab", "https://", "http://[::1", "http://lab:99999", ""])
+def test_a_context_has_an_address_that_can_be_called(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["context", "add", "lab", "--url", url]) == 2
+    assert capsys.readouterr().err == f"error: --url: got {url!r}; allowed: http://… or https://…\n"
+    assert not Contexts.path().exists()
+
+
+def test_an_address_of_the_environment_is_named_as_such(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERAGPT_URL", "lab:8000")
+    assert main(["runs"]) == 2
+    assert capsys.readouterr().err.startswith("error: TERAGPT_URL: got 'lab:8000'; allowed: ")
+
+
 def test_a_token_in_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     main(["context", "add", "lab", "--url", "https://lab", "--token", "t1"])
     monkeypatch.setenv("TERAGPT_TOKEN", "t2")

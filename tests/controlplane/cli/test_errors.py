@@ -21,6 +21,11 @@ from teragpt.config import ConfigError, Problem
             Code.BAD_INPUT,
             "body: no object; /a: b; try: teragpt run --help",
         ),
+        (
+            {"status": 404, "errors": [{"pointer": "?rank", "detail": "got 7; allowed: 0 to 1"}]},
+            Code.NOT_FOUND,
+            "?rank: got 7; allowed: 0 to 1; try: teragpt show RUN",
+        ),
         ({"status": 409, "detail": "the name is taken"}, Code.REFUSED, "the name is taken; try: teragpt runs"),
         (
             {"status": 401, "detail": "a token is needed"},
@@ -36,6 +41,10 @@ def test_a_refusal_is_one_line_with_a_code_and_what_to_try(
     error = from_client(ApiError(problem))
     assert error is not None
     assert (error.code, str(error)) == (code, sentence)
+
+
+def test_a_question_is_followed_by_what_to_try() -> None:
+    assert str(CliError("did you mean this?", next="that")) == "did you mean this? try: that"
 
 
 def test_silence_names_the_address() -> None:

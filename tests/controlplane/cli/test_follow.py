@@ -17,7 +17,15 @@ PROGRESS = {"step": 20, "steps": 256, "loss": 5.125, "val_loss": 5.0, "tokens_pe
 
 
 def run(**more: object) -> Run:
-    plain = {"id": "run_1", "phase": "running", "reason": None, "message": None, "attempt": 1, "progress": None}
+    plain = {
+        "id": "run_1",
+        "spec": {"size": "tiny"},
+        "phase": "running",
+        "reason": None,
+        "message": None,
+        "attempt": 1,
+        "progress": None,
+    }
     return cast("Run", {**plain, **more})
 
 
@@ -90,6 +98,13 @@ def test_a_run_that_did_not_end_well_is_exit_code_5(ended: Run, sentence: str) -
         follow.check(ended)
     assert caught.value.code == Code.RUN_FAILED
     assert str(caught.value) == f"{sentence}; try: teragpt logs run_1"
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [(None, "run_1"), ("first", "first"), ("Erster Lauf", "'Erster Lauf'"), ("-f", "run_1")]
+)
+def test_a_run_is_called_by_the_name_that_its_user_gave(name: str | None, called: str) -> None:
+    assert follow.called(run(name="tiny-1", spec={"size": "tiny", **({"name": name} if name else {})})) == called
 
 
 def test_a_run_that_ended_well_is_no_error() -> None:

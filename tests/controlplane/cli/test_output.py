@@ -15,6 +15,28 @@ def test_durations_read_like_clocks(seconds: float | None, written: str) -> None
     assert output.duration(seconds) == written
 
 
+@pytest.mark.parametrize(
+    ("number", "written"), [(0, "0 B"), (999, "999 B"), (1625051136, "1.63 GB"), (999_999, "1 MB"), (3e18, "3e+03 PB")]
+)
+def test_bytes_are_short(number: float, written: str) -> None:
+    assert output.size(number) == written
+
+
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(0, "0 ranks"), (1, "1 rank"), (2, "2 ranks"), (0.5, "0.5 ranks"), (1234567, "1,234,567 ranks")],
+)
+def test_one_thing_is_not_many(number: float, written: str) -> None:
+    assert output.count(number, "rank") == written
+
+
+def test_moments_are_shown_to_the_second() -> None:
+    assert output.clock("2026-11-24T12:00:00.25+02:00") == "2026-11-24 10:00:00"
+    assert output.clock(None) == "-"
+    assert output.since(None) is None
+    assert str(output.since("2026-11-24T10:00:00Z")).startswith("2026-11-24 10:00:00 UTC, ")
+
+
 def test_age_is_the_time_since() -> None:
     assert output.age("2026-11-24T10:00:00Z", datetime(2026, 11, 24, 10, 2, 5, tzinfo=UTC)) == "2:05"
     assert output.age(None) == "-"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.cli.runs import pairs, place
+from controlplane.cli import output
+from controlplane.cli.runs import pairs, place, train
 
 from .conftest import Teragpt
 
@@ -29,9 +30,16 @@ def test_runs_are_listed_with_their_progress(teragpt: Teragpt, finished: str) ->
 
 def test_a_finished_run_is_found_by_its_name(teragpt: Teragpt, finished: str) -> None:
     printed = teragpt("show", "first")
-    assert finished in printed
-    assert "resolved.config.learning_rate" in printed
+    rows = dict(line.split(None, 1) for line in printed.split("\n\n")[0].splitlines())
+    assert rows["id"].strip() == finished
+    assert rows["progress.step"].strip() == "2 of 2"
+    assert rows["progress.memory"].strip().endswith(" MB")
+    assert rows["train.steps"].strip() == "2"
+    assert rows["finished_at"].strip().endswith(" ago")
+    assert "desired" not in rows  # it has ended
     assert "succeeded" in printed
+    assert "resolved.config.learning_rate" not in printed
+    assert "resolved.config.learning_rate" in teragpt("show", "first", "--all")
 
 
 def test_the_manifest_is_shown(teragpt: Teragpt, finished: str) -> None:
@@ -49,12 +57,18 @@ def test_following_a_run_that_has_ended_returns_at_once(teragpt: Teragpt, finish
     assert teragpt("show", finished, "--follow").startswith("succeeded | step 2/2")
 
 
-def test_a_run_is_cancelled_and_retried(teragpt: Teragpt) -> None:
+def test_a_run_is_suspended_resumed_cancelled_and_retried(teragpt: Teragpt) -> None:
     made = teragpt("run", "tiny", "--name", "long", "--processes", "1", "--set", "steps=5000")
     assert made.startswith("long is run_")
     run = made.split()[2].rstrip(",")
-    assert f"next: teragpt logs -f {run}" in made
+    assert "next: teragpt logs -f long | teragpt cancel long" in made
+    assert "allowed: 0, the only rank" in teragpt("logs", "long", "--rank", "7", code=4)
+    assert teragpt("suspend", "long", "--follow") == f"{run} suspended\n"
+    assert json.loads(teragpt("show", "long", "--json"))["desired"] == "suspended"
+    assert teragpt("resume", "long").startswith(f"{run} ")
     assert teragpt("cancel", "long", "--follow") == f"{run} cancelled\n"
+    assert teragpt("suspend", "long", code=1).startswith("error: ")
+    assert teragpt("cancel", "long") == f"{run} had ended before: cancelled\n"
     assert json.loads(teragpt("cancel", run, "--json"))[0]["phase"] == "cancelled"
     again = json.loads(teragpt("retry", run, "--json"))
     assert again["retry_of"] == run
@@ -68,7 +82,7 @@ def test_a_followed_run_that_fails_is_exit_code_5_with_the_command_that_tells_wh
 ) -> None:
     spec = {"size": "tiny", "limits": {"max_restarts": 0}, "train": {"loader": "json:loads"}}  # no dataset's loader
     (tmp_path / "spec.json").write_text(json.dumps(spec), "utf-8")
-    error = teragpt("run", "--file", str(tmp_path / "spec.json"), "--processes", "1", "--follow", code=5)
+    error = teragpt("run", "--config", str(tmp_path / "spec.json"), "--processes", "1", "--follow", code=5)
     assert " failed: " in error
     assert "; try: teragpt logs run_" in error
 
@@ -87,27 +101,48 @@ def test_a_spec_comes_from_a_file_or_stdin_and_options_win_over_it(
     spec = {"size": "124m", "train": {"steps": 7, "seed": 3}, "compute": {"processes_per_node": 1}}
     file = tmp_path / "spec.json"
     file.write_text(json.dumps(spec), "utf-8")
-    shown = json.loads(teragpt("run", "tiny", "--file", str(file), "--set", "steps=9", "--preview", "--json"))
+    shown = json.loads(teragpt("run", "tiny", "--config", str(file), "--set", "steps=9", "--preview", "--json"))
     config = shown["plan"]["resolved"]["config"]
     assert (config["size"], config["steps"], config["seed"]) == ("tiny", 9, 3)
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(spec)))
-    shown = json.loads(teragpt("run", "--file", "-", "--preview", "--json"))
+    shown = json.loads(teragpt("run", "--config", "-", "--preview", "--json"))
     assert shown["plan"]["resolved"]["config"]["steps"] == 7
+
+
+def test_a_spec_may_come_as_the_trainers_settings(teragpt: Teragpt, tmp_path: Path) -> None:
+    settings = {"size": "111m", "steps": 7, "seed": 3, "out": str(tmp_path / "run"), "data": "", "checkpoint_every": 2}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(settings), "utf-8")
+    shown = json.loads(teragpt("run", "--config", str(file), "--processes", "1", "--preview", "--json"))
+    config = shown["plan"]["resolved"]["config"]
+    assert {name: config[name] for name in settings} == settings
+
+
+def test_settings_that_name_what_is_here_are_seen_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exported").mkdir()
+    assert train(["tokenizer=exported", "start-from=nowhere"]) == {
+        "tokenizer": str(tmp_path / "exported"),
+        "start_from": "nowhere",
+    }
+    assert train(["tokenizer=gpt2", "steps=3"]) == {"tokenizer": "gpt2", "steps": 3}
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["run", "5g"], "/size: got '5g'; allowed: tiny, 111m"),
-        (["run", "tiny", "--set", "steps=-1"], "/train/steps: "),
-        (["run", "tiny", "--set", "stepz=1"], "/train/stepz: "),
+        (["run", "tiny", "--set", "steps=-1"], "/train/steps: got -1; allowed: a whole number from 1"),
+        (["run", "tiny", "--set", "stepz=1"], "/train/stepz: there is no such setting; did you mean steps? try: "),
         (["run", "tiny", "--nodes", "0"], "/compute/nodes: "),
         (
             ["run", "tiny", "--set", "model=no_such:Model"],
             "/train/model: got 'no_such:Model'; allowed: module:attribute",
         ),
         (["run", "tiny", "--set", "steps"], "--set: got 'steps'; allowed: key=value"),
-        (["run", "--file", "no-such.json"], "--file: no-such.json is no readable JSON"),
+        (["run", "--config", "no-such.json"], "--config: no-such.json is no readable JSON"),
         (["plan", "5g"], "/size: got '5g'"),
     ],
 )
@@ -119,10 +154,10 @@ def test_bad_input_is_one_line_that_names_the_field(teragpt: Teragpt, arguments:
 
 def test_a_spec_that_is_no_object_is_refused(teragpt: Teragpt, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text("[]", "utf-8")
-    assert "holds a list; allowed: an object" in teragpt("run", "--file", str(tmp_path / "spec.json"), code=2)
+    assert "holds a list; allowed: an object" in teragpt("run", "--config", str(tmp_path / "spec.json"), code=2)
 
 
-@pytest.mark.parametrize("command", ["show", "logs", "cancel", "retry", "sample"])
+@pytest.mark.parametrize("command", ["show", "logs", "cancel", "suspend", "resume", "retry", "sample"])
 def test_an_unknown_run_is_exit_code_4(teragpt: Teragpt, command: str) -> None:
     error = teragpt(command, "no-such-run", code=4)
     assert error == "error: no run has the id or the name 'no-such-run'; try: teragpt runs\n"
@@ -133,9 +168,17 @@ def test_sizes_are_listed(teragpt: Teragpt) -> None:
 
 
 def test_a_plan_says_what_a_size_takes(teragpt: Teragpt) -> None:
-    plan = json.loads(teragpt("plan", "124m", "--processes", "2", "--set", "seed=1", "--json"))
-    assert plan
-    assert "parameters" in teragpt("plan", "124m", "--processes", "2")
+    arguments = ["plan", "124m", "--processes", "2", "--set", "seed=1", "--set", "num_tokens=50304"]
+    plan = json.loads(teragpt(*arguments, "--json"))
+    printed = teragpt(*arguments)
+    rows = dict(line.split("  ", 1) for line in printed.splitlines())
+    parameters = plan["resolved"]["parameters"]
+    assert rows["parameters"].strip() == f"{parameters:,} with a vocabulary of 50,304"
+    assert rows["state"].strip().startswith(f"{output.size(16 * parameters / 2)} on the fullest rank: parameters ")
+    assert rows["layout"].strip().startswith("1 node of 2 ranks: ")
+    assert "learning_rate" not in printed
+    assert "learning_rate" in teragpt(*arguments, "--all")
+    assert "needs" in dict(line.split("  ", 1) for line in teragpt("plan", "175b").splitlines())["fits"]
 
 
 def test_setting_names_may_be_written_with_dashes() -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from controlplane.cli import main
+
 from .conftest import Teragpt
 
 
@@ -31,6 +33,30 @@ def test_a_number_out_of_range_is_bad_input(teragpt: Teragpt, finished: str) -> 
     assert teragpt("sample", finished, "x", "--top-p", "0", code=2).startswith("error: top_p: got 0")
 
 
+def test_what_is_wrong_is_said_before_anything_is_written(teragpt: Teragpt, finished: str) -> None:
+    teragpt.capsys.readouterr()
+    assert main(["sample", finished, "def main(", "--top-p", "0"]) == 2
+    assert teragpt.capsys.readouterr().out == ""
+
+
+def test_a_run_without_a_checkpoint_says_so_and_what_it_does(teragpt: Teragpt) -> None:
+    made = teragpt("run", "tiny", "--name", "idle", "--processes", "1", "--set", "steps=5000")
+    run = made.split()[2].rstrip(",")
+    try:
+        for command in (["sample", "idle"], ["export", "idle", "nowhere"]):
+            error = teragpt(*command, code=1)
+            assert error.startswith(f"error: run {run} has no checkpoint yet: it is ")
+            assert error.endswith("; try: teragpt show idle\n")
+            assert error.count("\n") == 1
+    finally:
+        teragpt("cancel", "idle")
+
+
+def test_a_folder_without_a_checkpoint_says_so(teragpt: Teragpt, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    assert teragpt("sample", str(tmp_path), code=1).startswith(f"error: {tmp_path} holds no checkpoint yet")
+
+
 def test_a_run_whose_folder_is_elsewhere_says_so(teragpt: Teragpt, finished: str) -> None:
     folder = folder_of(teragpt, finished)
     away = folder.with_name("away")
@@ -49,7 +75,10 @@ def test_prepare_makes_a_dataset(teragpt: Teragpt, finished: str, tmp_path: Path
         (text / f"{number}.txt").write_text(f"the cat number {number} sat on the mat\n" * 50, "utf-8")
     tokenizer = str(folder_of(teragpt, finished) / "tokenizer")
     out = tmp_path / "dataset"
-    assert "train: " in teragpt("prepare", str(text), "--out", str(out), "--tokenizer", tokenizer)
+    printed = teragpt("prepare", str(text), "--out", str(out), "--tokenizer", tokenizer).splitlines()
+    assert printed[0].startswith("train: ")
+    assert printed[0].endswith(", 1 shard")
+    assert printed[-1] == f"next: teragpt run SIZE --data {out}"
     assert (out / "dataset.json").is_file()
     error = teragpt("prepare", str(tmp_path / "none"), "--out", str(tmp_path / "d"), "--tokenizer", tokenizer, code=2)
     assert error.startswith("error: ")
@@ -57,6 +86,9 @@ def test_prepare_makes_a_dataset(teragpt: Teragpt, finished: str, tmp_path: Path
 
 def test_without_the_train_extra_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}", "utf-8")
+    checkpoint = tmp_path / "checkpoints/step-00000002-attempt-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "meta.json").write_text("{}", "utf-8")
     script = f"""
 import sys
 sys.modules["torch"] = None
