@@ -61,7 +61,8 @@ class Traits:
     Its objects live in `namespace`. `kinds` can be made, the best one first; `reasons` says of each kind why it can or
     cannot. `shared_folders`: a path means the same to the control plane and to pods, so that storage is folders;
     elsewhere it is claims and object stores. `audience`: of the service-account tokens by which pods prove who they
-    are (`Cluster.authenticate`); without one, each attempt has a secret of its own.
+    are (`Cluster.authenticate`); without one, each attempt has a secret of its own. `gang`: an object's pods start
+    together or not at all; where they do not, objects of several pods are made one at a time.
     """
 
     namespace: str = "default"
@@ -69,6 +70,7 @@ class Traits:
     reasons: Mapping[Kind, str] = field(default_factory=dict[Kind, str])
     shared_folders: bool = True
     audience: str | None = None
+    gang: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class ObservedPod:
     `reason` and `message` say why it is Pending ("Queued", "needs 4 cpus, 2 free") or how it ended ("Error", "Lost",
     "StartError"). `exit_code` is the container's (128 + n for a signal n, which `signal` names, as "SIGKILL"); both are
     None while it lives, and when it was lost. `termination` is its termination message where that is a JSON object;
-    any other text stands in `message`.
+    any other text stands in `message`. `node`: the machine that it was placed on, where the cluster has several.
     """
 
     name: str
@@ -130,6 +132,7 @@ class ObservedPod:
     termination: dict[str, Any] | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    node: str | None = None
 
 
 @dataclass(frozen=True)

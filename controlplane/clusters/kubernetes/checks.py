@@ -1,0 +1,140 @@
+"""Everything that runs need of a cluster, looked at one by one, with what mends it. It raises nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from controlplane.clusters.base import Check, Kind, Unavailable
+from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
+from controlplane.clusters.kubernetes.discovery import discover, may
+from controlplane.clusters.kubernetes.nodes import GPUS, Nodes
+from controlplane.clusters.kubernetes.resources import (
+    ATTEMPTS,
+    CLAIMS,
+    DEPLOYMENTS,
+    EVENTS,
+    NODES,
+    PODS,
+    SERVICES,
+    STORAGE_CLASSES,
+    TOKEN_REVIEWS,
+    Resource,
+)
+
+OPERATORS: dict[Kind, str] = {"PyTorchJob": "training-operator", "TrainJob": "kubeflow-trainer-controller-manager"}
+NEEDED: tuple[tuple[str, Resource, str, str], ...] = (
+    ("list", PODS, "", "see how runs go"),
+    ("watch", PODS, "", "see how runs go"),
+    ("get", PODS, "log", "keep what they write"),
+    ("list", EVENTS, "", "say why a run waits"),
+    ("get", CLAIMS, "", "check a run's storage"),
+)
+
+
+def look(connection: Connection, wanted: str) -> list[Check]:
+    """All checks; where the server does not answer, that one alone."""
+    server = _guarded("api server", partial(_server, connection))
+    if not all(check.ok for check in server):
+        return server
+    found = list(server)
+    for name, look_at in (
+        ("kinds", partial(_kinds, connection, wanted)),
+        ("permissions", partial(_permissions, connection, wanted)),
+        ("operators", partial(_operators, connection)),
+        ("storage", partial(_storage, connection)),
+        ("nodes", partial(_nodes, connection)),
+    ):
+        found += _guarded(name, look_at)
+    return found
+
+
+def _guarded(name: str, look_at: Callable[[], Iterator[Check]]) -> list[Check]:
+    try:
+        return list(look_at())
+    except (Trouble, Refused, Unavailable) as error:
+        return [Check(name, ok=False, detail=str(error), mend="See that the API server answers, and look again.")]
+
+
+def _server(connection: Connection) -> Iterator[Check]:
+    name = "api server"
+    try:
+        version = connection.call("GET", "/version")
+    except Trouble as error:
+        mend = "Check the address in the kubeconfig and that the API server can be reached from here."
+        yield Check(name, ok=False, detail=str(error), mend=mend)
+    except Refused as error:
+        mend = "Give the control plane a kubeconfig or a service account that the API server knows."
+        yield Check(name, ok=False, detail=str(error), mend=mend)
+    else:
+        yield Check(name, ok=True, detail=f"{connection.host}, Kubernetes {version.get('gitVersion')}")
+
+
+def _kinds(connection: Connection, wanted: str) -> Iterator[Check]:
+    kinds = discover(connection, wanted)
+    for kind in ATTEMPTS:
+        needed = kind == wanted or (kind == "Job" and not kinds.watchable)
+        ok = kind in kinds.watchable
+        mend = "" if ok else f"Install what serves {ATTEMPTS[kind].api_version}, or let TERAGPT_KIND be another kind."
+        yield Check(f"kind {kind}", ok=ok or not needed, detail=kinds.reasons[kind], mend=mend if needed else "")
+
+
+def _permissions(connection: Connection, wanted: str) -> Iterator[Check]:
+    needed = list(NEEDED)
+    if wanted in ("auto", "Job"):
+        needed += [(verb, SERVICES, "", "name the nodes of a Job") for verb in ("get", "create")]
+    for verb, resource, sub, purpose in needed:
+        allowed = may(connection, verb, resource, sub=sub)
+        what = f"{verb} {resource.plural}{f'/{sub}' if sub else ''}"
+        mend = "" if allowed else f"Add `{what}` to the control plane's Role in {connection.namespace}."
+        yield Check(f"may {what}", ok=allowed, detail=f"to {purpose}", mend=mend)
+    allowed = may(connection, "create", TOKEN_REVIEWS, everywhere=True)
+    mend = "" if allowed else "Bind the control plane's account to the ClusterRole system:auth-delegator."
+    yield Check("may create tokenreviews", ok=allowed, detail="to know the pods that report metrics", mend=mend)
+
+
+def _operators(connection: Connection) -> Iterator[Check]:
+    """Whether what turns objects into pods runs, where deployments may be listed."""
+    kinds = discover(connection, "auto").watchable
+    for kind, deployment in OPERATORS.items():
+        if kind not in kinds or not may(connection, "list", DEPLOYMENTS, everywhere=True):
+            continue
+        selector = {"fieldSelector": f"metadata.name={deployment}"}
+        found = connection.call("GET", DEPLOYMENTS.path(), query=selector).get("items") or []
+        ready = sum(int((one.get("status") or {}).get("readyReplicas") or 0) for one in found)
+        detail = f"{deployment}: {ready} ready" if found else f"there is no deployment {deployment}"
+        mend = "" if ready else f"Start it: without it a {kind} gets no pods (kubectl get deployments -A)."
+        yield Check(f"operator of {kind}", ok=ready > 0, detail=detail, mend=mend)
+
+
+def _storage(connection: Connection) -> Iterator[Check]:
+    namespace = connection.namespace
+    if may(connection, "list", CLAIMS):
+        claims = connection.call("GET", CLAIMS.path(namespace)).get("items") or []
+        bound = [one for one in claims if (one.get("status") or {}).get("phase") == "Bound"]
+        shared = [one["metadata"]["name"] for one in bound if "ReadWriteMany" in one["spec"].get("accessModes", ())]
+        detail = f"{len(bound)} of {len(claims)} claims bound; for several nodes: {', '.join(shared) or 'none'}"
+        mend = "" if bound else "Make a claim (ReadWriteMany for several nodes), or use an object store."
+        yield Check("claims", ok=True, detail=detail, mend=mend)
+    if may(connection, "list", STORAGE_CLASSES, everywhere=True):
+        classes = [one["metadata"]["name"] for one in connection.call("GET", STORAGE_CLASSES.path()).get("items") or ()]
+        mend = "" if classes else "Install a provisioner, or bind claims to volumes by hand."
+        yield Check("storage classes", ok=bool(classes), detail=", ".join(classes) or "none", mend=mend)
+
+
+def _nodes(connection: Connection) -> Iterator[Check]:
+    room = Nodes(connection).room() if may(connection, "list", NODES, everywhere=True) else None
+    if room is None:
+        mend = "Allow `list nodes` for the control plane, to be told what would fit."
+        yield Check("nodes", ok=True, detail="they may not be listed: capacity is unknown", mend=mend)
+        return
+    usable = [node for node in room.nodes if node.usable]
+    detail = f"{len(usable)} of {len(room.nodes)} take pods"
+    mend = "" if usable else "See `kubectl get nodes` for why none is ready."
+    yield Check("nodes", ok=bool(usable), detail=detail, mend=mend)
+    have = {name: sum(int(node.has.get(name, 0)) for node in usable) for name in GPUS}
+    types = sorted({node.gpu_type for node in usable if node.gpu_type})
+    told = ", ".join(f"{count} {name}" for name, count in have.items() if count) or "none"
+    unlabelled = any(have.values()) and not types
+    mend = "Run GPU feature discovery, so that nodes are labelled with their GPU's type." if unlabelled else ""
+    yield Check("gpus", ok=not unlabelled, detail=f"{told}; types: {', '.join(types) or 'unknown'}", mend=mend)

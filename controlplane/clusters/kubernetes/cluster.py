@@ -1,0 +1,301 @@
+"""A Kubernetes cluster as the control plane knows it: objects, their pods, their logs.
+
+It only puts the parts together. What stands in the cluster is the truth; what is kept on disk is the archive of logs,
+and beside it which objects were made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from controlplane.clusters.base import (
+    Caller,
+    Capacity,
+    Check,
+    Kind,
+    Manifest,
+    ObservedJob,
+    Refusal,
+    Rejected,
+    Traits,
+    Unavailable,
+)
+from controlplane.clusters.kubernetes import checks, discovery
+from controlplane.clusters.kubernetes.archive import read_log
+from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
+from controlplane.clusters.kubernetes.events import Events
+from controlplane.clusters.kubernetes.identity import Callers
+from controlplane.clusters.kubernetes.informer import Informer
+from controlplane.clusters.kubernetes.logs import Collector
+from controlplane.clusters.kubernetes.nodes import BLIND, Nodes
+from controlplane.clusters.kubernetes.observer import Observer, Sources
+from controlplane.clusters.kubernetes.records import ObjectRecord, PodRecord, read_object, read_pod
+from controlplane.clusters.kubernetes.resources import ATTEMPTS, CLAIMS, PODS
+from controlplane.clusters.kubernetes.submission import Submission
+from controlplane.render.models import MANAGED_BY
+
+log = logging.getLogger(__name__)
+NAME = re.compile(r"[a-z0-9][-a-z0-9.]*")
+OURS = {"labelSelector": f"{MANAGED_BY}=teragpt"}
+LOOK_AGAIN_S = 180.0  # at which kinds there are
+LOOK_SOON_S = 10.0  # while nothing is known
+KEEP_S = 1.0
+NODES_S = 60.0  # while something waits for room
+LOGS_S = 0.5  # how long a deletion waits for logs to be read, before it is put off
+LOGS_AT_MOST_S = 30.0
+
+
+class KubernetesCluster:
+    """`controlplane.clusters.base.Cluster` on a Kubernetes API server.
+
+    `kubeconfig` None: the pod's own account, else $KUBECONFIG or ~/.kube/config; `namespace` None: the one that goes
+    with it. Logs are archived under the folder `archive`. `audience` is that of the pods' tokens, `kind` "auto" or the
+    kind of object to prefer, `instance` the installation whose objects these are: others' in the namespace are left
+    alone. Raises Unavailable where there is no usable configuration; a server that does not answer is waited for.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        kubeconfig: Path | None,
+        namespace: str | None,
+        archive: Path,
+        audience: str = "teragpt",
+        kind: str = "auto",
+        instance: str,
+    ) -> None:
+        self._name, self._archive, self._audience, self._kind = name, archive, audience, kind
+        self._connection = Connection(kubeconfig, namespace)
+        self._namespace = self._connection.namespace
+        self._submission = Submission(self._connection, archive, instance)
+        self._callers = Callers(self._connection, audience)
+        self._collector = Collector(self._connection, archive)
+        self._nodes = Nodes(self._connection)
+        self._events = Events(self._connection, self._namespace, self._take_events)
+        sources = Sources(self._events.of, self._nodes.last, self._admission)
+        self._observer = Observer(sources, instance)
+        self._wakers: list[Callable[[], None]] = []
+        self._kinds = discovery.assumed(kind)
+        self._pods = Informer(self._connection, PODS.path(self._namespace), read_pod, self._take_pods, selectors=OURS)
+        self._objects: dict[Kind, Informer[ObjectRecord]] = {}
+        self._ended_since: dict[str, float] = {}
+        self._stopping = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="kubernetes", daemon=True)
+        self._pods.start()
+        self._events.informer.start()
+        self._keeper.start()
+
+    @property
+    def name(self) -> str:
+        """The cluster's name, as runs show it."""
+        return self._name
+
+    def traits(self) -> Traits:
+        """See `Cluster.traits`."""
+        return Traits(
+            namespace=self._namespace,
+            kinds=self._kinds.usable,
+            reasons=self._kinds.reasons,
+            shared_folders=False,
+            audience=self._audience,
+            gang=False,
+        )
+
+    def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
+        """See `Cluster.create`; there are no secrets here: pods prove who they are by a projected token."""
+        if secret:
+            raise Rejected([Refusal("secret", sorted(secret), "none on Kubernetes: pods have projected tokens")])
+        uid, raw = self._submission.create(manifest)
+        if raw is not None and (informer := self._objects.get(raw["kind"])) is not None:
+            informer.note(raw)
+        return uid
+
+    def dry_run(self, manifest: Manifest) -> None:
+        """See `Cluster.dry_run`."""
+        self._submission.dry_run(manifest)
+
+    def observe(self) -> list[ObservedJob]:
+        """See `Cluster.observe`. Raises Unavailable where what is known may not be what is there."""
+        self._check()
+        return self._observer.observe()
+
+    def delete(self, name: str, uid: str | None = None) -> None:
+        """See `Cluster.delete`. What its ended pods wrote is read first: until then it is Unavailable, for a while."""
+        self._check()
+        found = self._observer.object(name) or self._look_up(name)
+        if found is None or found.deleting or (uid is not None and found.uid != uid):
+            return
+        self._settle_logs(name)
+        self._submission.delete(found.kind, name, found.uid)
+
+    def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        """See `Cluster.logs`. A pod of a Job may be named without the five letters that Kubernetes added."""
+        if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
+            return b""
+        folder = self._archive / name
+        file = folder / f"{pod}.log"
+        if not file.exists():
+            file = min(folder.glob(f"{pod}-?????.log"), default=file)
+        return read_log(file, max(0, offset), max(0, limit))
+
+    def forget(self, name: str) -> None:
+        """See `Cluster.forget`."""
+        if NAME.fullmatch(name) and self._observer.object(name) is None:
+            self._submission.forget(name)
+            self._collector.forget(name)
+
+    def capacity(self) -> Capacity:
+        """See `Cluster.capacity`."""
+        room = self._nodes.room()
+        return room.capacity() if room is not None else BLIND
+
+    def access_modes(self, claim: str) -> frozenset[str] | None:
+        """See `Cluster.access_modes`."""
+        try:
+            found = self._connection.call("GET", CLAIMS.path(self._namespace, claim))
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise Unavailable(f"claim {claim}: {error}") from error
+        except Trouble as error:
+            raise Unavailable(str(error)) from error
+        return frozenset((found.get("spec") or {}).get("accessModes") or ())
+
+    def authenticate(self, token: str) -> Caller | None:
+        """See `Cluster.authenticate`."""
+        return self._callers.authenticate(token)
+
+    def checks(self) -> list[Check]:
+        """See `Cluster.checks`."""
+        return checks.look(self._connection, self._kind)
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """See `Cluster.watch`."""
+        self._wakers.append(wake)
+
+    def close(self) -> None:
+        """See `Cluster.close`."""
+        self._stopping.set()
+        for informer in self._objects.values():
+            informer.stop()
+        self._events.informer.stop()
+        self._pods.stop()
+        self._collector.close()
+        self._keeper.join(5.0)
+        self._connection.close()
+
+    def _check(self) -> None:
+        """Raises Unavailable unless everything is known."""
+        informers = dict(self._objects)
+        if not informers:
+            raise Unavailable(f"{self._connection.host} has not said yet which kinds of object it has")
+        self._pods.check()
+        for informer in informers.values():
+            informer.check()
+
+    def _admission(self, uid: str) -> str:
+        """What Kueue says of an object."""
+        del uid
+        return ""
+
+    def _look_up(self, name: str) -> ObjectRecord | None:
+        """An object that the watch does not show: one whose creation was not answered, perhaps. Raises Unavailable."""
+        for kind in list(self._objects):
+            try:
+                raw = self._connection.call("GET", ATTEMPTS[kind].path(self._namespace, name))
+            except Refused as error:
+                if error.status != 404:
+                    raise Unavailable(str(error)) from error
+            except Trouble as error:
+                raise Unavailable(str(error)) from error
+            else:
+                return read_object(kind, raw)
+        return None
+
+    def _settle_logs(self, name: str) -> None:
+        """Raises Unavailable while the log of a pod that has ended is still being read."""
+        ended = {pod.uid for pod in self._observer.pods_of(name) if pod.main and pod.main.what == "terminated"}
+        first = self._ended_since.setdefault(name, time.monotonic())
+        if not self._collector.settled(ended, LOGS_S) and time.monotonic() - first < LOGS_AT_MOST_S:
+            raise Unavailable(f"{name}: what its pods wrote last is still being read")
+        self._ended_since.pop(name, None)
+
+    # --- on the informers' threads and the keeper's -----------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Find out which kinds there are, again and again; look at the nodes while something waits for room."""
+        look_at = nodes_at = 0.0
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if now >= look_at:
+                found = discovery.look(self._connection, self._kind)
+                look_at = now + (LOOK_AGAIN_S if found else LOOK_SOON_S)
+                if found is not None:
+                    self._follow(found)
+            if now >= nodes_at and self._observer.lacks_room():
+                nodes_at = now + NODES_S
+                with contextlib.suppress(Unavailable):
+                    self._nodes.room()
+            self._stopping.wait(KEEP_S)
+
+    def _follow(self, found: discovery.Kinds) -> None:
+        """Watch the kinds that there are."""
+        if found.usable != self._kinds.usable:
+            log.info("cluster %s executes %s", self._name, ", ".join(found.usable) or "nothing")
+        there = {kind for kind in found.usable if kind in found.watchable}
+        for kind in there - self._objects.keys():
+            self._objects = {**self._objects, kind: self._informer(kind)}
+        for kind in self._objects.keys() - there:
+            self._objects[kind].stop()
+            gone = self._objects[kind].values()
+            self._objects = {other: informer for other, informer in self._objects.items() if other != kind}
+            for record in gone:
+                self._observer.take_object(record.name, None)
+        self._kinds = found
+
+    def _informer(self, kind: Kind) -> Informer[ObjectRecord]:
+        def changed(names: set[str]) -> None:
+            for name in names:
+                self._observer.take_object(name, informer.get(name))
+                for pod in self._observer.pods_of(name):
+                    self._keep_log(pod)
+            self._wake()
+
+        path = ATTEMPTS[kind].path(self._namespace)
+        informer = Informer(self._connection, path, partial(read_object, kind), changed, selectors=OURS)
+        informer.start()
+        return informer
+
+    def _take_pods(self, names: set[str]) -> None:
+        for name in names:
+            record = self._pods.get(name)
+            before = self._observer.take_pod(name, record)
+            if record is not None:
+                self._keep_log(record)
+            if before is not None and (record is None or record.uid != before.uid):
+                self._collector.gone(before.uid)
+        self._wake()
+
+    def _take_events(self, about: set[str]) -> None:
+        for name in about:
+            self._observer.take_event(name)
+        self._wake()
+
+    def _keep_log(self, pod: PodRecord) -> None:
+        """Have the pod's log read, once its container has started."""
+        owner = self._observer.owner_of(pod)
+        if owner is not None and pod.main is not None and pod.main.what in ("running", "terminated"):
+            ended = pod.main.what == "terminated"
+            self._collector.consider(owner.name, pod.name, pod.uid, pod.container, ended=ended)
+
+    def _wake(self) -> None:
+        for wake in self._wakers:
+            wake()

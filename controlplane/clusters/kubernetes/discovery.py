@@ -1,0 +1,101 @@
+"""Which kinds of attempt this cluster can execute, and why: asked of the API server now and then."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from controlplane.clusters.base import Kind
+from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
+from controlplane.clusters.kubernetes.resources import ACCESS_REVIEWS, ATTEMPTS, Resource
+
+log = logging.getLogger(__name__)
+NEEDED = ("create", "get", "list", "watch", "delete")
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What was found: kinds that can be made, the best one first, and of every kind why it can or cannot."""
+
+    usable: tuple[Kind, ...]
+    reasons: dict[Kind, str]
+    watchable: tuple[Kind, ...] = ()
+
+
+def assumed(wanted: str) -> Kinds:
+    """What to go by until the API server has answered for the first time."""
+    kind: Kind = next((kind for kind in ATTEMPTS if kind == wanted), "PyTorchJob")
+    return Kinds((kind,), {kind: "assumed: the API server has not been asked yet"})
+
+
+def discover(connection: Connection, wanted: str) -> Kinds:
+    """Ask which kinds there are and which of them we may use; `wanted` is "auto" or the one to prefer.
+
+    Raises Trouble and Refused where that could not be found out.
+    """
+    usable: list[Kind] = []
+    reasons: dict[Kind, str] = {}
+    for kind, resource in ATTEMPTS.items():
+        lacking = missing(connection, resource)
+        if not lacking:
+            usable.append(kind)
+        reasons[kind] = lacking or f"{resource.api_version} is served here, and the control plane may use it"
+    return _ordered(usable, reasons, wanted)
+
+
+def missing(connection: Connection, resource: Resource) -> str:
+    """Why a kind cannot be used; empty where it can. Raises Trouble and Refused."""
+    if not served(connection, resource):
+        return f"this cluster does not serve {resource.api_version} {resource.kind}"
+    refused = [verb for verb in NEEDED if not may(connection, verb, resource)]
+    if refused:
+        return f"the control plane may not {', '.join(refused)} {resource.plural} in {connection.namespace}"
+    return ""
+
+
+def served(connection: Connection, resource: Resource) -> bool:
+    """Whether the API server has the resource. Raises Trouble and Refused."""
+    try:
+        found = connection.call("GET", resource.api)
+    except Refused as error:
+        if error.status == 404:
+            return False
+        raise
+    return any(entry["name"] == resource.plural for entry in found.get("resources") or ())
+
+
+def may(connection: Connection, verb: str, resource: Resource, *, sub: str = "", everywhere: bool = False) -> bool:
+    """Whether we are allowed to. Raises Trouble and Refused."""
+    attributes = {
+        "verb": verb,
+        "group": resource.group,
+        "resource": resource.plural,
+        "subresource": sub,
+        "namespace": "" if everywhere else connection.namespace,
+    }
+    review = {
+        "apiVersion": ACCESS_REVIEWS.api_version,
+        "kind": ACCESS_REVIEWS.kind,
+        "spec": {"resourceAttributes": attributes},
+    }
+    answer = connection.call("POST", ACCESS_REVIEWS.path(), review)
+    return bool((answer.get("status") or {}).get("allowed"))
+
+
+def _ordered(usable: list[Kind], reasons: dict[Kind, str], wanted: str) -> Kinds:
+    """The wanted kind comes first, whether it can be made or not: a run must not quietly become another one."""
+    there = tuple(usable)
+    for kind in ATTEMPTS:
+        if kind == wanted:
+            reasons[kind] = f"asked for by the installation; {reasons[kind]}"
+            return Kinds((kind, *(other for other in there if other != kind)), reasons, there)
+    return Kinds(there, reasons, there)
+
+
+def look(connection: Connection, wanted: str) -> Kinds | None:
+    """As `discover`; None, and a line in the log, where there was no answer."""
+    try:
+        return discover(connection, wanted)
+    except (Trouble, Refused) as error:
+        log.info("which kinds the cluster has could not be found out: %s", error)
+        return None

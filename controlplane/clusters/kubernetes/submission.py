@@ -1,0 +1,164 @@
+"""Makes objects, and ends them: once each, whatever happens in between.
+
+A name is deterministic, so a repetition meets the object that an earlier try made and adopts it. What was made is also
+written down beside the archive of its logs (`object.json`): an attempt whose object has been deleted since is not run
+a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from controlplane.clusters.base import Kind, Manifest, NameConflict, Refusal, Rejected, Unavailable
+from controlplane.clusters.kubernetes.answers import Patience, meaning
+from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
+from controlplane.clusters.kubernetes.records import INSTANCE
+from controlplane.clusters.kubernetes.resources import ATTEMPTS, KNOWN, Resource
+from controlplane.render import Identity, identity_of
+
+STRICT = {"fieldValidation": "Strict"}
+DRY = {**STRICT, "dryRun": "All"}
+CREATE_S = (3.0, 35.0)  # admission webhooks may take 30 s
+MADE = "object.json"
+CONFLICT, NOT_FOUND = 409, 404
+
+
+class Submission:
+    """Creates and deletes in one namespace."""
+
+    def __init__(self, connection: Connection, archive: Path, instance: str, patience: Patience | None = None) -> None:
+        self._connection, self._archive, self._instance = connection, archive, instance
+        self._patience = patience or Patience()
+
+    def create(self, manifest: Manifest) -> tuple[str, Manifest | None]:
+        """The object's uid, and the object where it is there (None: it has been deleted since an earlier try).
+
+        Raises Unavailable, NameConflict and Rejected.
+        """
+        name, identity = str(manifest["metadata"]["name"]), identity_of(manifest)
+        made = self._made(name)
+        if made is not None and made[0] != identity:
+            raise NameConflict(f"{name} belongs to {made[0]}, not to {identity}")
+        if made is not None and self._get(manifest) is None:
+            return made[1], None
+        for companion in companions_of(manifest):
+            self._ensure(companion)
+        raw = self._post(self._ours(manifest), STRICT) or self._adopt(manifest)
+        self._patience.forget(name)
+        self._remember(name, identity, raw["metadata"]["uid"])
+        return str(raw["metadata"]["uid"]), raw
+
+    def dry_run(self, manifest: Manifest) -> None:
+        """Let the server look at it. Raises Unavailable, NameConflict and Rejected."""
+        for companion in companions_of(manifest):
+            self._post(self._placed(companion), DRY)
+        if self._post(self._ours(manifest), DRY) is None:
+            self._adopt(manifest)
+
+    def delete(self, kind: Kind, name: str, uid: str) -> None:
+        """Ask for the object's end; its pods first. Raises Unavailable."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Foreground",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            self._connection.call("DELETE", ATTEMPTS[kind].path(self._connection.namespace, name), options)
+        except Refused as error:
+            if error.status not in (NOT_FOUND, CONFLICT):
+                raise Unavailable(str(error)) from error
+        except Trouble as error:
+            raise Unavailable(str(error)) from error
+
+    def forget(self, name: str) -> None:
+        """The attempt will not be asked for again."""
+        self._patience.forget(name)
+
+    def _get(self, manifest: Mapping[str, Any]) -> Manifest | None:
+        """The object of that name. Raises Unavailable."""
+        path = _resource(manifest).path(self._connection.namespace, manifest["metadata"]["name"])
+        try:
+            return self._connection.call("GET", path)
+        except Refused as error:
+            if error.status == NOT_FOUND:
+                return None
+            raise Unavailable(str(error)) from error
+        except Trouble as error:
+            raise Unavailable(str(error)) from error
+
+    def _adopt(self, manifest: Manifest) -> Manifest:
+        """The object that has the name, if it is this very attempt's. Raises NameConflict and Unavailable."""
+        found = self._get(manifest)
+        name = manifest["metadata"]["name"]
+        if found is None:
+            raise Unavailable(f"{name} was there and is gone again")
+        try:
+            same = identity_of(found) == identity_of(manifest)
+        except (KeyError, ValueError):
+            same = False
+        if not same:
+            raise NameConflict(f"{manifest['kind']} {name} is there already and is not this attempt's")
+        return found
+
+    def _ensure(self, companion: Manifest) -> None:
+        """What must stand beside an attempt's object, made once for all of them."""
+        if self._get(companion) is None:
+            self._post(self._placed(companion), STRICT)
+
+    def _post(self, manifest: Manifest, query: Mapping[str, str]) -> Manifest | None:
+        """The object as it was made; None where the name is taken. Raises Unavailable and Rejected."""
+        path = _resource(manifest).path(self._connection.namespace)
+        try:
+            return self._connection.call("POST", path, manifest, query=query, timeout=CREATE_S)
+        except Refused as error:
+            if error.status == CONFLICT:
+                return None
+            raise meaning(error, manifest, self._patience) from error
+        except Trouble as error:
+            raise meaning(error, manifest, self._patience) from error
+
+    def _placed(self, manifest: Manifest) -> Manifest:
+        placed = copy.deepcopy(manifest)
+        placed["metadata"]["namespace"] = self._connection.namespace
+        return placed
+
+    def _ours(self, manifest: Manifest) -> Manifest:
+        """With this installation's id, so that another one in the namespace leaves it alone."""
+        placed = self._placed(manifest)
+        placed["metadata"].setdefault("annotations", {})[INSTANCE] = self._instance
+        return placed
+
+    def _made(self, name: str) -> tuple[Identity, str] | None:
+        try:
+            record = json.loads((self._archive / name / MADE).read_bytes())
+            return Identity(*record["identity"]), str(record["uid"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def _remember(self, name: str, identity: Identity, uid: str) -> None:
+        folder = self._archive / name
+        draft = folder / f".{MADE}"
+        with contextlib.suppress(OSError):  # a full disk must not keep a run from being known as submitted
+            folder.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps({"identity": list(identity), "uid": uid}), "utf-8")
+            draft.replace(folder / MADE)
+
+
+def _resource(manifest: Mapping[str, Any]) -> Resource:
+    """Where the object goes. Raises Rejected."""
+    key = str(manifest.get("apiVersion")), str(manifest.get("kind"))
+    if key not in KNOWN:
+        raise Rejected([Refusal("kind", " ".join(key), ", ".join(sorted(" ".join(known) for known in KNOWN)))])
+    return KNOWN[key]
+
+
+def companions_of(manifest: Manifest) -> list[Manifest]:
+    """TEMPORARY until controlplane.render has it."""
+    del manifest
+    return []
