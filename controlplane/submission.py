@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from controlplane.domain.placement import SecretRef
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.render import Attempt
 
 IMAGE = "teragpt/trainer:latest"
 
 
-def attempt_of(
+def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
     run_id: str,
     object_name: str,
     number: int,
@@ -20,9 +21,18 @@ def attempt_of(
     url: str,
     image: str,
     token: str = "",
+    namespace: str | None = None,
+    audience: str | None = None,
+    queue: str = "",
+    avoid_nodes: tuple[str, ...] = (),
 ) -> Attempt:
-    """The attempt as the renderer takes it. `url` is the control plane's, as the pods reach it."""
+    """The attempt as the renderer takes it. `url` is the control plane's, as the pods reach it.
+
+    `image` and `queue` are for runs that name none; with the `audience` of a cluster's service-account tokens, pods
+    show one of those instead of `token`; no pod comes to `avoid_nodes`.
+    """
     layout = run.layout
+    scheduling = run.scheduling.model_copy(update={"queue": run.scheduling.queue or queue or None})
     return Attempt(
         run_id=run_id,
         name=object_name,
@@ -32,7 +42,7 @@ def attempt_of(
         gpus_per_node=layout.gpus_per_node,
         cpus_per_node=layout.cpus_per_node,
         memory_per_node=layout.memory_per_node,
-        image=image,
+        image=run.placement.image or image,
         spec=settings(run),
         run_url=f"{url.rstrip('/')}/v1/runs/{run_id}",
         run_token=token,
@@ -40,6 +50,17 @@ def attempt_of(
         env=run.env,
         labels=run.labels,
         grace_s=run.grace_s,
+        kind=run.kind,
+        namespace=namespace,
+        audience=audience,
+        claims=run.claims,
+        avoid_nodes=avoid_nodes,
+        secrets={name: SecretRef.model_validate(reference) for name, reference in run.secrets.items()},
+        placement=run.placement,
+        scheduling=scheduling,
+        pod_overrides=run.pod_overrides,
+        ttl_after_finish_s=run.ttl_after_finish_s,
+        runtime=run.runtime,
     )
 
 

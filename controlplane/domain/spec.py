@@ -26,6 +26,7 @@ RESERVED_ENV = ("TERAGPT_", "PET_")
 RESERVED_NAMES = frozenset({"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
 NODES, PROCESSES, CPUS, MEMORY = 65_536, 1_024, 4_096, 1 << 50  # far beyond any machine: a typo, not a wish
 YEAR = 366 * 86_400
+DEEPEST_PATCH = 32
 TTL = 3_600  # far beyond the longest that a creation is retried, or an ended attempt would be made again
 
 
@@ -61,6 +62,17 @@ def _settings(train: dict[str, Any]) -> dict[str, Any]:
         if name in ("size", "data", "out"):
             raise _misplaced(name)
     return train
+
+
+def _shallow(patch: dict[str, Any]) -> dict[str, Any]:
+    """A pod is some ten levels deep; far deeper ones are no patches of one."""
+    level: list[Any] = [patch]
+    for _ in range(DEEPEST_PATCH):
+        nested = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in nested for value in values]
+    if level:
+        raise ValueError(f"got more than {DEEPEST_PATCH} levels; allowed: a patch of a pod template")
+    return patch
 
 
 SizeName = Annotated[str, BeforeValidator(_lower), AfterValidator(_known_size)]
@@ -225,7 +237,7 @@ class RunSpec(Section):
     kubernetes: Kubernetes = Field(
         default_factory=Kubernetes, description="What kind of object it is.", examples=[{"kind": "PyTorchJob"}]
     )
-    pod_overrides: dict[str, Any] = Field(
+    pod_overrides: Annotated[dict[str, Any], AfterValidator(_shallow)] = Field(
         default_factory=dict,
         description="On Kubernetes, a patch of the pod template: maps merge, containers, volumes and variables do by "
         "name; null removes. What would give the pod more rights is refused.",

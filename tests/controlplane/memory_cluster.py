@@ -22,7 +22,6 @@ from controlplane.clusters.base import (
 )
 from controlplane.render import identity_of
 from controlplane.render.environment import pods_of
-from controlplane.render.models import PyTorchJob
 
 
 class Clock:
@@ -104,7 +103,7 @@ class MemoryCluster:
             self.made.append((identity.run_id, identity.attempt))
             pods = tuple(
                 ObservedPod(pod.name, f"{uid}-{pod.rank}", pod.role, pod.number, "Pending", "Queued", "needs a place")
-                for pod in pods_of(PyTorchJob.model_validate(manifest))
+                for pod in pods_of(manifest)
             )
             self.jobs[name] = ObservedJob(name, uid, *key, datetime.now(UTC), deleting=False, pods=pods)
             self.secrets[name] = dict(secret or {})

@@ -1,6 +1,6 @@
 """What a manifest means on this machine: which fields stand in the way, and what each pod's first process is.
 
-Everything of `controlplane.render.models` is understood and nothing else; `docs/local-cluster.md` has the table.
+What is rendered for a run of this machine is understood and nothing else; `docs/local-cluster.md` has the table.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from controlplane.clusters.base import Refusal, Rejected
 from controlplane.clusters.local.machine import Machine
-from controlplane.clusters.local.share import Share, lacks, share_of, total, whole
+from controlplane.clusters.local.share import KINDS, Share, lacks, share_of, total, whole
 from controlplane.clusters.local.shim import TERMINATION, WORK
 from controlplane.render import PyTorchJob, operator_environment, pods_of
 from controlplane.render.environment import Pod
+from controlplane.render.models import Shape
+from controlplane.render.pod import Container, PodSpec, VolumeMount
 
 PYTHONS = ("python", "python3")
 HOST_VARIABLES = (  # what an image would bring: where programs, caches, certificates and proxies are
@@ -54,6 +56,26 @@ HOST_VARIABLES = (  # what an image would bring: where programs, caches, certifi
 )
 
 
+POD_FIELDS = frozenset(
+    {
+        "automount_service_account_token",
+        "enable_service_links",
+        "termination_grace_period_seconds",
+        "security_context",
+        "containers",
+        "volumes",
+    }
+)
+CONTAINER_FIELDS = frozenset(Container.model_fields) - {
+    "env_from",
+    "working_dir",
+    "image_pull_policy",
+    "restart_policy",
+}
+MOUNTS = {"dshm": "/dev/shm", "tmp": "/tmp"}  # noqa: S108 - both are the host's own here
+NOTHING = "nothing: the local cluster has no such thing"
+
+
 def host_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What every pod inherits from the control plane's own environment, with this interpreter's programs first."""
     kept = {name: environ[name] for name in HOST_VARIABLES if name in environ}
@@ -70,7 +92,7 @@ def read_job(manifest: Mapping[str, Any], secret: Mapping[str, str] | None, mach
     except ValidationError as error:
         raise Rejected(_refusal(problem) for problem in error.errors()) from None
     unresolved = [] if secret is None else _unresolved(job, secret)
-    if problems := [*unresolved, *_too_large(job, machine)]:
+    if problems := [*_unhonoured(job), *unresolved, *_too_large(job, machine)]:
         raise Rejected(problems)
     return job
 
@@ -89,6 +111,48 @@ def _roles(job: PyTorchJob) -> Iterator[tuple[str, Pod, int]]:
     for role in ("master", "worker"):
         if alike := [pod for pod in pods if pod.role == role]:
             yield f"spec.pytorchReplicaSpecs.{role.title()}.template.spec.containers[0]", alike[0], len(alike)
+
+
+def _unhonoured(job: PyTorchJob) -> Iterator[Refusal]:
+    """What an object may say on Kubernetes and this machine has nothing for."""
+    if (seconds := job.spec.run_policy.ttl_seconds_after_finished) is not None:
+        yield Refusal("spec.runPolicy.ttlSecondsAfterFinished", seconds, NOTHING)
+    for path, pod, _ in _roles(job):
+        yield from _unhonoured_of_pod(pod.spec, path.removesuffix(".containers[0]"))
+        yield from _unhonoured_of_container(pod.spec.containers[0], path)
+
+
+def _unhonoured_of_pod(spec: PodSpec, path: str) -> Iterator[Refusal]:
+    yield from _fields_beyond(spec, POD_FIELDS, path)
+    for at, container in enumerate(spec.containers[1:], start=1):
+        yield Refusal(f"{path}.containers[{at}]", container.name, NOTHING)
+    for at, volume in enumerate(spec.volumes):
+        if volume.name not in MOUNTS or volume.empty_dir is None:
+            yield Refusal(f"{path}.volumes[{at}]", volume.name, f"empty folders: {', '.join(MOUNTS)}")
+
+
+def _unhonoured_of_container(container: Container, path: str) -> Iterator[Refusal]:
+    yield from _fields_beyond(container, CONTAINER_FIELDS, path)
+    for at, entry in enumerate(container.env):
+        if entry.value_from and entry.value_from.secret_key_ref is None:
+            yield Refusal(f"{path}.env[{at}].valueFrom", entry.name, "secretKeyRef")
+    for at, mount in enumerate(container.volume_mounts):
+        if mount != VolumeMount(name=mount.name, mount_path=MOUNTS.get(mount.name, "/")):
+            yield Refusal(f"{path}.volumeMounts[{at}]", mount.name, f"whole, at {', '.join(MOUNTS.values())}")
+    if container.resources is None:
+        return
+    limits, requests = container.resources.limits, container.resources.requests
+    for kind in sorted(limits.keys() - set(KINDS)):
+        yield Refusal(f"{path}.resources.limits.{kind}", limits[kind], f"limits of {', '.join(KINDS)}")
+    if requests not in (None, limits):
+        yield Refusal(f"{path}.resources.requests", requests, "what equals the limits")
+
+
+def _fields_beyond(shape: Shape, known: frozenset[str], path: str) -> Iterator[Refusal]:
+    """Fields of a shape that are set and not known here."""
+    for name, field in type(shape).model_fields.items():
+        if name not in known and (value := getattr(shape, name)) is not None:
+            yield Refusal(f"{path}.{field.alias}", value, NOTHING)
 
 
 def _unresolved(job: PyTorchJob, secret: Mapping[str, str]) -> Iterator[Refusal]:
@@ -123,11 +187,10 @@ def launch_record(
     `port` is the one reserved for this attempt.
     """
     container = pod.spec.containers[0]
-    program, *rest = container.command + (container.args or [])
-    own = {
-        entry.name: secret[entry.value_from.secret_key_ref.key] if entry.value_from else entry.value or ""
-        for entry in container.env
-    }
+    program, *rest = [*(container.command or []), *(container.args or [])]
+    held = {entry.name: entry.value_from.secret_key_ref for entry in container.env if entry.value_from}
+    own = {entry.name: entry.value or "" for entry in container.env}
+    own |= {name: secret[reference.key] for name, reference in held.items() if reference}
     address = dict.fromkeys(("MASTER_ADDR", "PET_MASTER_ADDR"), "127.0.0.1")
     address |= dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(port))
     marker = str(folder / TERMINATION)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from controlplane.clusters.local.machine import Machine
-from controlplane.render.models import GPU, Container, Kind
+from controlplane.render.pod import GPU, Container
 
-KINDS: tuple[Kind, Kind, Kind] = ("cpu", "memory", GPU)
+KINDS = ("cpu", "memory", GPU)
 UNITS = {
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("", "k", "M", "G", "T", "P"))},
     **{suffix: Decimal(1024) ** power for power, suffix in enumerate(("", "Ki", "Mi", "Gi", "Ti", "Pi"))},

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from controlplane.render import Attempt, Identity, PyTorchJob, identity_of, render, secret_of
-from controlplane.render.pytorchjob import RESERVED_VARIABLES
+from controlplane.domain.placement import Scheduling
+from controlplane.render import RESERVED_VARIABLES, Attempt, Identity, PyTorchJob, identity_of, render, secret_of
 
 ATTEMPT = Attempt(
     run_id="run_01JD2K7QABCDEFGH",
@@ -68,7 +68,10 @@ def test_the_container_is_the_one_the_operator_knows() -> None:
     assert made["command"] == ["python", "-m", "teragpt.launch", "-m", "teragpt.train"]
     assert made["ports"] == [{"name": "pytorchjob-port", "containerPort": 23456}]
     assert made["terminationMessagePath"] == "/dev/termination-log"
-    assert made["volumeMounts"] == [{"name": "dshm", "mountPath": "/dev/shm"}]  # noqa: S108
+    assert made["volumeMounts"] == [
+        {"name": "dshm", "mountPath": "/dev/shm"},  # noqa: S108
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+    ]
 
 
 def test_the_pod_is_restricted_and_has_time_to_write_a_checkpoint() -> None:
@@ -76,12 +79,23 @@ def test_the_pod_is_restricted_and_has_time_to_write_a_checkpoint() -> None:
     assert made["terminationGracePeriodSeconds"] == 45
     assert made["automountServiceAccountToken"] is False
     assert made["enableServiceLinks"] is False
-    assert made["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert made["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "runAsGroup": 10001,
+        "fsGroup": 10001,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
     assert made["containers"][0]["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
     }
-    assert made["volumes"] == [{"name": "dshm", "emptyDir": {"medium": "Memory"}}]
+    assert made["volumes"] == [
+        {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +110,8 @@ def test_the_pod_is_restricted_and_has_time_to_write_a_checkpoint() -> None:
         ({"cpus_per_node": 1.1, "memory_per_node": None}, {"cpu": "1100m"}),
     ],
 )
-def test_resources_are_limits_in_exact_quantities(changes: dict[str, Any], limits: dict[str, str]) -> None:
-    assert container(render(attempt(**changes)))["resources"] == {"limits": limits}
+def test_requests_equal_limits_in_exact_quantities(changes: dict[str, Any], limits: dict[str, str]) -> None:
+    assert container(render(attempt(**changes)))["resources"] == {"limits": limits, "requests": limits}
 
 
 def test_nothing_asked_is_nothing_rendered() -> None:
@@ -155,7 +169,16 @@ def test_the_object_says_whose_it_is() -> None:
     assert labels["team"] == "lm"
     assert labels["app.kubernetes.io/managed-by"] == "teragpt"
     template = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
-    assert template["metadata"] == {"labels": labels, "annotations": {"sidecar.istio.io/inject": "false"}}
+    assert template["metadata"]["labels"] == labels
+
+
+@pytest.mark.parametrize(("preemptible", "evicted"), [(False, "false"), (True, "true")])
+def test_no_proxy_stands_beside_the_ranks_and_no_autoscaler_moves_one_alone(*, preemptible: bool, evicted: str) -> None:
+    manifest = render(attempt(scheduling=Scheduling(preemptible=preemptible)))
+    annotations = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["metadata"]["annotations"]
+    assert annotations["sidecar.istio.io/inject"] == "false"
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == evicted
+    assert ("karpenter.sh/do-not-disrupt" in annotations) is not preemptible
 
 
 def test_a_users_label_cannot_take_the_place_of_ours() -> None:
