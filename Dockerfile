@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# The images. Target `trainer` is what the pods of a run execute:
+# The images. Target `trainer` is what the pods of a run execute, `controlplane` the service that makes them:
 #   docker build --target trainer -t REGISTRY/teragpt/trainer:TAG .
+#   docker build --target controlplane -t REGISTRY/teragpt/controlplane:TAG .
 # Its layers, from the bottom: Debian, the libraries (some GB, moved once), the code (small, last).
 # Behind a mirror of PyPI: --secret id=pip,src=pip.conf --secret id=uv,src=uv.toml; neither ends in a layer.
 
@@ -13,26 +14,34 @@ ARG PACKAGES="ca-certificates g++ ibverbs-providers libibverbs1 python3-dev pyth
 RUN dpkg -s ${PACKAGES} >/dev/null 2>&1 || { \
         apt-get update -qq && apt-get install -y -qq --no-install-recommends ${PACKAGES} && rm -rf /var/lib/apt/lists/*; }
 
-# The trainer's libraries with everything that they need, at the versions of constraints.txt. Only a change in this list
-# makes the layer of libraries anew: not every change of pyproject.toml or of a version that the trainer does not use.
+# The trainer's libraries with everything that they need, at the versions of constraints.txt: torch with its CUDA, and
+# all. Only a change in these lists makes their layers anew, not every change of pyproject.toml or constraints.txt.
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /uv && /uv/bin/pip install --quiet --disable-pip-version-check "$(grep '^uv==' constraints.txt)"
 RUN --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
-    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt /uv/bin/uv --quiet pip compile pyproject.toml --extra train \
-        --constraint constraints.txt --no-header --no-annotate --no-cache --output-file /trainer.txt && \
-    touch --date=@0 /trainer.txt
+    export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt && \
+    compile() { /uv/bin/uv --quiet --no-cache pip compile --constraint constraints.txt --no-header --no-annotate "$@"; } && \
+    mkdir /lists && echo torch | compile --output-file /lists/torch.txt - && \
+    compile --output-file /lists/trainer.txt --extra train --extra s3 pyproject.toml && \
+    touch --date=@0 /lists/*
 
 FROM base AS trainer
-COPY --from=requirements /trainer.txt /opt/teragpt/requirements.txt
+COPY --from=requirements /lists/torch.txt /opt/teragpt/
 RUN --mount=type=bind,from=requirements,source=/uv,target=/uv --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
-    python3 -m venv --without-pip /opt/teragpt && \
-    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt /uv/bin/uv --quiet pip install --python /opt/teragpt/bin/python \
-        --no-deps --no-cache --requirement /opt/teragpt/requirements.txt && \
-    { /opt/teragpt/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/teragpt/lib || \
-        echo "some files are for newer Pythons"; }
+    python3 -m venv --without-pip /opt/teragpt && cd /opt/teragpt && \
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+        /uv/bin/uv --quiet --no-cache pip install --python bin/python --no-deps --requirement torch.txt && \
+    { bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash lib || echo "files for newer Pythons"; }
+COPY --from=requirements /lists/trainer.txt /opt/teragpt/
+RUN --mount=type=bind,from=requirements,source=/uv,target=/uv --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
+    cd /opt/teragpt && touch installed && \
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+        /uv/bin/uv --quiet --no-cache pip install --python bin/python --no-deps --requirement trainer.txt && \
+    find lib -name '*.py' -cnewer installed -print | \
+        { bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -i - || echo "files for newer Pythons"; }
 # The root file system may be read-only and the user any number: whatever is written goes to /tmp or to a volume.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin teragpt
 ENV PATH=/opt/teragpt/bin:$PATH PYTHONPATH=/opt/teragpt/code PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
@@ -44,3 +53,41 @@ RUN chmod -R a+rX /opt/teragpt/code && \
 WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "teragpt.launch"]
+
+# The control plane's virtual environment: wheels alone, each with its hash from deploy/locks, then our own. Two builds of
+# one commit give the same bytes: one compiling process, one hash seed, and dates by `--timestamp` of the builder. The
+# asynchronous half of the Kubernetes client, which nothing here imports, is as large as all the rest and stays out.
+FROM base AS controlplane-code
+COPY deploy/locks /locks
+RUN --mount=type=bind,from=requirements,source=/uv,target=/uv --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
+    export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt && \
+    for place in build teragpt; do python3 -m venv --without-pip /opt/$place; done && \
+    install() { /uv/bin/uv --quiet pip install --no-cache --no-deps --require-hashes --only-binary :all: --python "$@"; } && \
+    install /opt/build/bin/python --requirement /locks/build.txt && \
+    install /opt/teragpt/bin/python --requirement /locks/controlplane.txt && \
+    rm -r /opt/teragpt/lib/python3*/site-packages/kubernetes/aio
+COPY pyproject.toml README.md LICENSE /source/
+COPY teragpt /source/teragpt
+COPY controlplane /source/controlplane
+RUN --mount=type=bind,from=requirements,source=/uv,target=/uv \
+    cd /source && SOURCE_DATE_EPOCH=315532800 /opt/build/bin/python -m hatchling build --target wheel --directory /wheel && \
+    /uv/bin/pip --quiet --python /opt/teragpt/bin/python install --no-index --no-cache-dir --no-deps --no-compile /wheel/* && \
+    PYTHONHASHSEED=0 /opt/teragpt/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/teragpt/lib
+
+FROM ${BASE} AS controlplane
+ARG CONTROLPLANE_PACKAGES="ca-certificates python3"
+RUN dpkg -s ${CONTROLPLANE_PACKAGES} >/dev/null 2>&1 || { apt-get update -qq && \
+        apt-get install -y -qq --no-install-recommends ${CONTROLPLANE_PACKAGES} && \
+        rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/ldconfig/aux-cache; }
+COPY --from=controlplane-code /opt/teragpt /opt/teragpt
+# State goes to TERAGPT_HOME, a volume; the root file system may be read-only and the user any number.
+ENV PATH=/opt/teragpt/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp TERAGPT_HOME=/data
+ARG REVISION=""
+LABEL org.opencontainers.image.title="TeraGPT control plane" \
+      org.opencontainers.image.description="From a model size to a trained GPT with one REST call" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+EXPOSE 8000
+WORKDIR /tmp
+USER 10001:10001
+ENTRYPOINT ["python", "-m", "controlplane.server"]

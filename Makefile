@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; nothing needs activating. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install check test coverage build demo clean
+.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster
 SHELL := /bin/bash -o pipefail
 
 BIN := .venv/bin
@@ -12,7 +12,7 @@ WORKERS ?= 2
 TESTS ?=
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 install: ## make .venv with everything that development needs
 	@tools/setup.sh dev
@@ -36,6 +36,18 @@ coverage: install ## the tests, and coverage of both packages
 	$(BIN)/coverage report --include='teragpt/*'
 	$(BIN)/coverage report --include='controlplane/*'
 	@tail -n 1 $(CACHE)/pytest.log
+
+cluster-up: install ## a whole Kubernetes cluster on this machine (root); prints its kubeconfig
+	@$(BIN)/python -m tests.cluster up --with image
+
+cluster-down: ## stop it and remove everything but the caches
+	@$(BIN)/python -m tests.cluster down
+	@$(BIN)/python -m tests.cluster check-clean
+
+test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG; KEEP=1 leaves it up
+	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster up --with image
+	@status=0; $(BIN)/pytest -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
+	[ -n "$$KUBECONFIG$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=1; exit $$status
 
 build: install ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

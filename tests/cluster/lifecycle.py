@@ -254,3 +254,22 @@ def born(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def pid_of(program: str) -> int:
+    """A running program's process as this machine numbers it. Raises Failed where it does not run."""
+    known = state()
+    inner = json.loads((RUN / "status.json").read_text())[program]["pid"] if known else 0
+    if not known or not inner:
+        raise Failed(f"{program} does not run")
+    if known.mode == "api":
+        return int(inner)
+    space = Path(f"/proc/{known.supervisor}/ns/pid").readlink()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            numbers = next(line for line in (folder / "status").read_text().splitlines() if line.startswith("NSpid:"))
+            if numbers.split()[-1] == str(inner) and (folder / "ns/pid").readlink() == space:
+                return int(folder.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+    raise Failed(f"{program} has just ended")

@@ -1,0 +1,173 @@
+"""The cluster that the tests of this folder run on: ours, brought up where it is not, or the one that KUBECONFIG names.
+
+Another cluster needs TERAGPT_TEST_IMAGE (the trainer's, as its nodes pull it), TERAGPT_TEST_HOST (an address of this
+machine that its pods reach) and TERAGPT_TEST_SHARED_CLASS (a ReadWriteMany storage class).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.cluster import images, kubectl, lifecycle
+from tests.cluster.layout import HOST_ADDRESS, KUBECONFIG, NODE_NAME
+
+RUN_ID = "teragpt.io/run-id"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "runAsUser": 10001,
+    "runAsGroup": 10001,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+SCRATCH = {"name": "tmp", "emptyDir": {}}
+SCRATCH_MOUNT = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 (in a pod, a volume of its own)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`image` is the trainer's, `shell` one with a shell and the usual commands, `host_address` where pods reach us."""
+
+    kubeconfig: Path
+    node: str
+    image: str
+    shell: str
+    registry: str
+    host_address: str
+    shared_class: str
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60) -> str:
+        """What kubectl prints. Raises Failed with its error."""
+        return kubectl.must(*arguments, stdin=stdin, timeout_s=timeout_s, kubeconfig=self.kubeconfig)
+
+    def read(self, *arguments: str) -> Any:
+        """The object or the list that `kubectl get` finds."""
+        return kubectl.read(*arguments, kubeconfig=self.kubeconfig)
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self.kubectl("apply", "--filename=-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def kill(self, program: str) -> None:
+        """SIGKILL to one of our own cluster's programs (kubelet, etcd, …), which comes back by itself."""
+        os.kill(lifecycle.pid_of(program), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A namespace that admits restricted pods alone, with a ReadWriteMany `claim`."""
+
+    cluster: Cluster
+    name: str
+    claim: str
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60) -> str:
+        return self.cluster.kubectl(f"--namespace={self.name}", *arguments, stdin=stdin, timeout_s=timeout_s)
+
+    def read(self, *arguments: str) -> Any:
+        return self.cluster.read(f"--namespace={self.name}", *arguments)
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self.kubectl("apply", "--filename=-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def pods(self, run: str) -> list[str]:
+        """The names of a run's pods, by rank."""
+        found = self.read("pods", f"--selector={RUN_ID}={run}")["items"]
+        return sorted(pod["metadata"]["name"] for pod in found)
+
+    def uids(self, run: str) -> list[str]:
+        found = self.read("pods", f"--selector={RUN_ID}={run}")["items"]
+        return sorted(pod["metadata"]["uid"] for pod in found)
+
+    def environment(self, pod: str) -> dict[str, str]:
+        """What the pod's first process was started with, as its kernel tells."""
+        told = self.kubectl("exec", pod, "--", "cat", "/proc/1/environ")
+        return dict(line.split("=", 1) for line in told.split("\0") if line)
+
+    def wait(self, what: str, condition: str, timeout_s: int = 120) -> None:
+        """Until the condition holds, as `kubectl wait --for` names it."""
+        self.kubectl("wait", what, f"--for={condition}", f"--timeout={timeout_s}s", timeout_s=timeout_s + 10)
+
+    def start(self, name: str, *command: str, image: str = "", claim: bool = False, **spec: Any) -> None:
+        """A restricted pod that runs the command, by default with a shell's image; with `claim` at /claim."""
+        volumes: list[dict[str, Any]] = [SCRATCH]
+        mounts = [SCRATCH_MOUNT]
+        if claim:
+            volumes.append({"name": "claim", "persistentVolumeClaim": {"claimName": self.claim}})
+            mounts.append({"name": "claim", "mountPath": "/claim"})
+        container = {
+            "name": "main",
+            "image": image or self.cluster.shell,
+            "command": list(command),
+            "securityContext": SECURITY,
+            "volumeMounts": mounts,
+        }
+        pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "volumes": volumes, **spec}
+        metadata = {"name": name, "labels": {"app": name}}
+        self.apply(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {**pod, "containers": [container]}}
+        )
+
+    def output(self, pod: str) -> str:
+        """What a pod printed, once it succeeded."""
+        self.wait(f"pod/{pod}", "jsonpath={.status.phase}=Succeeded")
+        return self.kubectl("logs", pod)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    asked = os.environ.get("KUBECONFIG")
+    if asked and Path(asked) != KUBECONFIG:
+        return _elsewhere(Path(asked))
+    known = lifecycle.up()
+    if not known.image:
+        known = replace(known, image=images.trainer())
+        lifecycle.note_image(known.image)
+    return Cluster(
+        Path(known.kubeconfig),
+        NODE_NAME,
+        known.image,
+        images.SHELL.reference,
+        known.registry,
+        HOST_ADDRESS,
+        shared_class="shared",
+    )
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[Namespace]:
+    made = Namespace(cluster, f"test-{uuid4().hex[:8]}", "teragpt-runs")
+    claim = {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": cluster.shared_class,
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.name, "labels": RESTRICTED}})
+    try:
+        made.apply(
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": made.claim}, "spec": claim}
+        )
+        made.wait(f"pvc/{made.claim}", "jsonpath={.status.phase}=Bound", 60)
+        yield made
+    finally:
+        cluster.kubectl("delete", "namespace", made.name, "--wait=false")
+        made.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
+
+
+def _elsewhere(kubeconfig: Path) -> Cluster:
+    needed = ("TERAGPT_TEST_IMAGE", "TERAGPT_TEST_HOST", "TERAGPT_TEST_SHARED_CLASS")
+    if missing := [name for name in needed if name not in os.environ]:
+        pytest.exit(f"tests on the cluster of KUBECONFIG={kubeconfig} need {', '.join(missing)}", returncode=2)
+    image, host, shared = (os.environ[name] for name in needed)
+    nodes = kubectl.read("nodes", kubeconfig=kubeconfig)["items"]
+    return Cluster(kubeconfig, nodes[0]["metadata"]["name"], image, "busybox", "", host, shared)
