@@ -216,6 +216,10 @@ class Client:
         """Let a suspended run go on."""
         return cast("Run", self._json("POST", _path(run, "resume")))
 
+    def clusters(self) -> list[JsonObject]:
+        """The clusters: what each has, what it lacks, and how that is mended."""
+        return cast("list[JsonObject]", self._json("GET", "/clusters")["items"])
+
     def retry(self, run: str) -> Run:
         """A new run (`retry_of`) that goes on from a finished run's last checkpoint."""
         return cast("Run", self._json("POST", _path(run, "retry")))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from controlplane.api.telemetry import Measurements
+    from controlplane.clusters.base import Cluster
     from controlplane.services.context import Context
 
 log = logging.getLogger("controlplane.server")
@@ -92,7 +93,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
     from controlplane.api.app import create_app
 
     url = address(settings, listener)
-    with opened(settings.home, url) as context:
+    with opened(settings, url) as context:
         token = ensure_token(settings.home) if settings.token_required else None
         app = create_app(context, settings, token=token)
         with reconciling(context, app.state.measurements), announced(settings.home, url, token_required=bool(token)):
@@ -102,19 +103,48 @@ def run(settings: Settings, listener: socket.socket) -> None:
 
 
 @contextmanager
-def opened(home: Path, url: str) -> Generator[Context]:
-    """The store and this machine's cluster. Raises StoreError and StartError."""
-    from controlplane.clusters.local import LocalCluster
+def opened(settings: Settings, url: str) -> Generator[Context]:
+    """The store and the cluster. Raises StoreError and StartError."""
     from controlplane.services.context import Context
     from controlplane.store.store import Store
 
-    with closing(Store(home)) as store:
+    runs = settings.execution
+    with closing(Store(settings.home)) as store:
         try:
-            cluster = LocalCluster(home / "cluster")
+            cluster = cluster_of(settings, store.installation)
         except (ClusterError, OSError) as error:
-            raise StartError(f"the local cluster cannot start: {error}") from None
+            raise StartError(f"the {runs.cluster} cluster cannot be used: {error}") from None
         with closing(cluster):
-            yield Context(store, cluster, home, url)
+            yield Context(
+                store,
+                cluster,
+                settings.home,
+                runs.public_url or url,
+                image=runs.image,
+                kind=runs.kind,
+                queue=runs.queue,
+                storage=runs.storage,
+            )
+
+
+def cluster_of(settings: Settings, installation: str) -> Cluster:
+    """What executes the runs. Raises ClusterError and OSError."""
+    runs = settings.execution
+    if runs.cluster == "local":
+        from controlplane.clusters.local import LocalCluster
+
+        return LocalCluster(settings.home / "cluster")
+    from controlplane.clusters.kubernetes import KubernetesCluster
+
+    return KubernetesCluster(
+        name=runs.cluster,
+        kubeconfig=Path(runs.kubeconfig) if runs.kubeconfig else None,
+        namespace=runs.namespace or None,
+        archive=settings.home / "logs",
+        audience=runs.audience,
+        kind=runs.kind,
+        instance=installation,
+    )
 
 
 @contextmanager
@@ -128,7 +158,7 @@ def reconciling(context: Context, measurements: Measurements) -> Generator[None]
             with measurements.reconcile.time():
                 return super().step()
 
-    reconciler = Measured(context.store, context.cluster, site=Site(context.url, context.image))
+    reconciler = Measured(context.store, context.cluster, site=Site(context.url, context.image, context.queue))
     reconciler.start()
     try:
         yield

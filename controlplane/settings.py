@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 PREFIX = "TERAGPT_"
@@ -157,7 +157,7 @@ class Execution:
         "", "File that leads to the Kubernetes cluster; the pod's own account, else kubectl's file, unless given.", file
     )
     namespace: str = option("", "Namespace of the runs; the account's or the context's own unless given.", label)
-    kind: str = option(
+    kind: Literal["auto", "PyTorchJob", "TrainJob", "Job"] = option(
         "auto", "Kind of the objects that runs become; auto takes the best one that the cluster has.", word(*KINDS)
     )
     image: str = option("teragpt/trainer:latest", "Image that the pods run.", text)
@@ -257,10 +257,14 @@ def build(given: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
 
 
 def hosts(settings: Settings) -> frozenset[str]:
-    """Names under which a caller may address the API: loopback's, the bound one, this machine's where all are bound."""
+    """Names under which a caller may address the API.
+
+    Loopback's, the bound one, that of the public URL, and this machine's where all are bound.
+    """
     bound = settings.listen.host.lower()
     everywhere = {socket.gethostname().lower()} if bound in {"0.0.0.0", "::"} else set[str]()
-    return LOOPBACK_NAMES | {bound} | everywhere
+    public = urlsplit(settings.execution.public_url).hostname
+    return LOOPBACK_NAMES | {bound} | everywhere | ({public} if public else set[str]())
 
 
 def _replaced(tree: Any, groups: tuple[str, ...], name: str, value: object) -> Any:

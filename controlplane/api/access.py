@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from controlplane.api.problems import Refusal, render
 
 OPEN_PATHS = re.compile(r"(/v1)?/(livez|readyz|docs(/[\w.-]+)?|openapi\.json)")
+NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 RUN_TOKEN_PATHS = re.compile(r"(/v1)?/runs/[^/]+/metrics")  # POST only
 
 
@@ -48,13 +49,18 @@ class Access:
         return None
 
     def _known(self, host: str) -> bool:
-        """Whether a Host header is a name of ours. An address cannot be rebound: any will do where all are bound."""
+        """Whether a Host header is a name of ours.
+
+        Where all addresses are bound, services and ingresses give us names that we do not know: any address will do,
+        since it cannot be rebound, and where a token is asked for any name, since a page that rebinds one has no token.
+        """
         try:
             parts = urlsplit(f"//{host}")
             name, _ = parts.hostname or "", parts.port
         except ValueError:
             return False
-        return name in self.hosts or (self.any_address and _is_address(name))
+        sound = _is_address(name) or (self.token is not None and NAME.fullmatch(name) is not None)
+        return name in self.hosts or (self.any_address and sound)
 
 
 def _is_address(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from controlplane.api import attempts, docs, events, health, logs, metrics, plans, problems, runs, sizes
+from controlplane.api import attempts, clusters, docs, events, health, logs, metrics, plans, problems, runs, sizes
 from controlplane.api.access import Access
 from controlplane.api.streams import Hub
 from controlplane.api.telemetry import Measurements, Telemetry
@@ -20,7 +20,7 @@ from controlplane.services import state
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
-NOUNS = (runs, attempts, events, logs, metrics, sizes, plans, health)
+NOUNS = (runs, attempts, events, logs, metrics, sizes, plans, clusters, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},
     "5XX": {"model": problems.Problem, "description": "The control plane could not answer."},

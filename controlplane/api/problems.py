@@ -43,6 +43,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "idempotency_key_reused": (422, "The Idempotency-Key stands for another request"),
     "internal": (500, "The control plane made a mistake"),
     "unavailable": (503, "The control plane cannot do this now"),
+    "cluster_unavailable": (503, "The cluster does not answer"),
 }
 
 
@@ -148,6 +149,8 @@ def translate(error: errors.ControlPlaneError) -> Refusal:
         field = "/name" if isinstance(error, errors.NameInUse) else "/checkpoint/uri"
         at = [FieldProblem(pointer=field, code=error.code, detail=str(error))]
         return Refusal(error.code, str(error), at, holder=error.holder)
+    if isinstance(error, errors.ClusterSilent):
+        return Refusal(error.code, str(error), headers={"retry-after": "5"})
     challenge = {"www-authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
     code = error.code if error.code in CODES else "internal"
     return Refusal(code, str(error), headers=challenge)

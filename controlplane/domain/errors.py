@@ -11,6 +11,7 @@ ControlPlaneError
 │   └── KeyReused          an idempotency key came back with another body
 ├── BadCursor              a page cursor that we did not make
 ├── Unauthorized           a run token that is unknown
+├── ClusterSilent          the cluster must be asked, and does not answer
 └── StoreError             the data folder cannot be used
     ├── FolderLocked       another process holds it
     ├── NetworkFolder      it lies on a network file system
@@ -139,6 +140,12 @@ class Unauthorized(ControlPlaneError):
 
     def __init__(self) -> None:
         super().__init__("the bearer token is not one of this run's attempts")
+
+
+class ClusterSilent(ControlPlaneError):
+    """The cluster must be asked for this, and does not answer now; nothing was changed."""
+
+    code = "cluster_unavailable"
 
 
 class StoreError(ControlPlaneError):

@@ -89,6 +89,7 @@ SUSPENDED_EARLY = _row(
 SUSPENDED = _row(
     16, {Phase.SUSPENDING}, Phase.SUSPENDED, "the suspended pods are quiet", Desired.SUSPENDED, Desired.RUNNING
 )
+TURN = _row(18, {Phase.QUEUED}, Phase.QUEUED, "another run's pods are still to find their places")
 RESUMED = _row(17, {Phase.SUSPENDED}, Phase.QUEUED, "a resume was asked for")
 
 TRANSITIONS = (
@@ -110,4 +111,5 @@ TRANSITIONS = (
     SUSPENDED_EARLY,
     SUSPENDED,
     RESUMED,
+    TURN,
 )

@@ -8,7 +8,7 @@ from typing import Any
 from controlplane.domain.phases import FAILURE, RESTART, Phase
 from controlplane.reconcile.decide import Decision, Look
 from controlplane.reconcile.pace import Pace
-from controlplane.reconcile.verdicts import Handling, Verdict
+from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict
 from controlplane.runfolder import last_checkpoint, metric_lines
 from controlplane.store.moves import add_attempt, add_event, get_attempt, get_run, move, request_deletion, withdraw
 from controlplane.store.points import add_points, newest_seq
@@ -165,7 +165,7 @@ def _restart_or_fail(
     counted = {
         "charged_restarts": run.charged_restarts + bool(attempt.charged),
         "restarts_since_checkpoint": restarts,
-        "free_restarts_since_checkpoint": free + (not attempt.charged),
+        "free_restarts_since_checkpoint": free + (not attempt.charged and reason != REQUEUED),
     }
     step, wait = columns["checkpoint_step"], pace.restart_backoff(restarts)
     told = (

@@ -27,7 +27,16 @@ from controlplane.domain.phases import (
     Phase,
     Transition,
 )
-from controlplane.reconcile.verdicts import Handling, Verdict, node_rank, object_lost, quiet, succeeded, verdict_of
+from controlplane.reconcile.verdicts import (
+    REQUEUED,
+    Handling,
+    Verdict,
+    node_rank,
+    object_lost,
+    quiet,
+    succeeded,
+    verdict_of,
+)
 from controlplane.store.tables import Attempt, Run
 
 PLACED_REASONS = frozenset({"ContainerCreating", "PodInitializing", "ImagePulling", "Starting"})  # not for want of room
@@ -35,13 +44,18 @@ PLACED_REASONS = frozenset({"ContainerCreating", "PodInitializing", "ImagePullin
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of one live run at one moment. `absent`: the object was missing in that many looks in a row."""
+    """What is known of one live run at one moment.
+
+    `absent`: the object was missing in that many looks in a row. `patience_s`: how long its pods may take to find their
+    places while others wait for that; None where nobody does.
+    """
 
     run: Run
     attempt: Attempt
     job: ObservedJob | None
     absent: int
     now: float
+    patience_s: float | None = None
 
     @property
     def gone(self) -> bool:
@@ -151,7 +165,17 @@ def _late(look: Look, job: ObservedJob) -> Verdict | None:
     limit, since = look.run.max_pending_s, look.attempt.submitted_at
     if limit is not None and since is not None and _waiting(job) and look.now - since > limit:
         return Verdict("PendingTimeout", f"pending for more than limits.max_pending_s = {limit}", Handling.FINAL)
-    return None
+    return _requeued(look, job)
+
+
+def _requeued(look: Look, job: ObservedJob) -> Verdict | None:
+    """The verdict on pods that hold up others and find no place."""
+    since, patience = look.attempt.submitted_at, look.patience_s
+    waiting = _waiting(job)
+    if patience is None or since is None or waiting is None or look.now - since <= patience or look.run.nodes == 1:
+        return None
+    told = f"no place for all {look.run.nodes} pods within {patience:g} s: others go first ({waiting.message})"
+    return Verdict(REQUEUED, told, Handling.FREE)
 
 
 def _overdue(look: Look) -> bool:
@@ -199,6 +223,7 @@ def _stored(pod: ObservedPod) -> dict[str, Any]:
         "reason": pod.reason,
         "message": pod.message,
         "exit_code": pod.exit_code,
+        "node": pod.node,
         "started_at": pod.started_at.timestamp() if pod.started_at else None,
         "finished_at": pod.finished_at.timestamp() if pod.finished_at else None,
     }

@@ -11,29 +11,33 @@ import secrets
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, or_, select, update
-from sqlalchemy.orm import undefer
+from sqlalchemy.orm import Session, undefer
 
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
 from controlplane.domain.phases import REFUSED, SUBMIT, SUBMITTED, UNREACHABLE, Desired
 from controlplane.domain.resolve import ResolvedRun
+from controlplane.reconcile.line import Line
 from controlplane.reconcile.pace import Pace
 from controlplane.render import render, secret_of
 from controlplane.store.moves import CREATE, get_attempt, get_run, move, settle
 from controlplane.store.store import Store
-from controlplane.store.tables import Outbox, Run
+from controlplane.store.tables import Attempt, Outbox, Run
 from controlplane.store.writer import Transaction
 from controlplane.submission import attempt_of
 
 log = logging.getLogger(__name__)
+NODE_FAULTS = frozenset({"NodeLost", "Shutdown"})
+MOST_AVOIDED = 10
 BATCH = 16  # rows leased at once: one commit serves them all
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where pods find the control plane (`url`), and the `image` that they run."""
+    """Where pods find the control plane (`url`), the `image` that they run, the `queue` of runs that name none."""
 
     url: str
     image: str
+    queue: str = ""
 
 
 def void_leases(store: Store) -> None:
@@ -46,13 +50,19 @@ class Worker:
 
     def __init__(self, store: Store, cluster: Cluster, site: Site, pace: Pace) -> None:
         self._store, self._cluster, self._site, self._pace = store, cluster, site, pace
+        self._line = Line(store, cluster)
+
+    @property
+    def contended(self) -> bool:
+        """Whether runs wait for another one to find its places."""
+        return self._line.contended
 
     def work(self, now: float) -> bool:
         """Work off one batch; whether there may be more. Raises StoreUnavailable."""
         with self._store.read() as session:
             free = or_(Outbox.leased_until.is_(None), Outbox.leased_until < now)
-            due = select(Outbox).where(Outbox.due_at <= now, free).order_by(Outbox.due_at).limit(BATCH)
-            rows = session.scalars(due).all()
+            due = select(Outbox).where(Outbox.due_at <= now, free, *self._line.hold(session, now))
+            rows = session.scalars(due.order_by(Outbox.due_at).limit(BATCH)).all()
         if not rows:
             return False
         leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
@@ -80,6 +90,8 @@ class Worker:
     def _create(self, row: Outbox, now: float) -> None:
         with self._store.read() as session:
             run = session.get_one(Run, row.run_id, options=[undefer(Run.resolved)])
+            avoid = _bad_nodes(session, run.id)
+        traits = self._cluster.traits()
         try:
             attempt = attempt_of(
                 run.id,
@@ -89,6 +101,10 @@ class Worker:
                 spec_hash=run.spec_hash,
                 url=self._site.url,
                 image=self._site.image,
+                queue=self._site.queue,
+                namespace=traits.namespace,
+                audience=traits.audience,
+                avoid_nodes=avoid,
                 token=row.token or "",
             )
             uid = self._cluster.create(render(attempt), secret_of(attempt))
@@ -113,6 +129,13 @@ class Worker:
         log.warning("%s of %s is put off: %s", row.op, row.object_name, message)
         due_at = now + self._pace.submit_backoff(row.tries)
         self._store.write(lambda transaction: _returned(transaction, row, message, now, due_at))
+
+
+def _bad_nodes(session: Session, run_id: str) -> tuple[str, ...]:
+    """Nodes that were lost under earlier attempts of this run, the last ones first, as many as a manifest may name."""
+    earlier = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number.desc()))
+    lost = [pod["node"] for one in earlier for pod in one.pods if pod.get("node") and pod["reason"] in NODE_FAULTS]
+    return tuple(dict.fromkeys(lost))[:MOST_AVOIDED]
 
 
 def _created(transaction: Transaction, row: Outbox, uid: str, now: float) -> None:

@@ -17,6 +17,7 @@ class Pace:
     longest_backoff_s: float = 300.0
     longest_submit_backoff_s: float = 60.0
     free_restarts: int = 20
+    patience_s: float = 300.0
 
     def restart_backoff(self, restarts: int) -> float:
         """How long to wait before the next attempt, after so many restarts without a new checkpoint."""

@@ -127,7 +127,8 @@ class Reconciler:
         """Decide about a run until nothing is left to decide on this observation."""
         absent = self._absent.get(attempt.object_name, 0)
         for _ in range(FOLLOW_UPS):
-            look = Look(run, attempt, job, absent, self._clock())
+            patience = self._pace.patience_s if self._worker.contended else None
+            look = Look(run, attempt, job, absent, self._clock(), patience)
             decision = decide(look)
             if decision is None or not apply(self._store, self._pace, look, decision):
                 return

@@ -12,8 +12,9 @@ from typing import Any
 from controlplane.clusters.base import ObservedJob, ObservedPod
 
 FINAL_CODES = {2: "ConfigError", 3: "Diverged"}
-STOPPED = 143
-INTERRUPTIONS = frozenset({"Preempted", "Evicted", "NodeLost", "Lost", "Shutdown"})
+STOPPED, KILLED = 143, 137
+INTERRUPTIONS = frozenset({"Preempted", "Evicted", "NodeLost", "Lost", "Shutdown", "ImagePull", "InitError"})
+REQUEUED = "Requeued"
 KEPT_LINES = 50
 LONGEST_MESSAGE = 2000
 
@@ -45,7 +46,7 @@ def verdict_of(job: ObservedJob, known: Sequence[Mapping[str, Any]]) -> Verdict 
 
     `known` are the pods as they were stored at the last look.
     """
-    failed = [pod for pod in job.pods if pod.phase == "Failed"]
+    failed = [pod for pod in job.pods if pod.phase == "Failed" and not _swept(pod, job)]
     if failed:
         return _of_pod(min(failed, key=_ended))
     finished = any(pod.role == "master" and pod.phase == "Succeeded" for pod in job.pods)
@@ -62,13 +63,20 @@ def object_lost(name: str) -> Verdict:
 
 
 def succeeded(job: ObservedJob) -> bool:
-    """Whether every pod ended with 0."""
-    return bool(job.pods) and all(pod.phase == "Succeeded" for pod in job.pods)
+    """Whether every pod ended with 0, or was stopped because the first one had."""
+    return bool(job.pods) and all(pod.phase == "Succeeded" or _swept(pod, job) for pod in job.pods)
 
 
 def quiet(job: ObservedJob) -> bool:
     """Whether every pod has ended, one way or the other; an object whose pods are still to come is not quiet."""
     return bool(job.pods or job.deleting) and all(pod.phase in ("Succeeded", "Failed") for pod in job.pods)
+
+
+def _swept(pod: ObservedPod, job: ObservedJob) -> bool:
+    """Whether a pod was stopped on its way out: the cluster ends the others as soon as the first has succeeded."""
+    first = next((one for one in job.pods if node_rank(one) == 0), None)
+    done = first is not None and first.phase == "Succeeded"
+    return done and pod.phase == "Failed" and pod.exit_code in {None, STOPPED, KILLED}
 
 
 def _ended(pod: ObservedPod) -> tuple[datetime, int]:

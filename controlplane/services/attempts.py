@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import undefer
 
-from controlplane.domain.errors import NotFound, Unauthorized
+from controlplane.clusters.base import ClusterError
+from controlplane.domain.errors import ClusterSilent, NotFound, Unauthorized
 from controlplane.domain.names import token_hash
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.render import render
@@ -66,7 +67,13 @@ def manifest(context: Context, run_id: str, number: int | None = None) -> dict[s
 
 
 def authenticate(context: Context, run_id: str, token: str) -> int:
-    """The attempt of this run whose token this is. Raises Unauthorized."""
+    """The attempt of this run whose token this is: its own, or a service account's of one of its pods.
+
+    Raises Unauthorized, also for a pod that no look has shown yet: it asks again. Raises ClusterSilent where nobody can
+    say now whose token it is.
+    """
+    if token.count(".") == 2:
+        return _attempt_of_pod(context, run_id, token)
     with context.store.read() as session:
         found = session.execute(
             select(Attempt.run_id, Attempt.number).where(Attempt.token_hash == token_hash(token))
@@ -74,3 +81,19 @@ def authenticate(context: Context, run_id: str, token: str) -> int:
     if found is None or found.run_id != run_id:
         raise Unauthorized
     return int(found.number)
+
+
+def _attempt_of_pod(context: Context, run_id: str, token: str) -> int:
+    """The live attempt one of whose pods holds this service-account token."""
+    try:
+        caller = context.cluster.authenticate(token)
+    except ClusterError as error:
+        raise ClusterSilent(str(error)) from None
+    with context.store.read() as session:
+        joined = (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt)
+        row = session.scalars(select(Attempt).join(Run, joined).where(Run.id == run_id)).one_or_none()
+    if caller is None or row is None or row.finished_at is not None:
+        raise Unauthorized
+    if not any((pod["name"], pod["uid"]) == (caller.pod, caller.uid) for pod in row.pods):
+        raise Unauthorized
+    return row.number

@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session, undefer
 from controlplane.domain.errors import BadCursor, FolderInUse, KeyReused, NameInUse, NotAlive, NotFound, StillRunning
 from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id
 from controlplane.domain.phases import Desired, Phase
-from controlplane.domain.resolve import ResolvedRun, resolve
+from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec
 from controlplane.runfolder import last_checkpoint, last_claim
 from controlplane.services.context import Context
-from controlplane.services.datasets import vocabulary_of
+from controlplane.services.ground import fitting
 from controlplane.services.views import Page, RunView, view_run
 from controlplane.store.moves import add_attempt, add_event, get_run
 from controlplane.store.tables import Attempt, IdempotencyKey, Label, Run
@@ -44,7 +44,7 @@ class _Request:
 
     @property
     def folder(self) -> str:
-        return str(self.resolved.config["out"])
+        return self.resolved.folder
 
 
 def create_run(
@@ -102,7 +102,8 @@ def list_runs(
         wanted = wanted.where(Run.id < _last_id(cursor))
     with context.store.read() as session:
         rows = session.execute(wanted.order_by(Run.id.desc()).limit(limit + 1)).all()
-        runs = [view_run(run, name, context.cluster.name, context.namespace) for run, name in rows[:limit]]
+        namespace = context.cluster.traits().namespace
+        runs = [view_run(run, name, context.cluster.name, namespace) for run, name in rows[:limit]]
     more = len(rows) > limit
     return Page(runs, base64.urlsafe_b64encode(runs[-1].id.encode()).decode() if more else None)
 
@@ -157,20 +158,29 @@ def _request(
 ) -> _Request:
     """Everything of the new run that can be known before it is stored."""
     run_id = new_run_id()
-    out = str(context.home / "runs" / run_id)
     start_from = _start_from(retried) if retried else ""
-    resolved = resolve(spec, context.cluster.capacity(), out, vocabulary=vocabulary_of(spec), start_from=start_from)
+    resolved = fitting(context, spec, run_id, start_from)
     name = spec.name or default_name(spec.size, run_id)
-    folders = (resolved.config["out"], resolved.config["start_from"])
-    found = (step for folder in folders if folder and (step := last_checkpoint(Path(folder))) is not None)
-    retry_of = retried.id if retried else None
-    return _Request(run_id, name, spec, resolved, principal, key, body_hash, retry_of, next(found, None))
+    if retried and start_from == retried.folder:
+        step = _last_step(retried)
+    else:
+        folders = (resolved.config["out"], resolved.config["start_from"])
+        found = (last_checkpoint(Path(folder)) for folder in folders if folder)
+        step = next((step for step in found if step is not None), None)
+    return _Request(run_id, name, spec, resolved, principal, key, body_hash, retried.id if retried else None, step)
 
 
 def _start_from(retried: RunView) -> str:
     """The folder whose checkpoint a retry goes on from: the old run's, or what that one itself had started from."""
-    found = last_checkpoint(Path(retried.folder)) is not None
-    return retried.folder if found else str(retried.resolved["config"].get("start_from", ""))
+    if _last_step(retried) is not None:
+        return retried.folder
+    return str(retried.resolved["config"].get("start_from", ""))
+
+
+def _last_step(run: RunView) -> int | None:
+    """The step of the run's last checkpoint: its folder's, or what its trainer told where that is not to be seen."""
+    folder = Path(run.folder)
+    return last_checkpoint(folder) if folder.is_absolute() else run.checkpoint_step
 
 
 def _store(context: Context, request: _Request) -> tuple[RunView, bool]:
@@ -187,7 +197,7 @@ def _insert(transaction: Transaction, request: _Request, now: float) -> tuple[st
         raise NameInUse(request.name, holder)
     if holder := session.scalar(select(Run.id).where(Run.live_folder == request.folder)):
         raise FolderInUse(request.folder, holder)
-    run = _row(request, now, attempt=1 + last_claim(Path(request.folder)))
+    run = _row(request, now, attempt=1 + _claimed(session, request))
     session.add(run)
     session.flush()
     session.add_all(Label(run_id=run.id, key=key, value=value) for key, value in request.spec.labels.items())
@@ -202,6 +212,14 @@ def _insert(transaction: Transaction, request: _Request, now: float) -> tuple[st
     told = f"retry of {request.retry_of}" if request.retry_of else f"{request.principal} asked for a {run.size} run"
     add_event(transaction, run.id, "created", told, now, data={"phase": str(Phase.QUEUED), "actor": request.principal})
     return run.id, False
+
+
+def _claimed(session: Session, request: _Request) -> int:
+    """The highest attempt that has had the run's folder, as its owner files and our own rows say; 0 for a new one."""
+    if request.spec.checkpoint.uri is None:
+        return 0
+    ours = session.scalar(select(func.max(Run.attempt)).where(Run.folder == request.folder)) or 0
+    return max(ours, last_claim(Path(request.folder)))
 
 
 def _row(request: _Request, now: float, attempt: int) -> Run:
@@ -223,6 +241,7 @@ def _row(request: _Request, now: float, attempt: int) -> Run:
         max_restarts=limits.max_restarts,
         max_runtime_s=limits.max_runtime_s,
         max_pending_s=limits.max_pending_s,
+        nodes=request.resolved.layout.nodes,
         spec=request.spec.model_dump(mode="json", exclude_unset=True),
         resolved=request.resolved.to_json(),
         spec_hash=request.resolved.spec_hash,
@@ -255,7 +274,7 @@ def _view(context: Context, run_id: str) -> RunView:
         found = session.execute(_whole().where(Run.id == run_id) if by_id else named).one_or_none()
         if found is None:
             raise NotFound("run", run_id)
-        return view_run(found[0], found[1], context.cluster.name, context.namespace)
+        return view_run(found[0], found[1], context.cluster.name, context.cluster.traits().namespace)
 
 
 def _whole() -> Select[Run, str]:

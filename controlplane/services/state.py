@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from controlplane.clusters.base import ClusterError
+from controlplane.clusters.base import Capacity, Check, ClusterError, Kind
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import Phase
 from controlplane.services.context import Context
+from controlplane.services.ground import capacity_of
 from controlplane.store.tables import Outbox, Run
 
 
@@ -25,6 +26,44 @@ class Component:
 def components(context: Context) -> dict[str, Component]:
     """Every part by name. An absent cluster stops no request: runs wait for it."""
     return {"store": _store(context), "cluster": _cluster(context)}
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """A cluster as runs find it; `kind` is that of a run which says nothing else, and why."""
+
+    name: str
+    namespace: str
+    ready: bool
+    kind: Kind | None
+    kinds: dict[str, str]
+    storage: str
+    capacity: Capacity
+    checks: list[Check]
+
+
+def clusters(context: Context) -> list[ClusterState]:
+    """Every cluster, looked at now."""
+    cluster, traits = context.cluster, context.cluster.traits()
+    checks = cluster.checks()
+    wanted = [kind for kind in traits.kinds if kind == context.kind]
+    usual = next(iter([*wanted, *traits.kinds]), None)
+    storage = context.storage or (str(context.home / "runs") if traits.shared_folders else "")
+    if not storage:
+        mend = "set --storage (TERAGPT_STORAGE), or give each run a checkpoint.uri"
+        checks.append(Check("storage", ok=False, detail="runs without a checkpoint.uri have no place", mend=mend))
+    return [
+        ClusterState(
+            name=cluster.name,
+            namespace=traits.namespace,
+            ready=all(check.ok for check in checks),
+            kind=usual,
+            kinds={str(kind): why for kind, why in traits.reasons.items()},
+            storage=storage,
+            capacity=capacity_of(context),
+            checks=checks,
+        )
+    ]
 
 
 def runs_by_phase(context: Context) -> dict[str, int]:

@@ -111,6 +111,7 @@ def moment(seconds: float | None) -> datetime | None:
 
 def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) -> RunView:
     """A run's row, loaded in full, as a value."""
+    kind = run.resolved.get("kind", "PyTorchJob")
     return RunView(
         id=run.id,
         name=run.name,
@@ -123,7 +124,7 @@ def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) ->
         spec=run.spec,
         resolved=run.resolved,
         progress=run.progress,
-        kubernetes={"cluster": cluster, "namespace": namespace, "kind": "PyTorchJob", "name": object_name},
+        kubernetes={"cluster": cluster, "namespace": namespace, "kind": kind, "name": object_name},
         folder=run.folder,
         labels=run.resolved["labels"],
         restarts=run.charged_restarts,

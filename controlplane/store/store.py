@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,7 @@ from controlplane.store.folder import DataFolder
 from controlplane.store.migrate import migrate
 from controlplane.store.signals import Signals
 from controlplane.store.sqlite import open_engine
+from controlplane.store.tables import Installation
 from controlplane.store.writer import Transaction, Writer
 
 T = TypeVar("T")
@@ -42,6 +43,12 @@ class Store:
             self._release()
             raise
         self._writer = Writer(self._engine, self.signals)
+
+    @property
+    def installation(self) -> str:
+        """What tells this installation's objects from another's; made with the store, and as old as that."""
+        with self.read() as session:
+            return session.scalars(select(Installation.id)).one()
 
     @contextmanager
     def read(self) -> Generator[Session]:

@@ -25,6 +25,14 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {str: String(255), float: Float(53), dict[str, Any]: JSON(), list[Any]: JSON()}
 
 
+class Installation(Base):
+    """The one row that tells this installation's objects from those of another on the same cluster."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
 class Run(Base):
     """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended.
 
@@ -52,6 +60,7 @@ class Run(Base):
     max_restarts: Mapped[int]
     max_runtime_s: Mapped[int | None]
     max_pending_s: Mapped[int | None]
+    nodes: Mapped[int] = mapped_column(default=1)
     spec: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     resolved: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     spec_hash: Mapped[str]

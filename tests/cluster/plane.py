@@ -35,7 +35,7 @@ class Plane:
             self.process = subprocess.Popen(
                 [*self._command, "--port", self._port], stdout=log, stderr=log, env=self._environment
             )
-        facts = until(self._facts, START_S, lambda: self.log.read_text())
+        facts = until(self._facts, START_S, self.log.read_text)
         self.url = str(facts["url"])
         self._port = self.url.rpartition(":")[2]
         self.client = Client(self.url, token=(self.home / "token").read_text().strip())

@@ -44,6 +44,14 @@ def test_where_every_interface_is_bound_any_address_is_ours_and_no_other_name() 
     assert client(any_address=True).get("/", headers={"host": "evil.example"}).status_code == 403
 
 
+def test_any_name_will_do_where_all_are_bound_and_a_token_is_asked_for() -> None:
+    open_to_all = client(any_address=True, token="secret")
+    by_service = {"host": "teragpt.lm.svc:8000"}
+    assert open_to_all.get("/", headers=by_service).status_code == 401
+    assert open_to_all.get("/", headers={**by_service, "authorization": "Bearer secret"}).status_code == 200
+    assert open_to_all.get("/", headers={"host": "a b"}).status_code == 403
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize(
     "origin",

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from controlplane.clusters.base import Unavailable
+from controlplane.clusters.base import Check, Traits, Unavailable
 from controlplane.domain.errors import StoreUnavailable
 from controlplane.domain.phases import Phase
 from tests.controlplane.plane import Plane
@@ -36,6 +36,23 @@ def test_an_absent_cluster_stops_no_request(client: TestClient, plane: Plane) ->
     assert (reply.status_code, reply.json()["ready"]) == (200, True)
     assert not reply.json()["components"]["cluster"]["ready"]
     assert "connection refused" in reply.json()["components"]["cluster"]["detail"]
+
+
+def test_a_cluster_says_what_it_has_and_what_it_lacks(client: TestClient, plane: Plane) -> None:
+    plane.cluster.found = [Check("operator", ok=False, detail="no such deployment", mend="install it")]
+    plane.cluster.shown = Traits(namespace="lm", kinds=("Job",), reasons={"Job": "always there"}, shared_folders=False)
+    (found,) = client.get("/v1/clusters").json()["items"]
+    assert (found["namespace"], found["kind"], found["kinds"]) == ("lm", "Job", {"Job": "always there"})
+    assert not found["ready"]
+    assert found["checks"] == [
+        {"name": "operator", "ok": False, "detail": "no such deployment", "mend": "install it"},
+        {
+            "name": "storage",
+            "ok": False,
+            "detail": "runs without a checkpoint.uri have no place",
+            "mend": "set --storage (TERAGPT_STORAGE), or give each run a checkpoint.uri",
+        },
+    ]
 
 
 def test_without_its_store_it_is_not_ready(client: TestClient, plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,7 @@ def test_an_unknown_address_and_a_wrong_method_are_told_apart(client: TestClient
         (errors.NameInUse("n", "run_1"), 409, "name_in_use"),
         (errors.FolderInUse("/f", "run_1"), 409, "folder_in_use"),
         (errors.StillRunning("run_1", "running"), 409, "still_running"),
+        (errors.ClusterSilent("no route"), 503, "cluster_unavailable"),
         (errors.NotAlive("run_1", "failed", "resumed"), 409, "not_alive"),
         (errors.KeyReused("k", "run_1"), 422, "idempotency_key_reused"),
         (errors.BadCursor("c"), 422, "invalid_request"),

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from controlplane.clusters.base import Manifest, NameConflict, Refusal, Rejected, Unavailable
+from controlplane.clusters.base import Manifest, NameConflict, Refusal, Rejected, Traits, Unavailable
 from controlplane.domain.errors import NotAlive
 from controlplane.domain.names import token_hash
 from controlplane.domain.phases import LIVE, TERMINAL, TRANSITIONS, Phase
 from controlplane.reconcile import apply as applying
 from controlplane.services import metrics, runs
+from controlplane.services.attempts import attempt as get_attempt
 from controlplane.services.attempts import authenticate
 from controlplane.store.tables import Attempt, Outbox
 from tests.controlplane.reconcile.conftest import Stage
@@ -34,6 +35,10 @@ def test_no_transition_leaves_a_terminal_phase_and_every_phase_is_reached() -> N
     assert not any(one.sources & TERMINAL for one in TRANSITIONS)
     assert {one.target for one in TRANSITIONS} == set(Phase)
     assert frozenset().union(*(one.sources for one in TRANSITIONS)) == LIVE
+
+
+def object_of(stage: Stage, run_id: str) -> str:
+    return get_attempt(stage.context, run_id).name
 
 
 def test_0_a_run_is_queued_before_the_cluster_hears_of_it(stage: Stage) -> None:
@@ -311,6 +316,63 @@ def test_cancelling_twice_is_cancelling_once(running: Stage) -> None:
         for one in __import__("controlplane.services.attempts", fromlist=["events"]).events(running.context, running.id)
     ]
     assert kinds.count("cancel") == 1
+
+
+def test_18_of_several_multi_pod_runs_one_at_a_time_looks_for_its_places(stage: Stage) -> None:
+    stage.memory.shown = Traits(gang=False)
+    two_pods = {"nodes": 2, "processes_per_node": 1}
+    first, second, third = (stage.ask(name=name, compute=two_pods) for name in ("first", "second", "third"))
+    small = stage.ask(name="small")
+    stage.look(2)
+    assert [runs.get(stage.context, run.id).phase for run in (first, second, third, small)] == [
+        "pending",
+        "queued",
+        "queued",
+        "pending",
+    ]
+    waiting = runs.get(stage.context, third.id)
+    assert (waiting.reason, waiting.message) == (
+        "WaitsForTurn",
+        "place 2 in line: all pods of 'first' must find their places first",
+    )
+    stage.memory.run(object_of(stage, first.id))
+    stage.look(2)
+    assert runs.get(stage.context, first.id).phase == "running"
+    stage.look()
+    assert runs.get(stage.context, second.id).phase == "pending"
+    assert runs.get(stage.context, third.id).message == (
+        "place 1 in line: all pods of 'second' must find their places first"
+    )
+
+
+def test_18_a_run_that_finds_no_places_lets_the_others_go_first(stage: Stage) -> None:
+    stage.memory.shown = Traits(gang=False)
+    two_pods = {"nodes": 2, "processes_per_node": 1}
+    first, second = (stage.ask(name=name, compute=two_pods) for name in ("first", "second"))
+    stage.look(2)
+    stage.after(299)
+    assert runs.get(stage.context, first.id).phase == "pending"
+    stage.after(2)
+    stage.look()
+    stage.memory.stop(object_of(stage, first.id))
+    stage.look(2)
+    waiting = runs.get(stage.context, first.id)
+    assert (waiting.phase, waiting.reason, waiting.restarts) == ("restarting", "Requeued", 0)
+    stage.after(2)
+    stage.look()
+    assert runs.get(stage.context, second.id).phase == "pending"
+    assert runs.get(stage.context, first.id).phase == "restarting"
+    stage.memory.run(object_of(stage, second.id))
+    stage.look(3)
+    assert runs.get(stage.context, first.id).phase == "pending"
+
+
+def test_a_run_alone_may_wait_for_its_places_as_long_as_it_takes(stage: Stage) -> None:
+    stage.memory.shown = Traits(gang=False)
+    stage.ask(compute={"nodes": 2, "processes_per_node": 1})
+    stage.look(2)
+    assert stage.after(86_400).phase == "pending"
+    assert stage.attempt.reason is None
 
 
 def test_14_16_and_17_a_suspended_run_holds_nothing_and_goes_on_when_resumed(running: Stage) -> None:

@@ -57,6 +57,19 @@ def test_an_exit_is_read_as_the_table_says(ended: ObservedPod, reason: str, hand
     assert (found.reason, found.handling) == (reason, handling)
 
 
+@pytest.mark.parametrize("code", [143, 137, None])
+def test_pods_that_are_stopped_because_the_first_has_succeeded_take_nothing_from_its_success(code: int | None) -> None:
+    ended = job(pod(0, code=0), pod(1, code=code, reason="Error"))
+    assert succeeded(ended)
+    assert verdict_of(ended, []) is None
+
+
+def test_a_pod_that_fails_by_itself_is_a_failure_whatever_the_first_did() -> None:
+    ended = job(pod(0, code=0), pod(1, code=1))
+    assert not succeeded(ended)
+    assert verdict(pod(0, code=0), pod(1, code=1)).reason == "Crash"
+
+
 def test_the_first_pod_to_fail_is_blamed_not_those_that_it_took_along() -> None:
     assert verdict(pod(0, 1, second=9), pod(1, 137, second=3), pod(2, 1, second=5)).exit_code == 137
 

@@ -1,0 +1,71 @@
+"""What a spec is resolved on: the cluster's numbers and traits, the installation's storage, the dataset's vocabulary.
+
+A cluster that does not answer keeps nobody from asking for a run: what is not known of it is not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from controlplane.clusters.base import Capacity, ClusterError
+from controlplane.domain.errors import InvalidSpec, Problem
+from controlplane.domain.layout import misfits
+from controlplane.domain.resolve import ResolvedRun, lay_out
+from controlplane.domain.spec import RunSpec
+from controlplane.domain.storage import within
+from controlplane.services.context import Context
+from controlplane.services.datasets import vocabulary_of
+
+UNKNOWN = Capacity(0, 0, 0, None, 0, 0, 0, known=False)
+SHARED = "ReadWriteMany"
+
+
+def capacity_of(context: Context) -> Capacity:
+    """What the cluster has, as far as it says."""
+    try:
+        return context.cluster.capacity()
+    except ClusterError:
+        return UNKNOWN
+
+
+def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> tuple[ResolvedRun, list[Problem]]:
+    """The run that the spec describes, and why it can never run here, where it cannot. Raises InvalidSpec."""
+    traits, machine = context.cluster.traits(), capacity_of(context)
+    storage = context.storage or (str(context.home / "runs") if traits.shared_folders else "")
+    run = lay_out(
+        spec,
+        machine,
+        within(storage, run_id) if storage else "",
+        vocabulary=vocabulary_of(spec) if traits.shared_folders else None,
+        start_from=start_from,
+        shared_folders=traits.shared_folders,
+        kinds=traits.kinds,
+        kind=context.kind,
+    )
+    return run, [*misfits(run.layout, spec, machine), *_bad_claims(context, spec, run)]
+
+
+def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> ResolvedRun:
+    """As `laid_out`. Raises InvalidSpec also for what can never run here."""
+    run, problems = laid_out(context, spec, run_id, start_from)
+    if problems:
+        raise InvalidSpec(problems)
+    return run
+
+
+def _bad_claims(context: Context, spec: RunSpec, run: ResolvedRun) -> Iterator[Problem]:
+    """Claims that are not there, or that only one node can write."""
+    for claim in run.claims:
+        pointer = "/data/uri" if (spec.data.uri or "").startswith(f"pvc://{claim}/") else "/checkpoint/uri"
+        try:
+            modes = context.cluster.access_modes(claim)
+        except ClusterError:
+            continue
+        if modes is None:
+            there = f"a claim of the namespace {context.cluster.traits().namespace}"
+            yield Problem(pointer, "no_such_claim", f"got {claim!r}; allowed: {there}")
+        elif run.layout.nodes > 1 and SHARED not in modes:
+            detail = (
+                f"got {claim!r}, which is {', '.join(sorted(modes))}; allowed on {run.layout.nodes} nodes: {SHARED}"
+            )
+            yield Problem(pointer, "claim_not_shared", detail)
