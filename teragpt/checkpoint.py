@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
 from teragpt.config import Config, ConfigError, Problem
+from teragpt.storage import Disk, Folder, folder_at
 
 META = "meta.json"
+OWNER, STEP = re.compile(r"owner-(\d+)\.json"), re.compile(r"step-\d+-attempt-\d+")
 SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied")
-FENCE_SECONDS = 1.0  # how often rank 0 looks for a later attempt
 
 
 class SaveFailed(OSError):
@@ -45,7 +49,7 @@ class Superseded(Exception):
 class Checkpoint:
     """A published checkpoint: its folder and what its `meta.json` says."""
 
-    folder: Path
+    folder: Folder
     step: int
     attempt: int
     meta: dict[str, Any]
@@ -60,48 +64,63 @@ class Checkpoint:
         ]
         if data and self.meta["data"] != data:
             problems.append(Problem("data", config.data or "the embedded corpus", f"the data of {self.folder}"))
+        there = self.folder.entries()
         for name, size in self.meta["files"].items():
-            path = self.folder / name
-            found = path.stat().st_size if path.exists() else None
-            if found != size:
-                given = "missing" if found is None else f"{found} bytes"
-                problems.append(Problem("checkpoint", f"{path}: {given}", f"the {size} bytes it was published with"))
+            if there.get(name) != size:
+                given = f"{self.folder}/{name}: " + (f"{there[name]} bytes" if name in there else "missing")
+                problems.append(Problem("checkpoint", given, f"the {size} bytes it was published with"))
         if problems:
             raise ConfigError(problems)
 
 
-def published(folder: Path) -> list[Checkpoint]:
+def published(run: Folder) -> list[Checkpoint]:
     """The checkpoints of a run folder that count, oldest first."""
-    owners = [read_json(path) for path in (folder / "checkpoints").glob("owner-*.json")]
+    folder = run / "checkpoints"
+    names = folder.entries()
+    owners = [owner for name in names if OWNER.fullmatch(name) and (owner := read_json(folder, name))]
     found = []
-    for path in (folder / "checkpoints").glob(f"step-*-attempt-*/{META}"):
-        meta = read_json(path)
-        later = [owner for owner in owners if owner["attempt"] > meta["attempt"]]
-        if all(meta["step"] <= owner["resumed_from"] for owner in later):
-            found.append(Checkpoint(path.parent, meta["step"], meta["attempt"], meta))
+    for name in filter(STEP.fullmatch, names):
+        meta = read_json(folder / name, META)
+        if meta and all(meta["step"] <= one["resumed_from"] for one in owners if one["attempt"] > meta["attempt"]):
+            found.append(Checkpoint(folder / name, meta["step"], meta["attempt"], meta))
     return sorted(found, key=lambda one: (one.step, one.attempt))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that was written atomically. Raises ConfigError when it cannot be read all the same."""
+def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A JSON object that was written in one piece; None where none is. Raises ConfigError when it cannot be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return dict(json.loads(folder.read(name)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
-        raise ConfigError([Problem("checkpoint", str(path), f"a readable JSON file ({error})")]) from None
-    return dict(value)
+        raise ConfigError([Problem("checkpoint", f"{folder}/{name}", f"a readable JSON file ({error})")]) from None
 
 
-def write_durably(path: Path, value: Mapping[str, object]) -> None:
-    """Write JSON so that the file is absent or whole, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+def as_json(value: Mapping[str, object]) -> bytes:
+    """JSON for people and programs."""
+    return json.dumps(value, indent=1).encode()
+
+
+def reader(folder: Folder) -> StorageReader:
+    """torch's own reader of a checkpoint's folder."""
+    if isinstance(folder, Disk):
+        return FileSystemReader(folder.path)
+    in_store: StorageReader = fsspec_storage().FsspecReader(str(folder))
+    return in_store
+
+
+def writer(folder: Folder) -> StorageWriter:
+    """torch's own writer; in a store a file is durable once it is closed, and nothing there can be synced."""
+    if isinstance(folder, Disk):
+        return FileSystemWriter(folder.path)
+    in_store: StorageWriter = fsspec_storage().FsspecWriter(str(folder), sync_files=False)
+    return in_store
+
+
+def fsspec_storage() -> Any:
+    """torch's module for object stores, whose name begins with an underscore in older versions."""
+    name = "torch.distributed.checkpoint.{}fsspec_filesystem"
+    return import_module(name.format("" if find_spec(name.format("")) else "_"))
 
 
 class Checkpoints:
@@ -114,12 +133,15 @@ class Checkpoints:
 
         Raises ConfigError for a folder that cannot be written, and Superseded when a later attempt owns it.
         """
-        self.config, self.data, self.folder = config, data, Path(config.out) / "checkpoints"
+        self.config, self.data, self.run = config, data, folder_at(config.out, "out")
+        self.folder = self.run / "checkpoints"
         self.leader = dist.get_rank() == 0
         self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.saving: Future[None] | None = None
-        self.looked = 0.0
+        self.watch = ThreadPoolExecutor(1, thread_name_prefix="fence")
+        self.looking: Future[bool] | None = None
+        self.looked, self.lost, self.claimed = 0.0, False, b""
         claimed: list[Any] = [None]
         if self.leader:
             try:
@@ -136,13 +158,13 @@ class Checkpoints:
         """Write the owner file of the attempt; returns it with the checkpoint that it resumes from."""
         number = attempt or 0
         try:
-            known = sorted(int(path.stem.split("-")[1]) for path in self.folder.glob("owner-*.json"))
-            number = number or (known[-1] + 1 if known else 1)
-            if known and known[-1] >= number:
-                raise Superseded(f"attempt {number} cannot claim {self.folder}: attempt {known[-1]} has")
-            found = published(self.folder.parent)
+            known = max(self.owners(), default=0)
+            number = number or known + 1
+            if known >= number:
+                raise Superseded(f"attempt {number} cannot claim {self.folder}: attempt {known} has")
+            found = published(self.run)
             if not found and self.config.start_from:
-                found = published(Path(self.config.start_from))
+                found = published(folder_at(self.config.start_from, "start_from"))
                 if not found:
                     raise ConfigError([Problem("start_from", self.config.start_from, "a run folder with a checkpoint")])
             start = found[-1] if found else None
@@ -155,11 +177,8 @@ class Checkpoints:
                 "pid": os.getpid(),
                 "time": time.time(),
             }
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f".owner-{number}.{os.getpid()}"
-            write_durably(temporary, owner)
-            os.link(temporary, self.folder / f"owner-{number}.json")  # fails where the file exists: one owner a number
-            temporary.unlink()
+            self.claimed = as_json(owner)
+            self.folder.create(f"owner-{number}.json", self.claimed)
         except FileExistsError:
             raise Superseded(f"attempt {number} of {self.folder} was claimed by another process") from None
         except OSError as error:
@@ -167,16 +186,27 @@ class Checkpoints:
             raise ConfigError([Problem("out", self.config.out, allowed)]) from None
         return number, start
 
+    def owners(self) -> list[int]:
+        """The attempts that have claimed the run folder."""
+        return [int(found[1]) for name in self.folder.entries() if (found := OWNER.fullmatch(name))]
+
     def superseded(self) -> bool:
-        """Whether a later attempt owns the run folder; looked up once a second, on rank 0 alone."""
-        if not self.leader or time.monotonic() - self.looked < FENCE_SECONDS:
-            return False
-        self.looked = time.monotonic()
-        return any(int(path.stem.split("-")[1]) > self.attempt for path in self.folder.glob("owner-*.json"))
+        """Whether rank 0 saw that a later attempt owns the run folder. It looks now and then, beside training."""
+        due = self.leader and time.monotonic() - self.looked >= self.folder.look_every
+        if due and (self.looking is None or self.looking.done()):
+            self.looked = time.monotonic()
+            self.looking = self.watch.submit(self.look)
+        return self.lost
+
+    def look(self) -> bool:
+        """Whether a later attempt owns the run folder, or another process this attempt. Raises OSError."""
+        mine = f"owner-{self.attempt}.json"
+        self.lost = self.lost or max(self.owners(), default=0) > self.attempt or self.folder.read(mine) != self.claimed
+        return self.lost
 
     def load(self, checkpoint: Checkpoint, state: dict[str, Tensor]) -> None:
         """Read a checkpoint into the tensors of `state`, which may be sharded over any mesh."""
-        load(state, checkpoint_id=str(checkpoint.folder), process_group=self.group)
+        load(state, storage_reader=reader(checkpoint.folder), process_group=self.group)
 
     def save(
         self, step: int, state: dict[str, Tensor], meta: Mapping[str, object], then: Callable[[int], None]
@@ -195,10 +225,10 @@ class Checkpoints:
             "config": asdict(self.config),
             **meta,
         }
-        written = async_save(state, checkpoint_id=str(folder), process_group=self.group)
+        written = async_save(state, storage_writer=writer(folder), process_group=self.group)
         self.saving = self.pool.submit(self.publish, written, folder, whole, then)
 
-    def publish(self, written: Any, folder: Path, meta: dict[str, Any], then: Callable[[int], None]) -> None:
+    def publish(self, written: Any, folder: Folder, meta: dict[str, Any], then: Callable[[int], None]) -> None:
         """Once every rank's part is written: the marker, on rank 0, and then the retention of older ones."""
         try:
             written.result()
@@ -206,23 +236,22 @@ class Checkpoints:
             raise SaveFailed(f"{folder}: {next(iter(error.failures.values()))[0]}") from None
         if not self.leader:
             return
-        self.looked = 0.0
-        if self.superseded():
-            raise Superseded(f"attempt {self.attempt} lost {self.folder} to a later attempt")
-        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        write_durably(folder / META, {**meta, "files": files, "time": time.time()})
+        if self.look():
+            raise Superseded(f"attempt {self.attempt} lost {self.folder} to another")
+        files = dict(sorted(folder.entries().items()))
+        folder.write(META, as_json({**meta, "files": files, "time": time.time()}))
         then(meta["step"])
         for old in self.expired():
-            (old / META).unlink(missing_ok=True)
-            shutil.rmtree(old, ignore_errors=True)
+            old.remove(META)
 
-    def expired(self) -> Iterator[Path]:
+    def expired(self) -> list[Folder]:
         """Folders to remove after a publication: beyond the retention, torn, or of an attempt that lost the run."""
-        found = published(self.folder.parent)
+        found = published(self.run)
         every = self.config.keep_every
         kept = {one.folder for one in found[-self.config.keep_last :]}
         kept |= {one.folder for one in found if every and one.step % every == 0}
-        return (path for path in self.folder.glob("step-*-attempt-*/") if path not in kept)
+        folders = (self.folder / name for name, size in self.folder.entries().items() if size is None)
+        return [folder for folder in folders if folder not in kept]
 
     def wait(self) -> None:
         """Wait for the save in flight. Raises SaveFailed, OSError or Superseded when it was not published."""
@@ -233,7 +262,7 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         """The newest published checkpoint, the same one on every rank."""
         self.wait()
-        found = published(self.folder.parent) if self.leader else []
+        found = published(self.run) if self.leader else []
         newest: list[Checkpoint | None] = [found[-1] if found else None]
         dist.broadcast_object_list(newest, src=0, group=self.group)
         return newest[0]
@@ -243,3 +272,4 @@ class Checkpoints:
         self.wait()
         dist.barrier(group=self.group)
         self.pool.shutdown()
+        self.watch.shutdown()

@@ -80,10 +80,10 @@ class Config:
     rope_theta: float = setting(0.0, "Base of the rotary position embedding.", low=1.0, high=1e9)
     norm_eps: float = setting(1e-6, "Added to the mean square in every RMSNorm.", low=1e-12, high=1e-2)
 
-    data: str = setting("", "Dataset folder made by `teragpt prepare`; empty: the embedded corpus.")
+    data: str = setting("", "Folder or URL of a dataset made by `teragpt prepare`; empty: the embedded corpus.")
     tokenizer: str = setting("", "Tokenizer the dataset must have been made with; empty: the dataset's own.")
     seed: int = setting(0, "Seed of initial weights and data order.", low=0, high=(1 << 63) - 1)
-    out: str = setting("runs/tiny", "Run folder: metrics.jsonl, config.json, checkpoints.")
+    out: str = setting("runs/tiny", "Run folder, a path or a URL: metrics.jsonl, config.json, checkpoints.")
 
     start_from: str = setting("", "Run folder whose last checkpoint this run starts from while it has none of its own.")
 

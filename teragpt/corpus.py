@@ -21,8 +21,9 @@ from typing import Any
 from tqdm import tqdm
 
 from teragpt.config import EMBEDDED_VOCABULARY
+from teragpt.dataset_files import MANIFEST, TRAIN, fail, read_manifest
 from teragpt.prepare import Document, counted, write
-from teragpt.shards import MANIFEST, TRAIN, cache_folder, fail, locked, read_manifest
+from teragpt.storage import cache_folder, locked
 from teragpt.tokenizer import PIECES, train_bpe
 
 VALIDATION = 0.05  # of some 400 modules

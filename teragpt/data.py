@@ -19,7 +19,9 @@ import torch
 
 from teragpt.config import ConfigError, Problem
 from teragpt.corpus import embedded_dataset
-from teragpt.shards import TOKENIZER_FOLDER, TRAIN, VALIDATION, Manifest, Split, fail, read_manifest, verify
+from teragpt.dataset_files import TOKENIZER_FOLDER, TRAIN, VALIDATION, Manifest, Split, fail, read_manifest
+from teragpt.fetch import on_this_node
+from teragpt.shards import numpy_type, verify
 from teragpt.tokenizer import Tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -70,12 +72,12 @@ class Dataset(Protocol):
 
 
 def open_dataset(path: str, *, tokenizer: str = "") -> ShardedDataset:
-    """The dataset in the folder `path`; "": the embedded one, which is made on first use.
+    """The dataset in the folder or at the URL `path`; "": the embedded one, which is made on first use.
 
     Raises ConfigError if it is missing, broken (sizes are checked always, content once), or made by another tokenizer
     than the given one.
     """
-    folder = Path(path) if path else embedded_dataset()
+    folder = on_this_node(path) if path else embedded_dataset()
     manifest = read_manifest(folder)
     verify(folder, manifest)
     if tokenizer and Tokenizer(tokenizer).fingerprint != manifest.tokenizer_fingerprint:
@@ -163,7 +165,7 @@ class Tokens:
     """One split's tokens as one sequence over memory-mapped shards."""
 
     def __init__(self, folder: Path, split: Split, manifest: Manifest) -> None:
-        self.maps = [np.memmap(folder / shard.name, manifest.dtype, "r") for shard in split.shards]
+        self.maps = [np.memmap(folder / shard.name, numpy_type(manifest.dtype), "r") for shard in split.shards]
         self.starts = [0]
         for shard in self.maps:
             self.starts.append(self.starts[-1] + len(shard))

@@ -16,12 +16,13 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from teragpt.config import Config
 from teragpt.environment import read_report
+from teragpt.storage import Log, folder_at
 
 # Dense bf16 FLOP/s from the vendors' data sheets, by a part of the device's name; the first that fits counts.
 PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
@@ -64,19 +65,18 @@ class Metrics:
         flops = config.shape.flops_per_token(config.num_tokens, config.context)
         self.mfu_per_rate = flops / (peak * world_size) if peak else None
         self.seq, self.since, self.steps_since, self.started = 0, time.perf_counter(), 0, time.perf_counter()
-        self.file: IO[str] | None = None
+        self.log: Log | None = None
         self.poster: Poster | None = None
         self.lock = threading.Lock()  # checkpoints are published in a thread of their own
         if not self.leader:
             return
-        folder = Path(config.out)
-        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.log = folder_at(config.out, "out").log("metrics.jsonl", attempt)
         if report := read_report(os.environ):
             url, token = report
             self.poster = Poster(f"{url}/metrics", token, attempt)
         self.say(
             f"{parameters:,} parameters | {world_size} rank(s) | {config.steps:,} steps of "
-            f"{config.global_batch_tokens:,} tokens | attempt {attempt} | {folder}"
+            f"{config.global_batch_tokens:,} tokens | attempt {attempt} | {config.out}"
         )
 
     def say(self, line: str) -> None:
@@ -124,26 +124,35 @@ class Metrics:
     def checkpoint(self, step: int) -> None:
         """Report that the checkpoint of `step` is published: where run folders are out of reach, this tells of it."""
         self.record(step, checkpoint=step)
+        self.publish()
 
     def record(self, step: int, **values: float | None) -> None:
         """Add a point to the record; numbers that are not finite become null, which JSON can hold."""
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
         with self.lock:
-            if self.file is None:
+            if self.log is None:
                 return
             self.seq += 1
             point = {"seq": self.seq, "attempt": self.attempt, "step": step, "time": time.time(), **finite}
-            self.file.write(json.dumps(point) + "\n")
-            self.file.flush()
+            self.log.add(json.dumps(point))
             if self.poster is not None:
                 self.poster.add(point)
 
+    def publish(self) -> None:
+        """Put the record where others read it, if it is not there; training goes on where that fails."""
+        try:
+            if self.log is not None:
+                self.log.publish()
+        except OSError as error:
+            self.say(f"the record could not be written: {error}")
+
     def close(self, seconds: float = LAST_POSTS) -> None:
         """Close the record, and give the last points up to `seconds`, at most 30, to be acknowledged."""
+        self.publish()
         with self.lock:
-            if self.file is not None:
-                self.file.close()
-                self.file = None
+            if self.log is not None:
+                self.log.close()
+                self.log = None
         if self.poster is not None:
             self.poster.close(min(seconds, LAST_POSTS))
 

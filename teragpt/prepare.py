@@ -24,22 +24,12 @@ import numpy as np
 from tqdm import tqdm
 
 from teragpt.config import ConfigError
-from teragpt.shards import (
-    LOCK,
-    MANIFEST,
-    SHARD_TOKENS,
-    TOKENIZER_FOLDER,
-    TRAIN,
-    VALIDATION,
-    File,
-    Manifest,
-    SplitWriter,
-    entropy,
-    fail,
-    locked,
-)
+from teragpt.dataset_files import MANIFEST, TOKENIZER_FOLDER, TRAIN, VALIDATION, File, Manifest, fail
+from teragpt.shards import SHARD_TOKENS, SplitWriter, entropy
+from teragpt.storage import locked
 from teragpt.tokenizer import Tokenizer
 
+LOCK = ".lock"
 DOCUMENT_BYTES = 1 << 20  # a longer file becomes several documents
 BATCH_BYTES = 4 << 20  # of text that is tokenized at once, on all cores
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, write_durably
+from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_json
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
 from teragpt.environment import ranks_grace, read_attempt, read_grace, read_world
 from teragpt.metrics import Metrics
@@ -109,9 +109,9 @@ class Trainer:
         self.optimizer = Optimizer(self.model, config)
         self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)
         if self.world.rank == 0:
-            write_durably(self.checkpoints.folder.parent / "config.json", asdict(config))
+            self.checkpoints.run.write("config.json", as_json(asdict(config)))
             if self.dataset.tokenizer:
-                Tokenizer(self.dataset.tokenizer).save(self.checkpoints.folder.parent / "tokenizer")
+                (self.checkpoints.run / "tokenizer").fill(Tokenizer(self.dataset.tokenizer).save)
         if self.checkpoints.start:
             self.restore(self.checkpoints.start)
 

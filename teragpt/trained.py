@@ -10,10 +10,11 @@ from typing import cast
 import torch
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-from teragpt.checkpoint import Checkpoint, published
+from teragpt.checkpoint import Checkpoint, published, reader
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.model import TeraGPT
 from teragpt.parallel import build_model
+from teragpt.storage import Folder, folder_at
 from teragpt.tokenizer import Tokenizer
 
 
@@ -22,22 +23,25 @@ def load(folder: Path | str, device: str | torch.device = "cpu") -> tuple[TeraGP
 
     Raises ConfigError when the folder has no published checkpoint, or one that is damaged.
     """
-    checkpoint = newest(Path(folder))
+    run = folder_at(folder, "run")
+    checkpoint = newest(run)
     config = config_of(checkpoint)
     checkpoint.verify(config)
     model = cast("TeraGPT", build_model(config))
     model.to_empty(device=device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
-        load_tensors(dict(model.state_dict()), checkpoint_id=str(checkpoint.folder), no_dist=True)
-    return model.eval(), Tokenizer(str(Path(folder) / "tokenizer")), config
+        load_tensors(dict(model.state_dict()), storage_reader=reader(checkpoint.folder), no_dist=True)
+    with (run / "tokenizer").local() as files:
+        tokenizer = Tokenizer(str(files))
+    return model.eval(), tokenizer, config
 
 
-def newest(folder: Path) -> Checkpoint:
+def newest(run: Folder) -> Checkpoint:
     """The newest published checkpoint of a run folder. Raises ConfigError when there is none."""
-    found = published(folder)
+    found = published(run)
     if not found:
-        raise ConfigError([Problem("run", str(folder), "a run folder with a published checkpoint")])
+        raise ConfigError([Problem("run", str(run), "a run folder with a published checkpoint")])
     return found[-1]
 
 

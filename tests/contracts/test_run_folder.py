@@ -8,6 +8,7 @@ from pathlib import Path
 from controlplane import runfolder
 from controlplane.runfolder import last_checkpoint
 from teragpt import checkpoint
+from teragpt.storage import Disk
 
 
 def test_the_trainers_own_checkpoints_are_read_alike(tmp_path: Path) -> None:
@@ -17,6 +18,6 @@ def test_the_trainers_own_checkpoints_are_read_alike(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "meta.json").write_text(json.dumps({"step": step, "attempt": attempt}))
         (checkpoints / f"owner-{attempt}.json").write_text(json.dumps({"attempt": attempt, "resumed_from": resumed}))
-    theirs = [one.step for one in checkpoint.published(tmp_path)]
+    theirs = [one.step for one in checkpoint.published(Disk(tmp_path))]
     assert last_checkpoint(tmp_path) == theirs[-1] == 28
     assert len(list(runfolder._counting(tmp_path))) == len(theirs)

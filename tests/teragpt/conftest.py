@@ -41,3 +41,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, output = ranks.train({"out": out, "steps": 4, "checkpoint_every": 2}, 2)
     assert code == 0, output
     return out
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """The variables that lead to an S3 server with the bucket `stores.BUCKET`."""
+    from tests.teragpt import stores
+
+    with stores.s3() as environ:
+        yield environ

@@ -13,8 +13,9 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.tensor import DTensor
 
 from teragpt import trained as trained_model
-from teragpt.checkpoint import Checkpoints, Superseded, published, write_durably
+from teragpt.checkpoint import Checkpoints, Superseded, published
 from teragpt.config import Config, ConfigError, resolve
+from teragpt.storage import Disk
 from tests.teragpt import ranks
 
 
@@ -67,10 +68,10 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("alone")
 def test_the_newest_and_the_multiples_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config(tmp_path, keep_last=2, keep_every=4), "data", None)
-    torn = checkpoints.folder / "step-00000001-attempt-1"
+    torn = tmp_path / "checkpoints" / "step-00000001-attempt-1"
     torn.mkdir()
     assert saved(checkpoints, 2, 4, 6, 8, 10) == [2, 4, 6, 8, 10]
-    assert [one.step for one in published(tmp_path)] == [4, 8, 10]
+    assert [one.step for one in published(Disk(tmp_path))] == [4, 8, 10]
     assert not torn.exists()
     newest = checkpoints.latest()
     assert newest is not None
@@ -78,9 +79,9 @@ def test_the_newest_and_the_multiples_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_its_marker_does_not_count(run: Path) -> None:
-    assert [one.step for one in published(run)] == [2, 4]
+    assert [one.step for one in published(Disk(run))] == [2, 4]
     (run / "checkpoints" / "step-00000004-attempt-1" / "meta.json").unlink()
-    assert [one.step for one in published(run)] == [2]
+    assert [one.step for one in published(Disk(run))] == [2]
 
 
 @pytest.mark.usefixtures("alone")
@@ -88,17 +89,17 @@ def test_what_a_zombie_publishes_past_its_successors_start_is_ignored(tmp_path: 
     zombie = Checkpoints(config(tmp_path), "data", None)
     saved(zombie, 3)
     successor = Checkpoints(config(tmp_path), "data", None)
-    folder = zombie.folder / "step-00000009-attempt-1"
-    shutil.copytree(zombie.folder / "step-00000003-attempt-1", folder)
+    folder = tmp_path / "checkpoints" / "step-00000009-attempt-1"
+    shutil.copytree(tmp_path / "checkpoints" / "step-00000003-attempt-1", folder)
     meta = json.loads((folder / "meta.json").read_text())
-    write_durably(folder / "meta.json", {**meta, "step": 9})
-    assert [one.step for one in published(tmp_path)] == [3]
+    (folder / "meta.json").write_text(json.dumps({**meta, "step": 9}))
+    assert [one.step for one in published(Disk(tmp_path))] == [3]
     with pytest.raises(Superseded):
         saved(zombie, 12)
     zombie.looked = 0.0
     assert zombie.superseded()
     assert not successor.superseded()
-    assert [one.step for one in published(tmp_path)] == [3]
+    assert [one.step for one in published(Disk(tmp_path))] == [3]
 
 
 @pytest.mark.usefixtures("alone")
@@ -106,7 +107,7 @@ def test_an_attempt_number_is_claimed_once(tmp_path: Path, monkeypatch: pytest.M
     Checkpoints(config(tmp_path), "data", 4)
     with pytest.raises(Superseded, match="attempt 4 has"):
         Checkpoints(config(tmp_path), "data", 3)
-    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))  # as if both had looked before either wrote
+    monkeypatch.setattr(Disk, "entries", lambda _: {})  # as if both had looked before either wrote
     with pytest.raises(Superseded, match="claimed by another process"):
         Checkpoints(config(tmp_path), "data", 4)
 
@@ -115,12 +116,12 @@ def test_an_attempt_number_is_claimed_once(tmp_path: Path, monkeypatch: pytest.M
 def test_a_save_that_fails_is_told_and_leaves_the_last_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(config(tmp_path), "data", None)
     saved(checkpoints, 1)
-    (checkpoints.folder / "step-00000002-attempt-1").write_text("in the way")
+    (tmp_path / "checkpoints" / "step-00000002-attempt-1").write_text("in the way")
     with pytest.raises(Exception, match="step-00000002"):
         saved(checkpoints, 2)
-    assert [one.step for one in published(tmp_path)] == [1]
+    assert [one.step for one in published(Disk(tmp_path))] == [1]
     saved(checkpoints, 3)
-    assert published(tmp_path)[-1].step == 3
+    assert published(Disk(tmp_path))[-1].step == 3
 
 
 def refusal(folder: Path, **settings: object) -> str:

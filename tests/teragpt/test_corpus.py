@@ -16,8 +16,9 @@ from teragpt import corpus
 from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
 from teragpt.corpus import dataset_info, embedded_dataset, key, library, read_library, read_parts
 from teragpt.data import open_dataset
+from teragpt.dataset_files import read_manifest
 from teragpt.prepare import Document
-from teragpt.shards import read_manifest, verify
+from teragpt.shards import verify
 from teragpt.tokenizer import Tokenizer
 
 

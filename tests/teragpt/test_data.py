@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from teragpt.config import ConfigError
 from teragpt.data import Batch, Dataset, ShardedDataset, open_dataset, share, shuffled
+from teragpt.dataset_files import MANIFEST, parse_manifest, read_manifest
 from teragpt.prepare import Document, write
-from teragpt.shards import MANIFEST, parse_manifest, read_manifest
 from teragpt.tokenizer import Tokenizer, train_bpe
 
 TEXTS = ["def value():\n    return value\n", "class Value:\n    pass\n"]

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from teragpt import prepare as module
 from teragpt.config import ConfigError
-from teragpt.prepare import Document, boundary, decode, main, prepare, published, read_documents, write
-from teragpt.shards import LOCK, Manifest, locked, read_manifest, verify
+from teragpt.dataset_files import Manifest, read_manifest
+from teragpt.prepare import LOCK, Document, boundary, decode, main, prepare, published, read_documents, write
+from teragpt.shards import verify
+from teragpt.storage import locked
 from teragpt.tokenizer import Tokenizer, train_bpe
 
 WORDS = ["def", "return", "class", "Straße", "value", "漢字", "\n", "    "]

@@ -15,9 +15,12 @@ import pytest
 import teragpt
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError
+from teragpt.corpus import embedded_dataset
 from teragpt.environment import read_attempt
+from teragpt.storage import Disk, folder_at
 from teragpt.train import Trainer, main
-from tests.teragpt import ranks
+from teragpt.trained import load
+from tests.teragpt import ranks, stores
 
 FOLDER = Path(teragpt.__file__).parent
 
@@ -48,7 +51,7 @@ def test_a_run_folder_holds_the_record(uninterrupted: tuple[Path, str]) -> None:
     assert [point["step"] for point in points if "val_loss" in point] == [0, 6, 12]
     assert [point["step"] for point in points if "checkpoint" in point] == [4, 8, 12]
     assert json.loads((out / "config.json").read_text())["dim"] == 32
-    assert [one.step for one in published(out)] == [8, 12]
+    assert [one.step for one in published(Disk(out))] == [8, 12]
     assert (out / "tokenizer" / "tokenizer.json").exists()
     assert "eta 0:00" in output
 
@@ -115,6 +118,40 @@ def unfinished(out: Path) -> list[Path]:
     return [path for path in out.glob("checkpoints/step-*") if not (path / "meta.json").exists()]
 
 
+def test_a_run_in_an_object_store_is_killed_goes_on_and_is_used(
+    tmp_path: Path, uninterrupted: tuple[Path, str], s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks take their data from a store and write their run there; kill -9, then the same command again."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    corpus = embedded_dataset()
+    for path in filter(Path.is_file, corpus.rglob("*")):
+        relative = path.relative_to(corpus).as_posix()
+        folder_at(f"s3://{stores.BUCKET}/data", "data").write(relative, path.read_bytes())
+    out = f"s3://{stores.BUCKET}/runs/one"
+    settings = {"out": out, "data": f"s3://{stores.BUCKET}/data"}
+    cache = {"TERAGPT_CACHE": str(tmp_path)}
+    process = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})], 2, cache)
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith("step 9/"):
+            break
+    said += ranks.kill(process)
+    code, output = ranks.train(settings, 2, cache)
+    assert code == 0, output
+    assert re.search("resumed from step [48] ", output)
+    assert ranks.curve(said + output) == ranks.curve(uninterrupted[1])
+    run = folder_at(out, "run")
+    assert [one.step for one in published(run)] == [8, 12]
+    points = [json.loads(line) for line in run.read("metrics-2.jsonl").splitlines()]
+    assert [point["step"] for point in points if "loss" in point][-1] == 12
+    assert set(run.entries()) == {"checkpoints", "config.json", "metrics-1.jsonl", "metrics-2.jsonl", "tokenizer"}
+    _, tokenizer, _ = load(out)
+    assert tokenizer.decode(tokenizer.encode("def main():\n")) == "def main():\n"
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
 def test_a_run_goes_on_on_another_number_of_ranks(
     tmp_path: Path, uninterrupted: tuple[Path, str], before: int, after: int
@@ -139,7 +176,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=ranks.PATIENCE_S)
     assert process.returncode == 143, output
-    stopped = published(tmp_path / "run")[-1].step
+    stopped = published(Disk(tmp_path / "run"))[-1].step
     assert f"told to at step {stopped}" in output
 
 
@@ -156,7 +193,7 @@ def test_a_later_attempt_fences_an_earlier_one(tmp_path: Path) -> None:
     output, _ = later.communicate(timeout=ranks.PATIENCE_S)
     assert re.search("stopped: .*later attempt", said)
     assert later.returncode == 143, output
-    assert published(out)[-1].attempt == 2
+    assert published(Disk(out))[-1].attempt == 2
 
 
 def test_an_attempt_that_another_claimed_is_not_started(tmp_path: Path) -> None:
@@ -190,10 +227,11 @@ def test_a_new_run_starts_from_anothers_checkpoint(tmp_path: Path) -> None:
     assert code == 0, output
     assert "resumed from step 4" in output
     assert list(ranks.curve(output)) == [5, 6]
-    assert published(first)[-1].step == 4
+    assert published(Disk(first))[-1].step == 4
     code, output = ranks.train({"out": tmp_path / "whole", "steps": 4, "start_from": first})
     assert code == 0, output
-    assert [one.step for one in published(tmp_path / "whole")] == [4]  # a run of its own, though nothing was left to do
+    own = published(Disk(tmp_path / "whole"))  # though nothing was left to do
+    assert [one.step for one in own] == [4]
 
 
 DIVERGING = """
@@ -236,7 +274,7 @@ def test_a_run_rewinds_past_a_bad_batch_and_ends(tmp_path: Path) -> None:
     code, output = poisoned(tmp_path, "6", 12)
     assert code == 0, output
     assert "loss nan at step 7: rewinding" in output
-    assert published(tmp_path / "run")[-1].meta["progress"] == {"step": 12, "skipped": 3, "rewinds": 1}
+    assert published(Disk(tmp_path / "run"))[-1].meta["progress"] == {"step": 12, "skipped": 3, "rewinds": 1}
 
 
 def test_a_run_that_stays_bad_exits_3(tmp_path: Path) -> None:

@@ -1,0 +1,284 @@
+"""Where runs and datasets lie: a folder on a disk, or a prefix of an object store that a URL names (any of fsspec's).
+
+Knows names and bytes, not what they mean. On a disk a file appears by rename once it is synced; in a store an object
+appears when its upload ends. fsspec, and the library of a store, are imported where a URL asks for them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from teragpt.config import ConfigError, Problem
+
+
+class Folder(Protocol):
+    """A folder, there or not. Its methods raise OSError."""
+
+    @property
+    def look_every(self) -> float:
+        """Seconds between looks at something that seldom changes."""
+        ...
+
+    def __truediv__(self, name: str) -> Folder: ...
+
+    def entries(self) -> dict[str, int | None]:
+        """What lies directly in it: each file's size in bytes, None for a folder; empty where it is not there."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """A file's content."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file in one piece: it is absent, as before, or whole, also after a power cut."""
+        ...
+
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file where none is. Raises FileExistsError where one is; of two at once, one gets that."""
+        ...
+
+    def remove(self, first: str) -> None:
+        """Remove it with all that lies in it, the file `first` before anything else."""
+        ...
+
+    def fill(self, make: Callable[[Path], None]) -> None:
+        """Put into it what `make` writes to the folder that it is called with."""
+        ...
+
+    def local(self) -> AbstractContextManager[Path]:
+        """The folder on this machine, for reading while the context lasts."""
+        ...
+
+    def log(self, name: str, part: int) -> Log:
+        """A file to add lines to. In a store, which cannot add to an object, each `part` is a file of its own."""
+        ...
+
+
+class Log:
+    """Lines added to a file; `publish` makes them visible to others where adding alone does not."""
+
+    def __init__(self, file: IO[str], publish: Callable[[], None]) -> None:
+        self.file, self.publish = file, publish
+
+    def add(self, line: str) -> None:
+        """Add a line, which is whole for any who reads."""
+        self.file.write(line + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Add no more."""
+        self.file.close()
+
+
+def folder_at(place: str | Path, field: str) -> Folder:
+    """The folder at a path or URL. Raises ConfigError, naming the setting `field`, for a URL nothing here can open."""
+    if "://" not in str(place):
+        return Disk(Path(place))
+    bucket = Bucket(str(place).rstrip("/"))
+    try:
+        bucket.open()
+    except (ImportError, ValueError) as error:
+        allowed = f"a path, or a URL that fsspec and what is installed beside it open ({error})"
+        raise ConfigError([Problem(field, str(place), allowed)]) from None
+    return bucket
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A folder on a disk, local or shared by nodes."""
+
+    path: Path
+    look_every = 1.0
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __truediv__(self, name: str) -> Disk:
+        return Disk(self.path / name)
+
+    def entries(self) -> dict[str, int | None]:
+        """See Folder."""
+        found: dict[str, int | None] = {}
+        with suppress(FileNotFoundError), os.scandir(self.path) as listed:
+            for one in listed:
+                with suppress(FileNotFoundError):  # gone since: a draft
+                    found[one.name] = None if one.is_dir() else one.stat().st_size
+        return found
+
+    def read(self, name: str) -> bytes:
+        """See Folder."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """See Folder."""
+        self.draft(name, content).replace(self.path / name)
+        self.sync()
+
+    def create(self, name: str, content: bytes) -> None:
+        """See Folder: link(2) fails where the name is taken."""
+        draft = self.draft(name, content)
+        try:
+            os.link(draft, self.path / name)
+        finally:
+            draft.unlink()
+        self.sync()
+
+    def draft(self, name: str, content: bytes) -> Path:
+        """A synced file beside `name`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = self.path / f".{name}.{os.getpid()}"
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return draft
+
+    def sync(self) -> None:
+        """Wait until the names in it are on the disk too."""
+        handle = os.open(self.path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+    def remove(self, first: str) -> None:
+        """See Folder."""
+        (self.path / first).unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def fill(self, make: Callable[[Path], None]) -> None:
+        """See Folder."""
+        make(self.path)
+
+    def local(self) -> AbstractContextManager[Path]:
+        """See Folder."""
+        return nullcontext(self.path)
+
+    def log(self, name: str, part: int) -> Log:
+        """See Folder: parts follow one another in one file."""
+        del part
+        self.path.mkdir(parents=True, exist_ok=True)
+        return Log((self.path / name).open("a", encoding="utf-8"), lambda: None)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A prefix of an object store. `url` has no slash at its end."""
+
+    url: str
+    look_every = 10.0  # every look is a request that is paid for
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> Bucket:
+        return Bucket(f"{self.url}/{name}")
+
+    def open(self) -> tuple[Any, str]:
+        """fsspec's file system, which it keeps for the next call, and the prefix as that calls it."""
+        from fsspec.core import url_to_fs
+
+        fs, path = url_to_fs(self.url, use_listings_cache=False)  # others write here too
+        return fs, path
+
+    @contextmanager
+    def store(self) -> Generator[tuple[Any, str]]:
+        """The same, for use: stores' libraries raise whatever they like, and OSError comes out."""
+        try:
+            yield self.open()
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(None, f"{type(error).__name__}: {error}", self.url) from error
+
+    def entries(self) -> dict[str, int | None]:
+        """See Folder."""
+        with suppress(FileNotFoundError), self.store() as (fs, path):
+            found = {one["name"].rstrip("/"): one for one in fs.ls(path, detail=True)}
+            found.pop(path, None)  # some stores list the prefix itself
+            return {
+                name.rpartition("/")[2]: None if one["type"] == "directory" else one["size"]
+                for name, one in found.items()
+            }
+        return {}
+
+    def read(self, name: str) -> bytes:
+        """See Folder."""
+        with self.store() as (fs, path):
+            return bytes(fs.cat_file(f"{path}/{name}"))
+
+    def write(self, name: str, content: bytes) -> None:
+        """See Folder."""
+        with self.store() as (fs, path):
+            fs.pipe_file(f"{path}/{name}", content)
+
+    def create(self, name: str, content: bytes) -> None:
+        """See Folder: a conditional put, where the store has one; elsewhere the last of two at once keeps the name."""
+        with self.store() as (fs, path):
+            fs.pipe_file(f"{path}/{name}", content, mode="create")
+        if self.read(name) != content:
+            raise FileExistsError(None, "written by another at the same time", f"{self.url}/{name}")
+
+    def remove(self, first: str) -> None:
+        """See Folder."""
+        with suppress(FileNotFoundError), self.store() as (fs, path):
+            fs.rm_file(f"{path}/{first}")
+        with suppress(FileNotFoundError), self.store() as (fs, path):
+            fs.rm(escape(path), recursive=True)  # it takes patterns
+
+    def fill(self, make: Callable[[Path], None]) -> None:
+        """See Folder."""
+        with tempfile.TemporaryDirectory(prefix="teragpt-") as folder:
+            make(Path(folder))
+            for file in Path(folder).iterdir():
+                self.upload(file, file.name)
+
+    @contextmanager
+    def local(self) -> Generator[Path]:
+        """See Folder."""
+        with tempfile.TemporaryDirectory(prefix="teragpt-") as folder:
+            for name, size in self.entries().items():
+                if size is not None:
+                    self.download(name, Path(folder, name))
+            yield Path(folder)
+
+    def log(self, name: str, part: int) -> Log:
+        """See Folder: `name` with the part's number before its suffix."""
+        stem, dot, suffix = name.rpartition(".")
+        file = tempfile.NamedTemporaryFile("a", encoding="utf-8", prefix="teragpt-")  # noqa: SIM115 - the log closes it
+        return Log(file, lambda: self.upload(Path(file.name), f"{stem}-{part}{dot}{suffix}"))
+
+    def upload(self, file: Path, name: str) -> None:
+        """Put a file of this machine into the store."""
+        with self.store() as (fs, path):
+            fs.put_file(str(file), f"{path}/{name}")
+
+    def download(self, name: str, file: Path) -> None:
+        """Copy an object to a file of this machine."""
+        with self.store() as (fs, path):
+            fs.get_file(f"{path}/{name}", str(file))
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again: TERAGPT_CACHE, else `teragpt` in the user's cache folder."""
+    given = os.environ.get("TERAGPT_CACHE")
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(user) / "teragpt"
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Generator[None]:
+    """Hold the lock file at `path`, which is made if need be; the system frees it when its holder dies.
+
+    Raises BlockingIOError if it is held and `wait` is false, OSError if the file cannot be made.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
