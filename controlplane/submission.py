@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
+from controlplane.domain.errors import InvalidSpec, Problem
+from controlplane.domain.names import LONGEST_OBJECT_NAME
 from controlplane.domain.placement import SecretRef
 from controlplane.domain.resolve import ResolvedRun
-from controlplane.render import Attempt
+from controlplane.domain.spec import short
+from controlplane.render import Attempt, BadOverride, render
+from controlplane.render.blame import pointer_of
 
 IMAGE = "teragpt/trainer:latest"
 
@@ -67,3 +73,22 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
 def settings(run: ResolvedRun) -> dict[str, Any]:
     """The trainer's settings in full, so that an attempt derives nothing anew; the token budget follows from steps."""
     return {name: value for name, value in run.config.items() if name != "tokens"}
+
+
+def ensure_renderable(run: ResolvedRun) -> None:
+    """Raises InvalidSpec where the run's attempts could not be written as objects, before there is a run."""
+    longest = attempt_of("run_x", "x" * LONGEST_OBJECT_NAME, 1, run, spec_hash="x", url="http://x", image="x")
+    try:
+        render(longest)
+    except BadOverride as error:
+        raise InvalidSpec(error.problems) from None
+    except ValidationError as error:
+        raise InvalidSpec(_problem(dict(one)) for one in error.errors(include_url=False)) from None
+    except ValueError as error:
+        raise InvalidSpec([Problem(pointer_of(str(error)), "not_renderable", str(error))]) from None
+
+
+def _problem(one: dict[str, Any]) -> Problem:
+    path = ".".join(map(str, one["loc"]))
+    detail = f"got {short(one['input'])}; {str(one['msg']).removeprefix('Value error, ')} ({path})"
+    return Problem(pointer_of(path), "not_renderable", detail)

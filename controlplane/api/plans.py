@@ -1,4 +1,4 @@
-"""Plans: how a run would lie on this cluster, and the exact bytes that it needs."""
+"""Plans: how a run would lie on this cluster, the exact bytes that it needs, the objects that it would become."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem
-from controlplane.api.views import RUN_ID, Services, View
+from controlplane.api.views import OBJECT, RUN_ID, Services, View
 from controlplane.domain.spec import RunSpec
 from controlplane.services import plans
 
@@ -39,6 +39,27 @@ class Resolved(View):
     env: dict[str, str] = Field(description="The user's environment variables.", examples=[{"HF_HUB_OFFLINE": "1"}])
     labels: dict[str, str] = Field(description="The user's labels.", examples=[{"team": "lm"}])
     grace_s: int = Field(description="Seconds between SIGTERM and SIGKILL.", examples=[120])
+    folder: str = Field(
+        "", description="Where its output lies, as its user knows it.", examples=["pvc://runs/first-try"]
+    )
+    claims: list[str] = Field([], description="Volume claims that its pods mount.", examples=[["runs"]])
+    kind: str = Field("PyTorchJob", description="Kind of its objects.", examples=["PyTorchJob"])
+    runtime: str | None = Field(None, description="The runtime that its TrainJobs name; null: ours.", examples=[None])
+    placement: dict[str, Any] = Field(
+        {}, description="What its pods ask of nodes beside their share.", examples=[{"gpu": "NVIDIA-H100-80GB-HBM3"}]
+    )
+    scheduling: dict[str, Any] = Field(
+        {}, description="Its queue and priority, where the request names them.", examples=[{"queue": "research"}]
+    )
+    secrets: dict[str, dict[str, str]] = Field(
+        {},
+        description="Variables that a Secret holds, by name: where they are, never what.",
+        examples=[{"HF_TOKEN": {"name": "hf", "key": "token"}}],
+    )
+    pod_overrides: dict[str, Any] = Field({}, description="The patch of its pods.", examples=[{}])
+    ttl_after_finish_s: int | None = Field(
+        None, description="Seconds after which an ended object is removed.", examples=[None]
+    )
 
 
 class Capacity(View):
@@ -51,6 +72,13 @@ class Capacity(View):
     free_cpus: int = Field(description="CPU cores that are free.", examples=[2])
     free_memory: int = Field(description="Bytes of memory that are free.", examples=[25769803776])
     free_gpus: int = Field(description="GPUs that are free.", examples=[0])
+    largest: tuple[int, int, int] | None = Field(
+        description="CPUs, bytes of memory and GPUs of the largest node, which bounds a pod.",
+        examples=[[2, 25769803776, 0]],
+    )
+    known: bool = Field(
+        description="Whether the cluster shows its nodes; the numbers say nothing else.", examples=[True]
+    )
 
 
 class Plan(View):
@@ -80,3 +108,51 @@ class Plan(View):
 def plan(spec: RunSpec, context: Services) -> Plan:
     """Layout and exact bytes of the run that the body describes, whether it fits here or not; nothing is created."""
     return Plan.of(plans.plan(context, spec))
+
+
+class DryRun(View):
+    """What the cluster says to the object, which it does not make."""
+
+    result: str = Field(description="accepted, refused or unknown.", examples=["accepted"])
+    problems: list[FieldProblem] = Field(
+        description="Why it is refused; each names the field that the refused part was made from.", examples=[[]]
+    )
+    detail: str = Field(description="Why nothing is known.", examples=[""])
+
+
+class Preview(View):
+    """What would be created."""
+
+    plan: Plan = Field(description="Layout and bytes.")
+    kind: str = Field(description="Kind of the object.", examples=["PyTorchJob"])
+    reason: str = Field(description="Why that kind.", examples=["the request asks for it"])
+    namespace: str = Field(description="Where it would live.", examples=["default"])
+    audience: str | None = Field(
+        description="Audience of the service-account token that pods show; null: each attempt has a secret of its own.",
+        examples=["teragpt"],
+    )
+    manifest: dict[str, Any] = Field(description="The object.", examples=[{"kind": "PyTorchJob"}])
+    companions: list[dict[str, Any]] = Field(
+        description="What it needs beside it, made once for all runs of the namespace.",
+        examples=[[{"kind": "Service"}]],
+    )
+    environment: dict[str, dict[str, str]] = Field(
+        description="The training container's whole environment, by pod; Kubernetes adds five random characters to the "
+        "names of a Job's and a TrainJob's pods.",
+        examples=[{f"{OBJECT}-master-0": {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "23456"}}],
+    )
+    dry_run: DryRun = Field(description="What the cluster says to the object.")
+    warnings: list[str] = Field(description="What to know before it is created.", examples=[[]])
+
+    @classmethod
+    def of(cls, preview: plans.Preview) -> Self:
+        """The service's preview as the API shows it."""
+        dry = {**vars(preview.dry_run), "problems": [vars(problem) for problem in preview.dry_run.problems]}
+        shown = {**vars(preview), "plan": Plan.of(preview.plan), "dry_run": dry}
+        return cls.model_validate({**shown, "companions": [*preview.companions], "warnings": [*preview.warnings]})
+
+
+@router.post("/runs:preview", summary="Show what would be created")
+def preview(spec: RunSpec, context: Services) -> Preview:
+    """Plan, object, per-pod environment and the cluster's own word on a run that is not created."""
+    return Preview.of(plans.preview(context, spec))

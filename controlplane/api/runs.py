@@ -1,4 +1,4 @@
-"""Runs: asked for, looked at, cancelled, tried again, previewed."""
+"""Runs: asked for, looked at, cancelled, tried again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from controlplane.api.body import JsonRoute
-from controlplane.api.plans import Plan, Resolved
+from controlplane.api.plans import Resolved
 from controlplane.api.problems import FieldProblem, invalid
 from controlplane.api.views import CREATED, OBJECT, RUN_ID, STARTED, IdempotencyKey, RunRef, Services, View
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.spec import RunSpec
-from controlplane.services import plans, runs
+from controlplane.services import runs
 from controlplane.services.views import RunView
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
@@ -81,18 +81,6 @@ class RunPage(View):
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page.", examples=[None])
 
 
-class Preview(View):
-    """What would be created."""
-
-    plan: Plan = Field(description="Layout and bytes.")
-    manifest: dict[str, Any] = Field(description="The object.", examples=[{"kind": "PyTorchJob"}])
-    environment: dict[str, dict[str, str]] = Field(
-        description="What each pod's environment holds beside that, by pod.",
-        examples=[{f"{OBJECT}-master-0": {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "23456"}}],
-    )
-    warnings: list[str] = Field(description="What to know before it is created.", examples=[[]])
-
-
 MADE: dict[int | str, dict[str, Any]] = {
     status: {
         "model": Run,
@@ -124,18 +112,6 @@ def create(spec: RunSpec, response: Response, context: Services, idempotency_key
     """Store a run and submit it; the reply does not wait for the cluster. 200 where the key had made it before."""
     run, replayed = runs.create_run(context, spec, idempotency_key=idempotency_key)
     return _made(run, response, replayed=replayed)
-
-
-@router.post("/runs:preview", summary="Show what would be created")
-def preview(spec: RunSpec, context: Services) -> Preview:
-    """Plan, manifest and per-pod environment of a run that is not created."""
-    previewed = plans.preview(context, spec)
-    return Preview(
-        plan=Plan.of(previewed.plan),
-        manifest=previewed.manifest,
-        environment=previewed.environment,
-        warnings=list(previewed.warnings),
-    )
 
 
 @router.get("/runs", summary="List runs")

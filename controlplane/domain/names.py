@@ -12,6 +12,7 @@ from ulid import ULID
 
 SLUG_LENGTH = 30  # leaves room for the run's suffix, the attempt, and the operator's "-worker-NNNN" within 63
 SUFFIX_LENGTH = 8
+LONGEST_OBJECT_NAME = SLUG_LENGTH + SUFFIX_LENGTH + len("--9999")  # beyond all attempts that a run may have
 RUN_ID = re.compile(r"run_[0-9A-HJKMNP-TV-Z]{26}")
 
 

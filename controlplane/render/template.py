@@ -161,7 +161,12 @@ def _resources(attempt: Attempt) -> pod.Resources | None:
         limits[attempt.placement.gpu_resource] = str(attempt.gpus_per_node)
     if rdma := attempt.placement.rdma:
         limits[rdma.resource] = str(rdma.count)
-    return pod.Resources(limits=limits, requests=dict(limits)) if limits else None
+    if not limits:
+        return None
+    requests = dict(limits)
+    if attempt.audience:  # on Kubernetes: a rank that is throttled is waited for by all, so that CPUs are no limit
+        limits.pop("cpu", None)
+    return pod.Resources(limits=limits, requests=requests)
 
 
 def _placed(template: pod.PodTemplate, attempt: Attempt) -> pod.PodTemplate:

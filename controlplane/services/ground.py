@@ -15,6 +15,7 @@ from controlplane.domain.spec import RunSpec
 from controlplane.domain.storage import within
 from controlplane.services.context import Context
 from controlplane.services.datasets import vocabulary_of
+from controlplane.submission import ensure_renderable
 
 UNKNOWN = Capacity(0, 0, 0, None, 0, 0, 0, known=False)
 SHARED = "ReadWriteMany"
@@ -42,6 +43,7 @@ def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "")
         kinds=traits.kinds,
         kind=context.kind,
     )
+    ensure_renderable(run)
     return run, [*misfits(run.layout, spec, machine), *_bad_claims(context, spec, run)]
 
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
+from controlplane.clusters.base import NameConflict, Refusal, Rejected, Traits, Unavailable
 from controlplane.domain.errors import InvalidSpec, NotFound, Unauthorized
-from controlplane.domain.spec import parse_spec
+from controlplane.domain.spec import RunSpec, parse_spec
 from controlplane.services import plans, runs
 from controlplane.services.attempts import attempt, attempts, authenticate, events, manifest
 from controlplane.services.context import Context
@@ -45,6 +47,116 @@ def test_a_preview_warns_of_what_will_wait_or_never_run(
     monkeypatch.setattr(memory, "capacity", lambda: busy)
     warning = plans.preview(context, parse_spec({"size": "tiny"})).warnings[0]
     assert warning == "it will wait: it needs 2 CPUs, and 1 of 4 are free"
+    hidden = dataclasses.replace(memory.capacity(), known=False)
+    monkeypatch.setattr(memory, "capacity", lambda: hidden)
+    (warning,) = plans.preview(context, parse_spec({"size": "tiny"})).warnings
+    assert warning == "the cluster does not show its nodes: whether it fits is not known"
+
+
+KUBERNETES = Traits(
+    namespace="lm",
+    kinds=("PyTorchJob", "TrainJob", "Job"),
+    reasons={"PyTorchJob": "the training operator is installed", "Job": "every cluster has it"},
+    shared_folders=False,
+    audience="teragpt",
+)
+
+
+@pytest.fixture
+def cluster(memory: MemoryCluster) -> MemoryCluster:
+    """A Kubernetes cluster with a claim for every run."""
+    memory.shown = KUBERNETES
+    memory.claims["runs"] = frozenset({"ReadWriteMany"})
+    return memory
+
+
+def on_cluster(**more: Any) -> RunSpec:
+    return parse_spec({"size": "tiny", "checkpoint": {"uri": "pvc://runs/mine"}, **more})
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_preview_on_kubernetes_says_kind_reason_namespace_and_audience(context: Context) -> None:
+    shown = plans.preview(context, on_cluster())
+    assert (shown.kind, shown.reason) == ("PyTorchJob", "the training operator is installed")
+    assert (shown.namespace, shown.audience) == ("lm", "teragpt")
+    assert shown.manifest["metadata"]["namespace"] == "lm"
+    assert shown.companions == ()
+    assert shown.dry_run.result == "accepted"
+    assert [env["RANK"] for env in shown.environment.values()] == ["0", "1"]
+    assert {env["TERAGPT_RUN_TOKEN_FILE"] for env in shown.environment.values()} == {"/var/run/secrets/teragpt/token"}
+    assert "TERAGPT_RUN_TOKEN" not in shown.environment[f"{shown.manifest['metadata']['name']}-master-0"]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("asked", "kind", "reason", "companions"),
+    [
+        ({"kind": "Job"}, "Job", "the request asks for it", ["Service"]),
+        ({"kind": "TrainJob"}, "TrainJob", "the request asks for it", ["TrainingRuntime"]),
+        ({"runtime": "mine"}, "TrainJob", "the request names a runtime of the Kubeflow Trainer", []),
+    ],
+)
+def test_a_preview_shows_what_the_object_needs_beside_it(
+    context: Context, asked: dict[str, str], kind: str, reason: str, companions: list[str]
+) -> None:
+    shown = plans.preview(context, on_cluster(kubernetes=asked))
+    assert (shown.kind, shown.manifest["kind"], shown.reason) == (kind, kind, reason)
+    assert [one["kind"] for one in shown.companions] == companions
+    assert all(one["metadata"]["namespace"] == "lm" for one in shown.companions)
+
+
+def test_a_kind_is_the_installations_wish_or_what_every_cluster_has(context: Context, cluster: MemoryCluster) -> None:
+    wished = dataclasses.replace(context, kind="Job", queue="research")
+    shown = plans.preview(wished, on_cluster())
+    assert (shown.kind, shown.reason) == ("Job", "the installation asks for it")
+    assert shown.manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    cluster.shown = dataclasses.replace(KUBERNETES, kinds=(), reasons={})
+    shown = plans.preview(context, on_cluster())
+    assert (shown.kind, "nothing is known of this one yet" in shown.reason) == ("Job", True)
+
+
+def test_what_the_cluster_refuses_is_told_at_the_field_that_it_was_made_from(
+    context: Context, cluster: MemoryCluster
+) -> None:
+    cluster.refuse = Rejected(
+        [
+            Refusal("spec.pytorchReplicaSpecs.Master.template.spec.priorityClassName", "high", "a class that exists"),
+            Refusal("spec.unheardOf", 1, "nothing"),
+        ]
+    )
+    shown = plans.preview(context, on_cluster(scheduling={"priority": "high"}))
+    assert shown.dry_run.result == "refused"
+    assert [problem.pointer for problem in shown.dry_run.problems] == ["/scheduling/priority", ""]
+    assert "got 'high'; allowed: a class that exists" in shown.dry_run.problems[0].detail
+    patched = plans.preview(context, on_cluster(pod_overrides={"spec": {"schedulerName": "mine"}}))
+    assert [problem.pointer for problem in patched.dry_run.problems] == ["/scheduling/priority", "/pod_overrides"]
+    cluster.refuse = NameConflict("the name belongs to another run")
+    assert plans.preview(context, on_cluster()).dry_run.problems[0].pointer == "/name"
+    cluster.refuse = Unavailable("no answer")
+    assert plans.preview(context, on_cluster()).dry_run == plans.DryRun("unknown", detail="no answer")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_could_not_be_written_down_is_refused_before_anything_is_made(context: Context) -> None:
+    many = [{"name": f"V{number}", "value": "1"} for number in range(200)]
+    refused = {
+        "/pod_overrides/spec/hostNetwork": on_cluster(pod_overrides={"spec": {"hostNetwork": True}}),
+        "/env": on_cluster(env=many, kubernetes={"kind": "TrainJob"}),
+        "/limits/ttl_after_finish_s": on_cluster(limits={"ttl_after_finish_s": 3600}, kubernetes={"kind": "TrainJob"}),
+    }
+    for pointer, spec in refused.items():
+        with pytest.raises(InvalidSpec) as caught:
+            plans.preview(context, spec)
+        assert [problem.pointer for problem in caught.value.problems] == [pointer]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_preview_of_many_pods_shows_the_first_ones(context: Context) -> None:
+    train = {"global_batch_tokens": 256 * 128}
+    spec = on_cluster(compute={"nodes": 100, "cpus_per_node": 0.01, "memory_per_node": 1 << 20}, train=train)
+    shown = plans.preview(context, spec)
+    assert len(shown.environment) == 64
+    assert shown.warnings == ("environment shows the first 64 of 100 pods",)
 
 
 def test_the_table_of_sizes_is_whole() -> None:
