@@ -106,6 +106,9 @@ class Supervisor:
         self.first: Rank | None = None  # to end badly
         self.step: int | None = None
         self.stopping = False  # told to, from outside
+        self.starting = False  # ranks: they may run already, and are not known yet
+        self.left = False  # there is nobody to watch ranks any more
+        self.door = threading.Lock()  # of these two
         self.ending = False  # told to, by the agent
         self.told = False  # the ranks were
         self.deadline: float | None = None  # of SIGKILL, on the monotonic clock
@@ -123,7 +126,11 @@ class Supervisor:
     # Called by the agent, in its thread.
 
     def pipes(self, numbers: Sequence[int]) -> list[str]:
-        """Files that the ranks of these global numbers shall print to."""
+        """Files that the ranks of these global numbers shall print to. Raises InterruptedError once all is over."""
+        with self.door:
+            if self.left:
+                raise InterruptedError("told to stop before any rank was started")
+            self.starting = True
         ranks = [Rank(number) for number in numbers]
         self.post(lambda: self.expect(ranks))
         return [f"/dev/fd/{rank.entrance}" for rank in ranks]
@@ -185,7 +192,10 @@ class Supervisor:
         """Whether nothing is left to wait for: not for an agent that waits for other nodes, once told to stop."""
         if self.alive():
             return False
-        return not self.agent.is_alive() or self.stopping or (self.over.is_set() and self.first is not None)
+        with self.door:
+            stopped = self.stopping and not self.starting
+            self.left = not self.agent.is_alive() or stopped or (self.over.is_set() and self.first is not None)
+        return self.left
 
     def turn(self) -> None:
         """Wait for the next thing to happen, and see to it."""
@@ -240,9 +250,12 @@ class Supervisor:
             self.selector.register(rank.pipe, selectors.EVENT_READ, rank)
 
     def watch(self, pids: Sequence[int]) -> None:
-        """Take note of the processes."""
+        """Take note of the processes, and tell them what came while they were started."""
         for rank, pid in zip(self.ranks, pids, strict=True):
             rank.pid = pid
+        self.starting = False
+        if self.stopping:
+            self.terminate(self.grace_s)
 
     def emit(self, rank: Rank, lines: list[bytes]) -> None:
         """Print a rank's lines: rank 0's as they are, the others' with their number."""

@@ -171,6 +171,46 @@ def test_a_stop_before_any_rank_runs_needs_no_agent() -> None:
     assert supervisor.agent.is_alive()
 
 
+def test_a_stop_while_ranks_are_started_reaches_them() -> None:
+    supervisor = Supervisor(30, io.BytesIO())
+    script = "trap 'touch told; exit 143' TERM; touch ready; while :; do sleep 0.01; done"
+
+    def agent() -> None:
+        (pipe,) = supervisor.pipes([0])
+        with Path(pipe).open("wb") as output:
+            process = subprocess.Popen(["sh", "-c", script], stdout=output, start_new_session=True)
+        while not Path("ready").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not supervisor.stopping:
+            time.sleep(0.001)
+        supervisor.started([process.pid])
+        supervisor.over.wait()
+        process.wait()
+
+    ending = supervisor.run(agent)
+    assert (ending.code, ending.rank) == (143, 0)
+    assert Path("told").exists()
+
+
+def test_no_rank_is_started_once_the_pod_has_stopped() -> None:
+    supervisor, over = Supervisor(30, io.BytesIO()), threading.Event()
+    refused: list[str] = []
+
+    def agent() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        over.wait()
+        try:
+            supervisor.pipes([0])
+        except InterruptedError as error:
+            refused.append(str(error))
+
+    assert supervisor.run(agent).code == 143
+    over.set()
+    supervisor.agent.join()
+    assert refused == ["told to stop before any rank was started"]
+
+
 def test_stop_signals_ignored_from_before_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
