@@ -1,7 +1,6 @@
 """The Kubernetes backend against a real API server; what controllers and kubelets do is done by hand.
 
-Needs no node: `python -m tests.cluster up --only api`. With a whole cluster it runs in a namespace whose objects the
-operator is kept from by `managedBy`.
+Needs no node: `python -m tests.cluster up --only api`. On a whole cluster `managedBy` keeps the controllers' hands off.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.clusters.base import Rejected
+from controlplane.clusters.base import Manifest, Rejected
 from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes.connection import Connection, Refused
+from controlplane.clusters.kubernetes.submission import DRY, STRICT, Submission
 from controlplane.render.models import ATTEMPT
 from tests.cluster import programs
 from tests.cluster.kubectl import kubectl, must
@@ -38,6 +38,7 @@ def namespace() -> Iterator[str]:
     name = f"backend-{uuid.uuid4().hex[:8]}"
     must("create", "namespace", name)
     kubectl("create", "serviceaccount", "default", f"--namespace={name}")  # where no controller makes it
+    must("get", "serviceaccount", "default", f"--namespace={name}")
     yield name
     must("delete", "namespace", name, "--wait=false")
 
@@ -52,6 +53,20 @@ def connection(namespace: str) -> Iterator[Connection]:
 @pytest.fixture
 def hands(connection: Connection) -> Hands:
     return Hands(connection)
+
+
+@pytest.fixture(autouse=True)
+def _hands_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects are sent as someone else's to reconcile."""
+    ours = Submission._ours
+
+    def theirs(self: Submission, manifest: Manifest) -> Manifest:
+        sent = ours(self, manifest)
+        spec = sent["spec"]
+        (spec["runPolicy"] if sent["kind"] == "PyTorchJob" else spec)["managedBy"] = "kueue.x-k8s.io/multikueue"
+        return sent
+
+    monkeypatch.setattr(Submission, "_ours", theirs)
 
 
 @pytest.fixture
@@ -69,7 +84,7 @@ class TestAgainstARealServer(Scenarios):
         one = make(create=False)
         one["spec"]["runPolicy"]["cleanPodPolice"] = "Running"
         with pytest.raises(Rejected) as refused:
-            cluster.create(one)
+            cluster._submission._post(one, STRICT)  # past our own types, which would not let it through
         (problem,) = refused.value.problems
         assert (problem.path, problem.given) == ("spec.runPolicy.cleanPodPolice", "Running")
 
@@ -77,10 +92,20 @@ class TestAgainstARealServer(Scenarios):
         one = make(kind="Job", create=False)
         one["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "-1"
         with pytest.raises(Rejected) as refused:
-            cluster.dry_run(one)
+            cluster._submission._post(one, DRY)
         problem = refused.value.problems[0]
         assert problem.path.startswith("spec.template.spec.containers[0].resources.limits")
         assert "greater than or equal to 0" in problem.allowed
+
+    def test_a_job_has_its_headless_service(
+        self, cluster: KubernetesCluster, make: Make, connection: Connection
+    ) -> None:
+        make(kind="Job", nodes=2)
+        make(kind="Job", nodes=2)
+        found = connection.call("GET", f"/api/v1/namespaces/{connection.namespace}/services/teragpt")
+        assert found["spec"]["clusterIP"] == "None"
+        assert found["spec"]["publishNotReadyAddresses"]
+        del cluster
 
     def test_a_dry_run_meets_what_is_there_already(self, cluster: KubernetesCluster, make: Make) -> None:
         one = make()
@@ -169,7 +194,7 @@ class TestAgainstARealServer(Scenarios):
             "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
         }
         connection.call("POST", f"/api/v1/namespaces/{connection.namespace}/persistentvolumeclaims", claim)
-        assert cluster.access_modes("runs") == {"ReadWriteMany"}
+        assert cluster.access_modes("runs") == frozenset({"ReadWriteMany"})
         assert cluster.access_modes("nothing") is None
 
     def test_checks_speak_of_everything(self, cluster: KubernetesCluster) -> None:

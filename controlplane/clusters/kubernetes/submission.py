@@ -19,7 +19,7 @@ from controlplane.clusters.kubernetes.answers import Patience, meaning
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.records import INSTANCE
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, KNOWN, Resource
-from controlplane.render import Identity, identity_of
+from controlplane.render import Identity, companions_of, identity_of
 
 STRICT = {"fieldValidation": "Strict"}
 DRY = {**STRICT, "dryRun": "All"}
@@ -40,6 +40,7 @@ class Submission:
 
         Raises Unavailable, NameConflict and Rejected.
         """
+        _resource(manifest)
         name, identity = str(manifest["metadata"]["name"]), identity_of(manifest)
         made = self._made(name)
         if made is not None and made[0] != identity:
@@ -55,9 +56,15 @@ class Submission:
 
     def dry_run(self, manifest: Manifest) -> None:
         """Let the server look at it. Raises Unavailable, NameConflict and Rejected."""
-        for companion in companions_of(manifest):
-            self._post(self._placed(companion), DRY)
-        if self._post(self._ours(manifest), DRY) is None:
+        _resource(manifest)
+        lacking = [companion for companion in companions_of(manifest) if self._post(self._placed(companion), DRY)]
+        try:
+            made = self._post(self._ours(manifest), DRY)
+        except Rejected as error:
+            if lacking and all("not found" in str(problem) for problem in error.problems):
+                return  # a webhook misses the runtime, which will be made with the first object
+            raise
+        if made is None:
             self._adopt(manifest)
 
     def delete(self, kind: Kind, name: str, uid: str) -> None:
@@ -156,9 +163,3 @@ def _resource(manifest: Mapping[str, Any]) -> Resource:
     if key not in KNOWN:
         raise Rejected([Refusal("kind", " ".join(key), ", ".join(sorted(" ".join(known) for known in KNOWN)))])
     return KNOWN[key]
-
-
-def companions_of(manifest: Manifest) -> list[Manifest]:
-    """TEMPORARY until controlplane.render has it."""
-    del manifest
-    return []

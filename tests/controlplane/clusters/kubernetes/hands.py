@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from controlplane.clusters.base import Manifest, ObservedJob, Unavailable
+from controlplane.clusters.base import Kind, Manifest, ObservedJob, Unavailable
 from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes.connection import Connection, Refused
 from controlplane.clusters.kubernetes.records import COMPLETION_INDEX, REPLICA_INDEX, REPLICA_TYPE
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, EVENTS, PODS, Resource
-from controlplane.render.models import ATTEMPT, MANAGED_BY, RUN_ID, SPEC_HASH
+from controlplane.render import Attempt, render
 
 T = TypeVar("T")
 DEADLINE_S = 20.0
+HELD = "teragpt.io/held"  # a finalizer
 
 
 def kubeconfig(path: Path, server: str, namespace: str = "default", token: str = "secret") -> Path:
@@ -48,29 +49,29 @@ def eventually(look: Callable[[], T]) -> T:
         time.sleep(0.01)
 
 
-def manifest(name: str, *, kind: str = "PyTorchJob", nodes: int = 1, run: str = "run_1", attempt: int = 1) -> Manifest:
-    """An attempt's object, small but valid."""
-    labels = {MANAGED_BY: "teragpt", RUN_ID: run, ATTEMPT: str(attempt)}
-    container: dict[str, Any] = {"name": "pytorch", "image": "trainer", "command": ["python"]}
-    container["resources"] = {"limits": {"cpu": "4", "memory": "8Gi"}}
-    spec: dict[str, Any] = {"containers": [container]}
-    template = {"metadata": {"labels": labels}, "spec": spec}
-    replica = {"restartPolicy": "Never", "template": template}
-    body: dict[str, Any]
-    if kind == "PyTorchJob":
-        roles: dict[str, Any] = {"Master": {"replicas": 1, **replica}}
-        if nodes > 1:
-            roles["Worker"] = {"replicas": nodes - 1, **replica}
-        body = {"runPolicy": {"cleanPodPolicy": "Running"}, "pytorchReplicaSpecs": roles}
-    elif kind == "TrainJob":
-        body = {"runtimeRef": {"name": "teragpt"}, "trainer": {"numNodes": nodes}}
-    else:
-        spec["restartPolicy"] = "Never"
-        body = {"completions": nodes, "parallelism": nodes, "completionMode": "Indexed", "template": template}
-        body["backoffLimit"] = 0
-    resource = ATTEMPTS[kind]  # type: ignore[index] # a test says what it means
-    metadata = {"name": name, "labels": labels, "annotations": {SPEC_HASH: "hash"}}
-    return {"apiVersion": resource.api_version, "kind": kind, "metadata": metadata, "spec": body}
+def manifest(
+    name: str, *, kind: Kind = "PyTorchJob", nodes: int = 1, run: str = "run_1", attempt: int = 1, **more: Any
+) -> Manifest:
+    """An attempt's object."""
+    return render(
+        Attempt(
+            run_id=run,
+            name=name,
+            attempt=attempt,
+            nodes=nodes,
+            processes_per_node=1,
+            gpus_per_node=0,
+            cpus_per_node=4,
+            memory_per_node=8 << 30,
+            image="trainer",
+            spec={"size": "tiny"},
+            run_url="http://127.0.0.1:8000/v1/runs/run_1",
+            spec_hash="hash",
+            kind=kind,
+            audience="teragpt",
+            **more,
+        )
+    )
 
 
 class Hands:
@@ -79,11 +80,12 @@ class Hands:
     def __init__(self, connection: Connection) -> None:
         self._api, self._namespace = connection, connection.namespace
 
-    def make_pods(self, of: Manifest, indices: Iterable[int]) -> list[str]:
+    def make_pods(self, of: Manifest, indices: Iterable[int], *, held: bool = False) -> list[str]:
         """The pods of an object, as its controller makes them; their names."""
-        return [self.make_pod(of, index) for index in indices]
+        return [self.make_pod(of, index, held=held) for index in indices]
 
-    def make_pod(self, of: Manifest, index: int, suffix: str = "abcde") -> str:
+    def make_pod(self, of: Manifest, index: int, *, held: bool = False) -> str:
+        """One of them. No real scheduler or kubelet touches it; `held`: nobody removes it but `remove_pod`."""
         name, labels = of["metadata"]["name"], dict(of["metadata"]["labels"])
         if of["kind"] == "PyTorchJob":
             role, number = ("worker", index - 1) if index else ("master", 0)
@@ -91,12 +93,17 @@ class Hands:
             pod = f"{name}-{role}-{number}"
         else:
             labels |= {COMPLETION_INDEX: str(index)}
-            pod = f"{name}{'-node-0' if of['kind'] == 'TrainJob' else ''}-{index}-{suffix}"
+            pod = f"{name}{'-node-0' if of['kind'] == 'TrainJob' else ''}-{index}-abcde"
+        owner = self._api.call("GET", resource_of(of).path(self._namespace, name))
+        reference = {"apiVersion": of["apiVersion"], "kind": of["kind"], "name": name, "uid": owner["metadata"]["uid"]}
+        metadata = {"name": pod, "labels": labels, "finalizers": [HELD] if held else []}
+        metadata["ownerReferences"] = [{**reference, "controller": True, "blockOwnerDeletion": True}]
         container = {"name": "node" if of["kind"] == "TrainJob" else "pytorch", "image": "trainer"}
         spec: dict[str, Any] = {"containers": [{**container, "resources": {"requests": {"cpu": "4", "memory": "8Gi"}}}]}
-        spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0}
-        raw = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "labels": labels}, "spec": spec}
-        self._api.call("POST", PODS.path(self._namespace), raw)
+        spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "schedulerName": "hands"}
+        self._api.call(
+            "POST", PODS.path(self._namespace), {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        )
         return pod
 
     def bind(self, pod: str, node: str = "node-a") -> None:
@@ -164,9 +171,14 @@ class Hands:
         self._api.call("POST", EVENTS.path(self._namespace), raw)
 
     def remove_pod(self, pod: str) -> None:
-        """The pod is gone."""
+        """The pod is gone, whoever else removes it."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
-        self._api.call("DELETE", PODS.path(self._namespace, pod), options)
+        try:
+            self._edit(PODS, pod, lambda raw: raw["metadata"].update(finalizers=[]))
+            self._api.call("DELETE", PODS.path(self._namespace, pod), options)
+        except Refused as error:
+            if error.status != 404:
+                raise
 
     def remove(self, of: Manifest) -> None:
         """The garbage collector's last act on an object that is being deleted, or someone's on one that is not."""
@@ -200,7 +212,7 @@ def resource_of(of: Manifest) -> Resource:
 
 def observed(cluster: KubernetesCluster, name: str) -> ObservedJob:
     """One object, as it is seen now. Raises LookupError and Unavailable."""
-    return next(job for job in cluster.observe() if job.name == name)
+    return {job.name: job for job in cluster.observe()}[name]
 
 
 def now() -> str:

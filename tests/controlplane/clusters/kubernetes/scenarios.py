@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,9 @@ class Scenarios:
         """Makes an attempt's object, which is gone again after the test."""
         made: list[Manifest] = []
 
-        def make(*, create: bool = True, **options: object) -> Manifest:
+        def make(*, create: bool = True, **options: Any) -> Manifest:
             name = f"run-{uuid.uuid4().hex[:10]}-1"
-            one = manifest(name, run=f"run_{name}", **options)  # type: ignore[arg-type] # a test's own words
+            one = manifest(name, run=f"run_{name}", **options)
             made.append(one)
             if create:
                 cluster.create(one)
@@ -104,7 +105,7 @@ class Scenarios:
     ) -> None:
         one = make()
         name = one["metadata"]["name"]
-        (pod,) = hands.make_pods(one, [0])
+        (pod,) = hands.make_pods(one, [0], held=True)
         hands.run(pod)
         self.see(cluster, one, "Running")
         cluster.delete(name, "another uid")
