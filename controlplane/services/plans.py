@@ -39,7 +39,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What the cluster says to the object: `accepted`, `refused` (`problems` say why), `unknown` (`detail` says why)."""
+    """What the cluster says to the object: accepted, refused (`problems` say why) or unknown (`detail` says why)."""
 
     result: Literal["accepted", "refused", "unknown"]
     problems: tuple[Problem, ...] = ()
