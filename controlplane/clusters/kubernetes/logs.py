@@ -1,7 +1,7 @@
 """Keeps what pods write: a bounded number of threads reads the logs of all of them into the archive while they live.
 
-A thread follows a pod for as long as no other pod waits for a thread; beyond that, pods take turns. What a pod wrote
-last is read when its container has ended, before its object is deleted (`settled`).
+Each pod is followed by a thread while there are threads enough; beyond that, pods take turns. What a pod wrote last is
+read when its container has ended, before its object is deleted (`settled`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from controlplane.clusters.kubernetes.resources import PODS
 
 log = logging.getLogger(__name__)
 THREADS = 24
-TURN_S = 2.0  # how long a pod is followed while others wait
-AGAIN_S = 1.0  # between two reads of one pod
+AGAIN_S = 1.0  # between two reads of one pod, at least
+READS_PER_S = 100  # of all pods that take turns
 TROUBLE_S = 3.0
-FOLLOW_S, READ_S = (3.0, 10.0), (3.0, 30.0)  # a silent pod is asked anew, so that its thread can be had
-UNREADABLE = frozenset({400, 403, 404, 405})
+FOLLOW_S, READ_S = (3.0, 60.0), (3.0, 30.0)  # a pod that is silent for longer is asked anew
+NOT_FOUND = 404
+UNREADABLE = frozenset({400, 403, 405})
 
 
 @dataclass(eq=False)
@@ -75,6 +76,8 @@ class Collector:
             if source is None:
                 source = self._sources[uid] = Source(name, pod, uid, container, ended)
                 self._queue(source, 0.0)
+                if len(self._sources) == self._most + 1:
+                    self._interrupt()  # from now on they take turns
             elif ended and not source.ended:
                 source.ended = True
                 if not source.busy:
@@ -108,12 +111,16 @@ class Collector:
         """Stop reading; another instance goes on where this one stopped."""
         with self._changed:
             self._stopping = True
-            streams = [source.stream for source in self._sources.values() if source.stream is not None]
+            self._interrupt()
             self._changed.notify_all()
-        for stream in streams:
-            stream.close()
         for thread in self._threads:
             thread.join(2.0)
+
+    def _interrupt(self) -> None:
+        """Under the lock: whoever follows a pod leaves it."""
+        for source in self._sources.values():
+            if source.stream is not None:
+                source.stream.close()
 
     def _unsettled(self, wanted: set[str]) -> list[Source]:
         found = (self._sources.get(uid) for uid in wanted)
@@ -123,7 +130,7 @@ class Collector:
         """Under the lock: a thread shall read this, now or later."""
         source.due = self._clock() + delay
         heapq.heappush(self._waiting, (source.due, next(self._order), source))
-        if not self._idle and len(self._threads) < self._most:
+        if len(self._waiting) > self._idle and len(self._threads) < self._most:
             thread = threading.Thread(target=self._work, name=f"logs {len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -133,20 +140,34 @@ class Collector:
         while (source := self._next()) is not None:
             delay = TROUBLE_S
             try:
-                delay = self._read(source)
+                delay = self._visit(source)
             except Trouble as error:
                 log.debug("the log of %s: %s", source.pod, error)
-            except Refused as error:
-                self._refused(source, error)
             except OSError as error:
                 log.warning("the log of %s cannot be kept: %s", source.pod, error)
+            except Exception:  # one pod's trouble must not cost the others their thread
+                log.exception("the log of %s cannot be read", source.pod)
             with self._changed:
                 source.busy, source.stream = False, None
                 if source.done and source.gone:
                     self._sources.pop(source.uid, None)
                 elif not source.done and not self._stopping:
-                    self._queue(source, 0.0 if source.ended and delay == AGAIN_S else delay)
+                    self._queue(source, delay)
                 self._changed.notify_all()
+
+    def _visit(self, source: Source) -> float:
+        """Read; after how long to come back. Raises Trouble and OSError."""
+        try:
+            return self._read(source)
+        except Refused as error:
+            if error.status == NOT_FOUND and source.gone:  # and not a kubelet that has just started
+                if source.last is not None:
+                    source.last.end(final=True)
+                source.done = True
+                return 0.0
+            source.unreadable = error.status in UNREADABLE
+            log.debug("the log of %s: %s", source.pod, error)
+            return TROUBLE_S
 
     def _next(self) -> Source | None:
         """The next one that is due; None at the end."""
@@ -171,36 +192,22 @@ class Collector:
             source.done = True
             return 0.0
         final = source.ended
-        follow = not final
+        follow = not final and len(self._sources) <= self._most
         query = {"container": source.container, "timestamps": "true"}
         query |= {"follow": "true"} if follow else {}
         query |= {"sinceTime": source.log.since} if source.log.since else {}
         path = PODS.path(self._connection.namespace, source.pod, "log")
         source.last = continuation = source.log.continued()
-        begun = self._clock()
         with self._connection.stream("GET", path, query=query, timeout=FOLLOW_S if follow else READ_S) as stream:
-            source.stream = stream
+            with self._changed:
+                source.stream = stream
+                if self._stopping:
+                    return AGAIN_S
             source.unreadable = False
             for piece in stream:
                 continuation.take(piece)
-                if self._stopping or (follow and self._clock() - begun > TURN_S and self._others_wait()):
-                    return AGAIN_S
         continuation.end(final=final)
         if final:
             source.log.finish()
             source.done = True
-        return AGAIN_S
-
-    def _others_wait(self) -> bool:
-        with self._changed:
-            return not self._idle and bool(self._waiting) and self._waiting[0][0] <= self._clock()
-
-    def _refused(self, source: Source, error: Refused) -> None:
-        """The kubelet has nothing (yet), or we may not read it."""
-        source.unreadable = error.status in UNREADABLE
-        if error.status != 404:
-            log.debug("the log of %s: %s", source.pod, error)
-            return
-        if source.last is not None:
-            source.last.end(final=True)
-        source.done = True
+        return 0.0 if source.ended else max(AGAIN_S, len(self._sources) / READS_PER_S)

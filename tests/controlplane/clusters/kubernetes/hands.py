@@ -15,6 +15,7 @@ from controlplane.clusters.kubernetes.connection import Connection, Refused
 from controlplane.clusters.kubernetes.records import COMPLETION_INDEX, REPLICA_INDEX, REPLICA_TYPE
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, EVENTS, PODS, Resource
 from controlplane.render import Attempt, render
+from controlplane.render.models import RUN_ID
 
 T = TypeVar("T")
 DEADLINE_S = 20.0
@@ -80,12 +81,16 @@ class Hands:
     def __init__(self, connection: Connection) -> None:
         self._api, self._namespace = connection, connection.namespace
 
-    def make_pods(self, of: Manifest, indices: Iterable[int], *, held: bool = False) -> list[str]:
-        """The pods of an object, as its controller makes them; their names."""
-        return [self.make_pod(of, index, held=held) for index in indices]
+    def hold(self, of: Manifest) -> None:
+        """Nobody removes the object but `remove`."""
+        self._edit(resource_of(of), of["metadata"]["name"], lambda raw: raw["metadata"].update(finalizers=[HELD]))
 
-    def make_pod(self, of: Manifest, index: int, *, held: bool = False) -> str:
-        """One of them. No real scheduler or kubelet touches it; `held`: nobody removes it but `remove_pod`."""
+    def make_pods(self, of: Manifest, indices: Iterable[int]) -> list[str]:
+        """The pods of an object, as its controller makes them; their names."""
+        return [self.make_pod(of, index) for index in indices]
+
+    def make_pod(self, of: Manifest, index: int) -> str:
+        """One of them. No real scheduler or kubelet touches it, and nobody removes it but `remove_pod`."""
         name, labels = of["metadata"]["name"], dict(of["metadata"]["labels"])
         if of["kind"] == "PyTorchJob":
             role, number = ("worker", index - 1) if index else ("master", 0)
@@ -96,7 +101,7 @@ class Hands:
             pod = f"{name}{'-node-0' if of['kind'] == 'TrainJob' else ''}-{index}-abcde"
         owner = self._api.call("GET", resource_of(of).path(self._namespace, name))
         reference = {"apiVersion": of["apiVersion"], "kind": of["kind"], "name": name, "uid": owner["metadata"]["uid"]}
-        metadata = {"name": pod, "labels": labels, "finalizers": [HELD] if held else []}
+        metadata = {"name": pod, "labels": labels, "finalizers": [HELD]}
         metadata["ownerReferences"] = [{**reference, "controller": True, "blockOwnerDeletion": True}]
         container = {"name": "node" if of["kind"] == "TrainJob" else "pytorch", "image": "trainer"}
         spec: dict[str, Any] = {"containers": [{**container, "resources": {"requests": {"cpu": "4", "memory": "8Gi"}}}]}
@@ -179,6 +184,12 @@ class Hands:
         except Refused as error:
             if error.status != 404:
                 raise
+
+    def remove_pods(self, of: Manifest) -> None:
+        """All pods of an object."""
+        query = {"labelSelector": f"{RUN_ID}={of['metadata']['labels'][RUN_ID]}"}
+        for raw in self._api.call("GET", PODS.path(self._namespace), query=query)["items"]:
+            self.remove_pod(raw["metadata"]["name"])
 
     def remove(self, of: Manifest) -> None:
         """The garbage collector's last act on an object that is being deleted, or someone's on one that is not."""

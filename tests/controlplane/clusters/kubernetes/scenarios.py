@@ -35,6 +35,7 @@ class Scenarios:
 
         yield make
         for one in made:
+            hands.remove_pods(one)
             hands.remove(one)
 
     def pods(self, cluster: KubernetesCluster, of: Manifest) -> tuple[ObservedPod, ...]:
@@ -105,7 +106,8 @@ class Scenarios:
     ) -> None:
         one = make()
         name = one["metadata"]["name"]
-        (pod,) = hands.make_pods(one, [0], held=True)
+        (pod,) = hands.make_pods(one, [0])
+        hands.hold(one)
         hands.run(pod)
         self.see(cluster, one, "Running")
         cluster.delete(name, "another uid")

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.clusters.kubernetes import logs
+from controlplane.clusters.kubernetes.connection import Connection
+from controlplane.clusters.kubernetes.logs import Collector
+from tests.controlplane.clusters.kubernetes.hands import eventually
+from tests.controlplane.clusters.kubernetes.server import ApiServer, status
+
+Start = Callable[..., Collector]
+
+
+def at(second: int, text: str) -> str:
+    return f"2026-11-24T12:00:{second:02}.000000000Z {text}"
+
+
+@pytest.fixture
+def start(connection: Connection, tmp_path: Path) -> Iterator[Start]:
+    made: list[Collector] = []
+
+    def start(**options: int) -> Collector:
+        made.append(Collector(connection, tmp_path, **options))  # type: ignore[arg-type] # numbers of threads
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "AGAIN_S", 0.01)
+    monkeypatch.setattr(logs, "TROUBLE_S", 0.02)
+
+
+def archived(tmp_path: Path, pod: str) -> str:
+    file = tmp_path / "run" / f"{pod}.log"
+    return file.read_text() if file.exists() else ""
+
+
+def test_a_running_pod_is_followed(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    collector = start()
+    server.write_log("pod", at(0, "one"))
+    collector.consider("run", "pod", "u", "pytorch", ended=False)
+    eventually(lambda: archived(tmp_path, "pod") == "one\n")
+    server.write_log("pod", at(1, "two"))
+    eventually(lambda: archived(tmp_path, "pod") == "one\ntwo\n")
+    asked = [request.query for request in server.requests]
+    assert asked == [{"container": "pytorch", "timestamps": "true", "follow": "true"}]
+
+
+def test_a_cut_stream_is_taken_up_where_it_was_cut(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    collector = start()
+    server.write_log("pod", at(0, "one"), at(3, "two"))
+    collector.consider("run", "pod", "u", "pytorch", ended=False)
+    eventually(lambda: archived(tmp_path, "pod") == "one\ntwo\n")
+    server.cut_watches()
+    server.write_log("pod", at(4, "three"))
+    eventually(lambda: archived(tmp_path, "pod") == "one\ntwo\nthree\n")
+    assert server.requests[-1].query["sinceTime"] == "2026-11-24T12:00:02Z"
+
+
+def test_another_control_plane_goes_on_where_the_first_one_stopped(
+    server: ApiServer, start: Start, tmp_path: Path
+) -> None:
+    first = start()
+    server.write_log("pod", at(0, "one"), at(3, "two"))
+    first.consider("run", "pod", "u", "pytorch", ended=False)
+    eventually(lambda: archived(tmp_path, "pod") == "one\ntwo\n")
+    first.close()
+    server.write_log("pod", at(5, "three"), ended=True)
+    second = start()
+    second.consider("run", "pod", "u", "pytorch", ended=True)
+    assert second.settled(["u"], 10)
+    assert archived(tmp_path, "pod") == "one\ntwo\nthree\n"
+
+
+def test_what_is_all_there_is_not_read_again(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    server.write_log("pod", at(0, "one"), ended=True)
+    for _ in range(2):
+        collector = start()
+        collector.consider("run", "pod", "u", "pytorch", ended=True)
+        assert collector.settled(["u"], 10)
+    assert len(server.requests) == 1
+    assert archived(tmp_path, "pod") == "one\n"
+
+
+def test_more_pods_than_threads_take_turns(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    collector = start(threads=2)
+    for number in range(6):
+        server.write_log(f"pod-{number}", at(0, f"first of {number}"))
+        collector.consider("run", f"pod-{number}", f"u{number}", "pytorch", ended=False)
+    for second in (1, 2, 3):
+        for number in range(6):
+            server.write_log(f"pod-{number}", at(second, f"more of {number}"))
+        eventually(
+            lambda: all(archived(tmp_path, f"pod-{number}").count("more") == second for number in range(6))  # noqa: B023
+        )
+
+
+def test_a_pod_that_is_gone_leaves_what_was_read(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    collector = start()
+    server.write_log("pod", at(0, "one"))
+    collector.consider("run", "pod", "u", "pytorch", ended=False)
+    eventually(lambda: archived(tmp_path, "pod") == "one\n")
+    server.fail(status(404, "NotFound", "pods not found"), path="/log$", times=100)
+    server.cut_watches()
+    collector.gone("u")
+    assert collector.settled(["u"], 10)
+    eventually(lambda: not collector._sources)
+
+
+def test_trouble_is_tried_again(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    server.fail(status(500, "InternalError", "the kubelet does not answer"), path="/log$", times=2)
+    server.fail(status(400, "BadRequest", "container is waiting to start"), path="/log$")
+    server.write_log("pod", at(0, "one"), ended=True)
+    collector = start()
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    eventually(lambda: archived(tmp_path, "pod") == "one\n")
+
+
+def test_a_pod_that_the_kubelet_does_not_know_yet_is_asked_for_again(
+    server: ApiServer, start: Start, tmp_path: Path
+) -> None:
+    server.fail(status(404, "NotFound", "pod does not exist"), path="/log$", times=2)
+    server.write_log("pod", at(0, "one"), ended=True)
+    collector = start()
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    assert collector.settled(["u"], 10)
+    assert archived(tmp_path, "pod") == "one\n"
+
+
+def test_a_log_that_may_not_be_read_holds_up_nothing(server: ApiServer, start: Start) -> None:
+    server.fail(status(403, "Forbidden", "pods/log is forbidden"), path="/log$", times=1000)
+    collector = start()
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    assert collector.settled(["u"], 10)
+
+
+def test_an_ended_pod_that_has_not_been_read_holds_up_a_deletion(server: ApiServer, start: Start) -> None:
+    server.fail(status(500, "InternalError", "the kubelet does not answer"), path="/log$", times=1000)
+    collector = start()
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    assert not collector.settled(["u"], 0.05)
+    assert collector.settled(["another"], 0)
+
+
+def test_a_forgotten_object_leaves_nothing(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    server.write_log("pod", at(0, "one"), ended=True)
+    collector = start()
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    assert collector.settled(["u"], 10)
+    collector.forget("run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_refuses_is_tried_again(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    server.write_log("pod", at(0, "one"), ended=True)
+    (tmp_path / "run").write_text("in the way")
+    collector = start()
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    assert not collector.settled(["u"], 0.1)
+    (tmp_path / "run").unlink()
+    assert collector.settled(["u"], 10)
+    assert archived(tmp_path, "pod") == "one\n"
