@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -24,12 +25,7 @@ log = logging.getLogger("controlplane.http")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-QUIET = {  # asked often, by machines
-    ("GET", "/livez"),
-    ("GET", "/readyz"),
-    ("GET", "/metrics"),
-    ("POST", "/runs/{run}/metrics"),
-}
+QUIET = {("GET", "/readyz"), ("POST", "/runs/{run}/metrics")}  # asked often, by machines, whatever the answer
 
 Gauges = Callable[[], Mapping[str, float]]
 
@@ -118,6 +114,8 @@ class Telemetry:
         self.measurements.requests.labels(scope["method"], route, str(status)).inc()
         if not streams:
             self.measurements.seconds.labels(route).observe(seconds)
-        level = logging.DEBUG if (scope["method"], route) in QUIET else logging.INFO
+        read = scope["method"] == "GET" and status < HTTPStatus.BAD_REQUEST  # whoever follows a run reads all the time
+        quiet = read or (scope["method"], route) in QUIET
+        level = logging.DEBUG if quiet else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
         log.log(level, "request", extra={**fields, "request": scope["request_id"]})

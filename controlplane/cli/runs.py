@@ -81,7 +81,8 @@ def created(client: Client, run: Run, *, follow: bool, json: bool) -> None:
         following.check(run)
     if not json:
         name = following.called(run)
-        on = f"sample {name} 'def main(' | teragpt export {name} DIR"
+        prompt = "" if run["resolved"]["config"]["data"] else " 'def main('"  # the embedded corpus is Python
+        on = f"sample {name}{prompt} | teragpt export {name} DIR"
         print(f"next: teragpt {on if follow else f'logs -f {name} | teragpt cancel {name}'}")
 
 

@@ -18,7 +18,7 @@ DEADLINE_S = 120
 
 
 def demo(home: Path, *options: str, steps: int, cwd: Path | None = None) -> subprocess.Popen[str]:
-    train = json.dumps({"steps": steps, "log_every": 1, "checkpoint_every": 2})
+    train = json.dumps({"steps": steps, "log_every": 1, "checkpoint_every": 2, "eval_sequences": 2})
     command = [sys.executable, "-m", "controlplane.cli", "demo", "--home", str(home), "--train", train, *options]
     return subprocess.Popen(
         command, cwd=cwd or home.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
