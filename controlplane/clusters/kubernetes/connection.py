@@ -84,7 +84,7 @@ class Connection:
         configuration = Configuration()
         try:
             found = _configure(configuration, kubeconfig)
-        except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # a file by hand can be wrong in every way
             where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
             raise Unavailable(f"kubeconfig {where}: {error}") from error
         configuration.retries = False  # pyright: ignore[reportAttributeAccessIssue] - urllib3's word for none at all

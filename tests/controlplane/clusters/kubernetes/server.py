@@ -70,7 +70,7 @@ class ApiServer:
         self.forbidden: set[tuple[str, str]] = set()  # (verb, resource)
         self.absent: set[str] = set()  # API groups that are not served
         self.page = 500
-        self._faults: list[tuple[Callable[[Request], bool], Callable[[Request], Answer | None]]] = []
+        self._faults: list[tuple[Callable[[Request], bool], Callable[[Request], Answer]]] = []
         self._objects: dict[str, dict[str, Raw]] = {}
         self._history: list[tuple[int, str, str, Raw]] = []
         self._version = 100
@@ -95,19 +95,29 @@ class ApiServer:
     # --- what a test does -------------------------------------------------------------------------------------------
 
     def fail(
-        self, answer: Answer | Callable[[Request], Answer | None], method: str = "", path: str = "", times: int = 1
+        self,
+        answer: Answer | Callable[[Request], Answer],
+        method: str = "",
+        path: str = "",
+        times: int = 1,
+        having: str = "",
     ) -> None:
-        """Answer the next `times` requests of this kind with `answer` (None: as if nothing were wrong)."""
+        """Answer the next `times` requests of this kind, `having` this in their query, with `answer`."""
         left = [times]
 
         def wanted(request: Request) -> bool:
             fits = method in ("", request.method) and re.search(path, request.path) is not None
-            fits = fits and left[0] > 0
+            fits = fits and (not having or having in request.query) and left[0] > 0
             left[0] -= fits
             return fits
 
         with self._changed:
             self._faults.append((wanted, answer if callable(answer) else lambda _: answer))
+
+    def heal(self) -> None:
+        """Nothing goes wrong any more."""
+        with self._changed:
+            self._faults.clear()
 
     def cut_watches(self) -> None:
         """Close every open watch and log in the middle."""
