@@ -78,13 +78,18 @@ class Curve(View):
 
 
 Authorization = Annotated[
-    str, Header(description="`Bearer` and the attempt's own token.", examples=["Bearer Zm9vYmFy"], max_length=512)
+    str,
+    Header(
+        description="`Bearer` and the attempt's own token, or the service account's of one of its pods.",
+        examples=["Bearer Zm9vYmFy"],
+        max_length=16_384,
+    ),
 ]
 
 
 @router.post("/runs/{run}/metrics", summary="Add metric points")
 def add(run: RunRef, body: NewPoints, context: Services, authorization: Authorization = "") -> Acknowledged:
-    """What rank 0 reports, under its attempt's own token. Adding a point twice is adding it once."""
+    """What rank 0 reports, under its own token. Adding a point twice is adding it once."""
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or attempts.authenticate(context, run, token.strip()) != body.attempt:
         raise Unauthorized

@@ -39,7 +39,9 @@ from controlplane.reconcile.verdicts import (
 )
 from controlplane.store.tables import Attempt, Run
 
-PLACED_REASONS = frozenset({"ContainerCreating", "PodInitializing", "ImagePulling", "Starting"})  # not for want of room
+PLACED_REASONS = frozenset(  # these pods have their node
+    {"ContainerCreating", "PodInitializing", "InitWaitingForMaster", "ImagePulling", "Starting"}
+)
 
 
 @dataclass(frozen=True)

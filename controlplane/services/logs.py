@@ -39,7 +39,7 @@ def logs(
     node = (rank or 0) // per_node
     if node >= nodes or (rank is not None and rank < 0):
         raise NotFound("rank", str(rank))
-    pod = pod_name(chosen.name, node)
+    pod = next((one.name for one in chosen.pods if one.rank == node), pod_name(chosen.name, node))
     ended = chosen.finished_at is not None
     if tail is not None:
         return _tail(context, chosen.name, pod, rank, tail, ended=ended)
@@ -52,7 +52,7 @@ def logs(
 
 
 def pod_name(object_name: str, node: int) -> str:
-    """The name of a node's pod, as the training operator calls it."""
+    """The name of a node's pod before it was ever seen: as the training operator calls it."""
     return f"{object_name}-worker-{node - 1}" if node else f"{object_name}-master-0"
 
 

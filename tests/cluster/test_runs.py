@@ -12,6 +12,7 @@ from tests.cluster.conftest import Cluster, Namespace
 from tests.cluster.plane import Plane, until
 
 QUICK = {"steps": 12, "eval_every": 12, "log_every": 2}
+OF_THE_RUN = {"MASTER_ADDR", "PET_MASTER_ADDR", "TERAGPT_RUN_ID", "TERAGPT_RUN_URL", "TERAGPT_SPEC"}  # with its id
 CONTRACT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 
 
@@ -58,10 +59,9 @@ def test_a_size_alone_becomes_a_trained_model(plane: Plane, namespace: Namespace
 
     assert done["kubernetes"]["kind"] == kind
     for number, (told, found) in enumerate(zip(promised.values(), seen.values(), strict=True)):
-        changing = {"MASTER_ADDR", "PET_MASTER_ADDR"}  # they bear the object's name
-        assert {name: found.get(name) for name in told if name not in changing} == {
-            name: value for name, value in told.items() if name not in changing
-        }
+        same = told.keys() - OF_THE_RUN
+        assert {name: found.get(name) for name in same} == {name: told[name] for name in same}
+        assert told.keys() <= found.keys()
         assert found["RANK"] == str(number)
         assert found["WORLD_SIZE"] == str(world)
         assert all(found[name] for name in CONTRACT)

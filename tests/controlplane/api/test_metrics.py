@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from controlplane.clusters.base import Caller
 from tests.controlplane.plane import Plane
 
 
@@ -45,6 +46,18 @@ def test_a_curve_is_picked_and_thinned(client: TestClient, plane: Plane, run: di
     assert (shown[0]["step"], shown[-1]["step"]) == (1, 300)
     assert "loss" not in shown[0]
     assert client.get(f"/runs/{run['id']}/metrics?keys=loss,val_loss").json()["points"][0]["loss"] == points[0]["loss"]
+
+
+def test_a_pod_reports_with_its_service_accounts_long_token(
+    client: TestClient, plane: Plane, run: dict[str, Any]
+) -> None:
+    plane.reconciler.step()
+    pod = client.get(f"/runs/{run['id']}/attempts").json()["items"][0]["pods"][0]["name"]
+    uid = plane.cluster.observe()[0].pods[0].uid
+    token = f"header.{'x' * 4000}.signature"
+    plane.cluster.callers[token] = Caller(pod, uid)
+    assert post(client, run["id"], token, {"attempt": 1, "points": [point(1)]}).status_code == 200
+    assert post(client, run["id"], token + "x", {"attempt": 1, "points": [point(2)]}).status_code == 401
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer nonsense", "Basic abc", "Bearer ä"])
