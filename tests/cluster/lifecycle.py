@@ -92,9 +92,7 @@ def up(*, extra: Sequence[str] = (), fsync: bool = False) -> State:
             known = _start_node(fsync=fsync)
         else:
             addons.prepare(wanted)
-        missing = [addon for addon in wanted if not addons.installed(addon)]
-        addons.install(missing)
-        addons.settle(missing)
+        addons.settle(addons.install(wanted))
         return known
 
 

@@ -116,6 +116,15 @@ def connect(init: int) -> None:
         ("ip", "link", "set", LINK, "up"),
         (*inside, "ip", "address", "add", f"{NODE_ADDRESS}/{prefix}", "dev", "eth0"),
         (*inside, "ip", "link", "set", "eth0", "up"),
+        (
+            *inside,
+            "ip",
+            "route",
+            "add",
+            SERVICE_NETWORK,
+            "dev",
+            "eth0",
+        ),  # else refused before kube-proxy's rules see it
         *(("ip", "route", "add", network, "via", NODE_ADDRESS) for network in (POD_NETWORK, SERVICE_NETWORK)),
     ):
         _run(*command)

@@ -49,7 +49,7 @@ def test_a_pod_finds_another_by_its_headless_name(namespace: Namespace) -> None:
         subdomain="peers",
         hostname="server",
     )
-    ask = "until wget -q -O - http://server.peers:8080/; do sleep 0.2; done"
+    ask = 'until wget -q -O - "http://$(/usr/bin/nslookup server.peers):8080/"; do sleep 0.2; done 2>/dev/null'
     namespace.start("client", "sh", "-c", ask)
     assert namespace.output("client") == "found\n"
 

@@ -1,11 +1,13 @@
-// Nslookup says by its exit code whether a name resolves, over the pod's search domains. Debian's busybox fails when any
-// of those domains does not have the name, and the training operator's init container trusts the exit code.
+// Nslookup prints the addresses of a name, looked for in the pod's search domains, and fails when there is none. Debian's
+// busybox fails when any of those domains does not have the name, and the training operator's init container trusts the
+// exit code.
 package main
 
 import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 )
 
 func main() {
@@ -14,5 +16,5 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(addresses)
+	fmt.Println(strings.Join(addresses, "\n"))
 }
