@@ -18,6 +18,7 @@ from controlplane.render import Attempt, render
 from controlplane.render.models import RUN_ID
 
 T = TypeVar("T")
+Open = Callable[..., KubernetesCluster]
 DEADLINE_S = 20.0
 HELD = "teragpt.io/held"  # a finalizer
 

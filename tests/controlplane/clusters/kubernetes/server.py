@@ -51,6 +51,7 @@ class Request:
     query: dict[str, str]
     body: Raw
     headers: Mapping[str, str]
+    cuts: int = 0  # how often watches had been cut before it came
 
 
 def status(code: int, reason: str, message: str, **more: Any) -> Answer:
@@ -149,6 +150,7 @@ class ApiServer:
     def fault(self, request: Request) -> Answer | None:
         with self._changed:
             self.requests.append(request)
+            request.cuts = self._cuts
             found = next((answer for wanted, answer in self._faults if wanted(request)), None)
         return found(request) if found else None
 
@@ -202,11 +204,11 @@ class ApiServer:
             metadata = {"resourceVersion": str(self._version), "continue": following}
             return Answer(200, json.dumps({"metadata": metadata, "items": chosen[start : start + limit]}).encode())
 
-    def watch(self, path: str, query: Mapping[str, str]) -> Iterator[bytes | None]:
+    def watch(self, path: str, request: Request) -> Iterator[bytes | None]:
         """Lines of events; None: cut here."""
+        query, cuts = request.query, request.cuts
         seen = int(query["resourceVersion"])
         with self._changed:
-            cuts = self._cuts
             if seen < self._forgotten:
                 error = json.loads(status(410, "Expired", "too old resource version").body)
                 yield _event("ERROR", error)
@@ -225,10 +227,9 @@ class ApiServer:
             bookmark = {"metadata": {"resourceVersion": str(seen)}}
             yield b"".join(lines) + _event("BOOKMARK", bookmark)
 
-    def log(self, pod: str, query: Mapping[str, str]) -> Iterator[bytes | None]:
+    def log(self, pod: str, request: Request) -> Iterator[bytes | None]:
+        query, cuts = request.query, request.cuts
         since, place = query.get("sinceTime", ""), 0
-        with self._changed:
-            cuts = self._cuts
         while True:
             with self._changed:
                 lines, ended = self.logs.get(pod, [])[place:], pod in self.ended_logs
@@ -321,9 +322,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif found["api"] in api.absent:
             self._send(status(404, "NotFound", "the server could not find the requested resource"))
         elif sub == "log":
-            self._stream(api.log(name, request.query))
+            self._stream(api.log(name, request))
         elif "watch" in request.query:
-            self._stream(api.watch(where, request.query))
+            self._stream(api.watch(where, request))
         elif request.method == "POST":
             self._send(api.create(where, request.body, dry="dryRun" in request.query))
         elif request.method == "PUT":

@@ -1,0 +1,92 @@
+"""Whose objects, and of which kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.clusters.base import Unavailable
+from controlplane.clusters.kubernetes import KubernetesCluster
+from controlplane.clusters.kubernetes import cluster as module
+from controlplane.clusters.kubernetes.connection import Connection
+from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig, manifest
+from tests.controlplane.clusters.kubernetes.server import ApiServer
+
+JOBS = "/pytorchjobs$"
+
+
+def test_another_installations_objects_are_left_alone(
+    hands: Hands, cluster: KubernetesCluster, open_cluster: Open
+) -> None:
+    one = manifest("run-1")
+    cluster.create(one)
+    hands.make_pods(one, [0])
+    other = open_cluster("them")
+    eventually(lambda: other.observe() == [])
+    assert [job.name for job in cluster.observe()] == ["run-1"]
+
+
+def test_kinds_are_found_out_with_their_reasons(server: ApiServer, open_cluster: Open) -> None:
+    server.absent = {"/apis/trainer.kubeflow.org/v1alpha1"}
+    server.forbidden = {("create", "jobs")}
+    cluster = open_cluster()
+    eventually(lambda: cluster.observe() == [])
+    traits = cluster.traits()
+    assert traits.kinds == ("PyTorchJob",)
+    assert traits.reasons == {
+        "PyTorchJob": "kubeflow.org/v1 is served here, and the control plane may use it",
+        "TrainJob": "this cluster does not serve trainer.kubeflow.org/v1alpha1 TrainJob",
+        "Job": "the control plane may not create jobs in default",
+    }
+    assert (traits.namespace, traits.audience, traits.shared_folders) == ("default", "teragpt", False)
+
+
+def test_the_kind_that_is_asked_for_comes_first_even_if_it_is_not_there(server: ApiServer, open_cluster: Open) -> None:
+    server.absent = {"/apis/trainer.kubeflow.org/v1alpha1"}
+    cluster = open_cluster(kind="TrainJob")
+    eventually(lambda: cluster.observe() == [])
+    assert cluster.traits().kinds == ("TrainJob", "PyTorchJob", "Job")
+    assert cluster.traits().reasons["TrainJob"].startswith("asked for by the installation; this cluster does not")
+    with pytest.raises(Unavailable, match=r"no trainer\.kubeflow\.org"):
+        cluster.create(manifest("run-1", kind="TrainJob"))
+
+
+def test_a_kind_that_comes_later_is_found_and_one_that_goes_is_left(
+    server: ApiServer, open_cluster: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.02)
+    server.absent = {"/apis/kubeflow.org/v1"}
+    cluster = open_cluster()
+    eventually(lambda: cluster.traits().kinds == ("TrainJob", "Job"))
+    server.absent = set()
+    eventually(lambda: cluster.traits().kinds == ("PyTorchJob", "TrainJob", "Job"))
+    eventually(lambda: cluster.observe() == [])
+    cluster.create(manifest("run-1"))
+    assert [job.name for job in cluster.observe()] == ["run-1"]
+    server.absent = {"/apis/kubeflow.org/v1"}
+    server.cut_watches()
+    eventually(lambda: cluster.traits().kinds == ("TrainJob", "Job"))
+    eventually(lambda: cluster.observe() == [])
+
+
+def test_a_kubeconfig_of_nowhere_starts_and_waits(open_cluster: Open, tmp_path: Path) -> None:
+    cluster = open_cluster(config=kubeconfig(tmp_path / "nowhere", "http://127.0.0.1:9"))
+    with pytest.raises(Unavailable):
+        cluster.observe()
+    with pytest.raises(Unavailable):
+        cluster.create(manifest("run-1"))
+    with pytest.raises(Unavailable):
+        cluster.capacity()
+    with pytest.raises(Unavailable):
+        cluster.access_modes("runs")
+    with pytest.raises(Unavailable):
+        cluster.authenticate("token")
+    (check,) = cluster.checks()
+    assert not check.ok
+    assert "address" in check.mend
+
+
+def test_a_closed_connection_does_not_wake_anyone(connection: Connection) -> None:
+    connection.close()
+    connection.close()
