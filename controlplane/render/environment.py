@@ -8,6 +8,7 @@ rank while `WORLD_SIZE` counts processes: only what is started through the launc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +18,12 @@ from controlplane.render.pod import PORT_NAME, Container, EnvVar, PodSpec
 from controlplane.render.pytorchjob import PyTorchJob
 from controlplane.render.trainjob import CONTAINER, GRACE_S, TrainJob
 
-__all__ = ["OPERATOR_VARIABLES", "Pod", "environment_of", "operator_environment", "pods_of", "read"]
+__all__ = ["OPERATOR_VARIABLES", "Pod", "environment_of", "expand", "operator_environment", "pods_of", "read"]
 
 Object = PyTorchJob | Job | TrainJob
 KINDS: dict[str, type[PyTorchJob | Job | TrainJob]] = {"PyTorchJob": PyTorchJob, "Job": Job, "TrainJob": TrainJob}
 TRAINER_PORT = 29500
+REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 COMPLETION_INDEX = "JOB_COMPLETION_INDEX"
 
 
@@ -99,23 +101,31 @@ def environment_of(manifest: Mapping[str, Any], most: int | None = None) -> dict
     """
     thing = read(manifest)
     added = operator_environment(manifest, most)
-    return {
-        pod.name: {entry.name: _value(entry, pod.rank) for entry in pod.spec.containers[0].env} | added[pod.name]
-        for pod in pods_of(thing)
-        if pod.name in added
-    }
+    return {pod.name: _own(pod) | added[pod.name] for pod in pods_of(thing) if pod.name in added}
 
 
-def _value(entry: EnvVar, rank: int) -> str:
+def _own(pod: Pod) -> dict[str, str]:
+    told: dict[str, str] = {}
+    for entry in pod.spec.containers[0].env:
+        told[entry.name] = expand(entry.value, told) if entry.value is not None else _from(entry, pod.rank)
+    return told
+
+
+def _from(entry: EnvVar, rank: int) -> str:
     source = entry.value_from
     if source is None:
-        return entry.value or ""
+        return ""
     if source.field_ref is not None:
         return str(rank) if source.field_ref.field_path == INDEX else f"field {source.field_ref.field_path}"
     kind, reference = (
         ("secret", source.secret_key_ref) if source.secret_key_ref else ("config", source.config_map_key_ref)
     )
     return f"{kind} {reference.name}: {reference.key}" if reference else ""
+
+
+def expand(text: str, known: Mapping[str, str]) -> str:
+    """A value, or a word of a command, as the kubelet reads it: `$(NAME)` of what is `known`, `$$` for a plain `$`."""
+    return REFERENCE.sub(lambda found: known.get(found[1], found[0]) if found[1] is not None else "$", text)
 
 
 def operator_environment(manifest: Mapping[str, Any], most: int | None = None) -> dict[str, dict[str, str]]:

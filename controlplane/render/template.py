@@ -90,7 +90,7 @@ def _container(attempt: Attempt, name: str, variables: list[pod.EnvVar]) -> pod.
     return pod.Container(
         name=name,
         image=attempt.image,
-        command=list(attempt.command),
+        command=[_plain(word) for word in attempt.command],
         env=[*_environment(attempt), *variables],
         ports=[pod.Port()],
         resources=_resources(attempt),
@@ -134,7 +134,8 @@ def _environment(attempt: Attempt) -> Iterator[pod.EnvVar]:
     }
     if attempt.audience:
         values[TOKEN_FILE_VARIABLE] = f"{TOKEN_FOLDER}/{TOKEN_FILE}"
-    yield from (pod.EnvVar(name=name, value=value) for name, value in values.items() if name not in attempt.secrets)
+    own = {name: _plain(value) for name, value in values.items() if name not in attempt.secrets}
+    yield from (pod.EnvVar(name=name, value=value) for name, value in own.items())
     yield from (_from_secret(name, found.name, found.key) for name, found in attempt.secrets.items())
     if attempt.run_token and not attempt.audience:
         yield _from_secret(TOKEN_VARIABLE, attempt.name, TOKEN_KEY)
@@ -142,6 +143,11 @@ def _environment(attempt: Attempt) -> Iterator[pod.EnvVar]:
 
 def _from_secret(name: str, secret: str, key: str) -> pod.EnvVar:
     return pod.EnvVar(name=name, value_from=pod.EnvSource(secret_key_ref=pod.KeyRef(name=secret, key=key)))
+
+
+def _plain(text: str) -> str:
+    """Text that the kubelet will read as it is: `$(NAME)` stands for a variable there."""
+    return text.replace("$", "$$")
 
 
 def _threads(attempt: Attempt) -> dict[str, str]:

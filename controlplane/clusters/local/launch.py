@@ -18,7 +18,7 @@ from controlplane.clusters.local.machine import Machine
 from controlplane.clusters.local.share import KINDS, Share, lacks, share_of, total, whole
 from controlplane.clusters.local.shim import TERMINATION, WORK
 from controlplane.render import PyTorchJob, operator_environment, pods_of
-from controlplane.render.environment import Pod
+from controlplane.render.environment import Pod, expand
 from controlplane.render.models import Shape
 from controlplane.render.pod import Container, PodSpec, VolumeMount
 
@@ -187,14 +187,16 @@ def launch_record(
     `port` is the one reserved for this attempt.
     """
     container = pod.spec.containers[0]
-    program, *rest = [*(container.command or []), *(container.args or [])]
-    held = {entry.name: entry.value_from.secret_key_ref for entry in container.env if entry.value_from}
-    own = {entry.name: entry.value or "" for entry in container.env}
-    own |= {name: secret[reference.key] for name, reference in held.items() if reference}
+    own: dict[str, str] = {}
+    for entry in container.env:
+        reference = entry.value_from and entry.value_from.secret_key_ref
+        own[entry.name] = secret[reference.key] if reference else expand(entry.value or "", own)
     address = dict.fromkeys(("MASTER_ADDR", "PET_MASTER_ADDR"), "127.0.0.1")
     address |= dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(port))
     marker = str(folder / TERMINATION)
     added = {**operator_environment(job.manifest())[pod.name], **address, "TERAGPT_TERMINATION_LOG": marker}
+    words = [*(container.command or []), *(container.args or [])]
+    program, *rest = [expand(word, {**own, **added}) for word in words]
     return {
         "argv": [sys.executable if program in PYTHONS else program, *rest],
         "env": {**inherited, **own, **added},

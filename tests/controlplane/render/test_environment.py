@@ -3,9 +3,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from controlplane.render import Attempt, PyTorchJob, operator_environment, pods_of, render
-from controlplane.render.environment import OPERATOR_VARIABLES
+from controlplane.domain.placement import SecretRef
+from controlplane.render import Attempt, PyTorchJob, environment_of, operator_environment, pods_of, render
+from controlplane.render.environment import OPERATOR_VARIABLES, expand
+from tests.controlplane.render.attempts import attempt
 
 NAME = "gpt-01jd2k7q-1"
 
@@ -62,6 +66,48 @@ def test_the_port_is_the_masters_named_one() -> None:
     )
     (added,) = operator_environment(job).values()
     assert (added["MASTER_PORT"], added["PET_MASTER_PORT"]) == ("29500", "29500")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("plain", "plain"),
+        ("$(A)", "1"),
+        ("$$(A)", "$(A)"),
+        ("$(B) $(A) $", "$(B) 1 $"),
+        ("$$$(A)$$", "$1$"),
+        ("$(A", "$(A"),
+        ("$A ${A}", "$A ${A}"),
+    ],
+)
+def test_a_value_is_read_as_the_kubelet_reads_it(text: str, read: str) -> None:
+    assert expand(text, {"A": "1"}) == read
+
+
+@given(value=st.text(alphabet="$()AB x", max_size=12))
+def test_a_users_value_arrives_as_it_was_given(value: str) -> None:
+    given = {"A": "1", "B": value}
+    shown = environment_of(render(attempt(env=given)))
+    assert all(told["B"] == value for told in shown.values())
+
+
+def test_the_whole_environment_is_the_containers_with_the_operators_over_it() -> None:
+    made = render(attempt(secrets={"HF_TOKEN": SecretRef(name="hf", key="token")}))
+    shown = environment_of(made, most=1)
+    assert list(shown) == ["gpt-01jd2k7q-1-master-0"]
+    told = shown["gpt-01jd2k7q-1-master-0"]
+    assert operator_environment(made)["gpt-01jd2k7q-1-master-0"].items() <= told.items()
+    assert (told["MINE"], told["HF_TOKEN"], told["OMP_NUM_THREADS"]) == ("1", "secret hf: token", "1")
+
+
+def test_variables_that_a_patch_takes_from_elsewhere_are_told_by_their_place() -> None:
+    env = [
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "CONF", "valueFrom": {"configMapKeyRef": {"name": "conf", "key": "a"}}},
+    ]
+    made = render(attempt(pod_overrides={"spec": {"containers": [{"name": "pytorch", "env": env}]}}))
+    told = environment_of(made)["gpt-01jd2k7q-1-worker-0"]
+    assert (told["NODE"], told["CONF"]) == ("field spec.nodeName", "config conf: a")
 
 
 def test_pods_come_by_rank_with_the_operators_names() -> None:

@@ -106,6 +106,14 @@ def test_a_manifest_of_an_older_version_is_taken_up_again() -> None:
     assert read_job(old, None, MACHINE).metadata.name == manifest["metadata"]["name"]
 
 
+def test_dollars_arrive_as_they_were_given(tmp_path: Any) -> None:
+    command = ("python", "-c", "print('$(MINE) $$ $1')")
+    job = read_job(local(env={"MINE": "a$$b$(c)"}, command=command), {}, MACHINE)
+    record = launch_record(job, next(pods_of(job)), tmp_path, {}, {}, 20_001)
+    assert record["env"]["MINE"] == "a$$b$(c)"
+    assert record["argv"][1:] == list(command[1:])
+
+
 def test_a_pod_of_this_machine_meets_its_peers_on_loopback(tmp_path: Any) -> None:
     job = read_job(local(nodes=2, run_token="s"), {"token": "s"}, MACHINE)
     record = launch_record(job, list(pods_of(job))[1], tmp_path, {"PATH": "/bin"}, {"token": "s"}, 20_001)
