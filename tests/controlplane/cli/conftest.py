@@ -73,18 +73,8 @@ class Teragpt:
 def finished(plane: Plane) -> str:
     """The id of a run of two steps that has succeeded."""
     command = [sys.executable, "-m", "controlplane.cli", "run", "tiny", "--name", "first", "--json", "--follow"]
-    options = [
-        "--processes",
-        "1",
-        "--set",
-        "steps=2",
-        "--set",
-        "eval_sequences=2",
-        "--label",
-        "team=lm",
-        "--url",
-        plane.url,
-    ]
+    short = ["--processes", "1", "--set", "steps=2", "--set", "eval_sequences=2"]
+    options = [*short, "--label", "team=lm", "--url", plane.url]
     environment = {**os.environ, "XDG_CONFIG_HOME": str(plane.home / "config")}
     done = subprocess.run([*command, *options], check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

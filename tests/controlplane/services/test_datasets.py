@@ -61,9 +61,9 @@ def test_a_dataset_tells_its_vocabulary(made: Path) -> None:
     [
         (None, "no such folder"),
         ("", "holds no dataset.json"),
-        ("{", "readable dataset description"),
-        ("[]", "readable dataset description"),
-        ('{"vocabulary": "x", "splits": {}}', "whole numbers"),
+        ("{", "a readable JSON file"),
+        ("[]", "a teragpt-dataset of version 1"),
+        ('{"format": "teragpt-dataset", "version": 1, "splits": {}}', "a teragpt-dataset of version 1"),
     ],
 )
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, content: str | None, complaint: str) -> None:
@@ -75,6 +75,14 @@ def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path, content: str | N
     problem = refused(data={"uri": str(folder)})
     assert problem.pointer == "/data/uri"
     assert complaint in problem.detail
+
+
+def test_a_description_whose_numbers_are_none_is_refused(folder: Path) -> None:
+    text = (folder / "dataset.json").read_text("utf-8")
+    for said in ("Infinity", "NaN", '"x"', "299"):  # of 299, its files are not the ones
+        (folder / "dataset.json").write_text(text.replace('"tokens": ', f'"tokens": {said}, "was": ', 1), "utf-8")
+        assert refused(data={"uri": str(folder)}).pointer == "/data/uri"
+    assert "too long" in refused(data={"uri": f"/{'x' * 300}"}).detail
 
 
 def test_a_context_longer_than_the_smaller_split_is_refused(made: Path) -> None:
@@ -90,10 +98,9 @@ def test_files_that_are_not_whole_are_refused_with_both_sizes(folder: Path, name
     size = path.stat().st_size
     os.truncate(path, size - 1)
     detail = refused(data={"uri": str(folder)}).detail
-    assert f"{path}: {size - 1:,} bytes'" in detail
-    assert f"allowed: the {size:,} bytes that dataset.json names" in detail
+    assert f"got '{path}'; allowed: a file of {size:,} bytes, not of {size - 1:,}" in detail
     path.unlink()
-    assert f"{path}: No such file" in refused(data={"uri": str(folder)}).detail
+    assert f"got '{path}'; allowed: a file of {size:,} bytes (No such file" in refused(data={"uri": str(folder)}).detail
 
 
 @pytest.mark.parametrize("name", ["train-00001.bin", "validation-00000.bin", "tokenizer/tokenizer.json"])
@@ -104,15 +111,15 @@ def test_a_flipped_byte_is_refused_with_its_file(folder: Path, name: str) -> Non
     (folder / name).write_bytes(content)
     problem = refused(data={"uri": str(folder)})
     assert problem.pointer == "/data/uri"
-    assert f"{folder / name}: content of SHA-256" in problem.detail
+    assert f"got '{folder / name}'; allowed: content of SHA-256" in problem.detail
     assert "prepare the dataset again" in problem.detail
 
 
 def test_content_is_read_once_for_each_of_its_states(folder: Path) -> None:
     vocabulary(data={"uri": str(folder)})
-    before = datasets._sha256.cache_info()
+    before = datasets._checksum.cache_info()
     vocabulary(data={"uri": str(folder)})
-    after = datasets._sha256.cache_info()
+    after = datasets._checksum.cache_info()
     assert (after.misses, after.hits > before.hits) == (before.misses, True)
 
 
