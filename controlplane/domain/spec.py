@@ -158,6 +158,14 @@ class Limits(Section):
         description="Seconds from the run's first start to its deadline; none unless given.",
         examples=[3600],
     )
+    max_silence_s: int | None = Field(
+        default=None,
+        ge=10,
+        le=YEAR,
+        description="Seconds that a running attempt may neither report a step nor write a line before it counts as "
+        "hung; ten minutes, or the time of 100 steps where that is more, unless given.",
+        examples=[1800],
+    )
     max_pending_s: int | None = Field(
         default=None,
         ge=1,

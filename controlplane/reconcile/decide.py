@@ -43,13 +43,16 @@ PLACED_REASONS = frozenset(  # these pods have their node
     {"ContainerCreating", "PodInitializing", "InitWaitingForMaster", "ImagePulling", "Starting"}
 )
 
+SILENCE_S, SILENT_STEPS = 600.0, 100
+
 
 @dataclass(frozen=True)
 class Look:
     """What is known of one live run at one moment.
 
     `absent`: the object was missing in that many looks in a row. `patience_s`: how long its pods may take to find their
-    places while others wait for that; None where nobody does.
+    places while others wait for that; None where nobody does. `heard_at`: when its first pod last wrote something, as
+    far as that was looked at.
     """
 
     run: Run
@@ -58,6 +61,26 @@ class Look:
     absent: int
     now: float
     patience_s: float | None = None
+    heard_at: float = 0.0
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the attempt has neither reported a step nor written a line; 0 for one that never reported."""
+        reported = (self.run.progress or {}).get("time") or 0.0
+        began = self.attempt.started_at
+        if self.run.phase != Phase.RUNNING or began is None or reported <= began:
+            return 0.0
+        return self.now - max(reported, self.heard_at)
+
+    @property
+    def longest_silence_s(self) -> float:
+        """How long it may be silent: what its user gave, else what 100 of its steps take, 10 minutes at least."""
+        if self.run.max_silence_s is not None:
+            return float(self.run.max_silence_s)
+        known = self.run.progress or {}
+        left = (known.get("steps") or 0) - (known.get("step") or 0)
+        each = (known.get("eta_s") or 0.0) / left if left > 0 else 0.0
+        return max(SILENCE_S, SILENT_STEPS * each)
 
     @property
     def gone(self) -> bool:
@@ -167,6 +190,9 @@ def _late(look: Look, job: ObservedJob) -> Verdict | None:
     limit, since = look.run.max_pending_s, look.attempt.submitted_at
     if limit is not None and since is not None and _waiting(job) and look.now - since > limit:
         return Verdict("PendingTimeout", f"pending for more than limits.max_pending_s = {limit}", Handling.FINAL)
+    if look.silent_s > look.longest_silence_s:
+        told = f"no step and no line of output for {look.silent_s:.0f} s"
+        return Verdict("HangDetected", told, Handling.CHARGED)
     return _requeued(look, job)
 
 

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from sqlalchemy import select
 
@@ -18,6 +19,7 @@ from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
 from controlplane.reconcile.apply import apply
 from controlplane.reconcile.decide import Look, decide
+from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, void_leases
 from controlplane.reconcile.pace import Pace
 from controlplane.store.store import Store
@@ -43,6 +45,7 @@ class Reconciler:
         self._store, self._cluster, self._clock = store, cluster, clock
         self._pace = pace or Pace()
         self._worker = Worker(store, cluster, site, self._pace)
+        self._listener = Listener(cluster)
         self._absent: dict[str, int] = {}  # looks in a row that missed a live attempt's object
         self._strangers: set[str] = set()
         self._trouble: str | None = None
@@ -74,7 +77,9 @@ class Reconciler:
             self._hear(str(error))
             return True
         self._hear(None)
-        self._count_absences({attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}, jobs)
+        names = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
+        self._count_absences(names, jobs)
+        self._listener.keep(names)
         for run, attempt in live:
             self._reconcile_one(run, attempt, jobs.pop(attempt.object_name, None))
         self._sweep([job for job in jobs.values() if not job.deleting])
@@ -128,7 +133,9 @@ class Reconciler:
         absent = self._absent.get(attempt.object_name, 0)
         for _ in range(FOLLOW_UPS):
             patience = self._pace.patience_s if self._worker.contended else None
-            look = Look(run, attempt, job, absent, self._clock(), patience)
+            look = Look(run, attempt, job, absent, self._clock(), patience, self._listener.heard_at(attempt))
+            if look.silent_s > look.longest_silence_s / 2:
+                look = replace(look, heard_at=self._listener.listen(attempt, look.now))
             decision = decide(look)
             if decision is None or not apply(self._store, self._pace, look, decision):
                 return

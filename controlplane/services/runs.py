@@ -241,6 +241,7 @@ def _row(request: _Request, now: float, attempt: int) -> Run:
         max_restarts=limits.max_restarts,
         max_runtime_s=limits.max_runtime_s,
         max_pending_s=limits.max_pending_s,
+        max_silence_s=limits.max_silence_s,
         nodes=request.resolved.layout.nodes,
         spec=request.spec.model_dump(mode="json", exclude_unset=True),
         resolved=request.resolved.to_json(),

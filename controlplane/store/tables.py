@@ -60,6 +60,7 @@ class Run(Base):
     max_restarts: Mapped[int]
     max_runtime_s: Mapped[int | None]
     max_pending_s: Mapped[int | None]
+    max_silence_s: Mapped[int | None]
     nodes: Mapped[int] = mapped_column(default=1)
     spec: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     resolved: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)

@@ -1,4 +1,4 @@
-"""Runs can be suspended and have a number of nodes; the installation has an identity."""
+"""Runs can be suspended, can be found to hang, have a number of nodes; the installation has an identity."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ depends_on = None
 def upgrade() -> None:
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("suspended_at", sa.Float(precision=53), nullable=True))
+        runs.add_column(sa.Column("max_silence_s", sa.Integer(), nullable=True))
         runs.add_column(sa.Column("nodes", sa.Integer(), nullable=False, server_default="1"))
         runs.add_column(sa.Column("suspended_s", sa.Float(precision=53), nullable=False, server_default="0"))
     installation = op.create_table(
@@ -30,4 +31,5 @@ def downgrade() -> None:
     with op.batch_alter_table("runs") as runs:
         runs.drop_column("suspended_s")
         runs.drop_column("nodes")
+        runs.drop_column("max_silence_s")
         runs.drop_column("suspended_at")
