@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from controlplane.domain.errors import InvalidSpec, Problem
-from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layout_on_machine, misfits
+from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layout_on_machine
 from controlplane.domain.names import fingerprint
 from controlplane.domain.placement import Kind, Placement, Scheduling, given
 from controlplane.domain.spec import SET_ELSEWHERE, RunSpec, short
@@ -83,39 +83,6 @@ class ResolvedRun:
         return fingerprint(self.to_json())
 
 
-def resolve(
-    spec: RunSpec,
-    machine: Machine,
-    out: str,
-    *,
-    vocabulary: int | None = None,
-    start_from: str = "",
-    shared_folders: bool = True,
-    kinds: Sequence[Kind] = ("PyTorchJob",),
-    kind: Kind | Literal["auto"] = "auto",
-) -> ResolvedRun:
-    """The run that `spec` describes on `machine`, with run folder `out` unless the spec names one.
-
-    `shared_folders` where pods see this machine's files; elsewhere `out` and `start_from` are addresses as
-    `controlplane.domain.storage` knows them, and an empty `out` means that the spec must name one. `kinds` of objects
-    can be made, the best one first; `kind` is the installation's wish, the spec's own goes first. Raises InvalidSpec
-    with a pointer to every field that cannot be used, also for what can never fit the machine.
-    """
-    run = lay_out(
-        spec,
-        machine,
-        out,
-        vocabulary=vocabulary,
-        start_from=start_from,
-        shared_folders=shared_folders,
-        kinds=kinds,
-        kind=kind,
-    )
-    if problems := list(misfits(run.layout, spec, machine)):
-        raise InvalidSpec(problems)
-    return run
-
-
 def lay_out(
     spec: RunSpec,
     machine: Machine,
@@ -127,7 +94,13 @@ def lay_out(
     kinds: Sequence[Kind] = ("PyTorchJob",),
     kind: Kind | Literal["auto"] = "auto",
 ) -> ResolvedRun:
-    """As `resolve`, whether it fits the machine or not."""
+    """The run that `spec` describes on `machine`, whether it fits there or not (`layout.misfits` says).
+
+    Its run folder is `out` unless the spec names one. `shared_folders` where pods see this machine's files; elsewhere
+    `out` and `start_from` are addresses as `controlplane.domain.storage` knows them, and an empty `out` means that the
+    spec must name one. `kinds` of objects can be made, the best one first; `kind` is the installation's wish, the
+    spec's own goes first. Raises InvalidSpec with a pointer to every field that cannot be used.
+    """
     problems = list(_unhonoured(spec)) if shared_folders else []
     places = _places(spec, out, start_from, problems, shared_folders=shared_folders)
     chosen = _kind(spec, kinds, kind, problems)

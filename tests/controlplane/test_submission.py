@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.names import LONGEST_OBJECT_NAME, default_name, new_run_id, object_name
 from controlplane.domain.placement import Kind
-from controlplane.domain.resolve import ResolvedRun, resolve
+from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import parse_spec
 from controlplane.render import companions_of, environment_of, pods_of, read, render
 from controlplane.submission import attempt_of, ensure_renderable
+from tests.controlplane.domain.resolving import resolve
 from tests.controlplane.render.attempts import KINDS, container, variables
 
 CANARY = "canary-5c1e9d"

@@ -7,8 +7,9 @@ import pytest
 
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.layout import Layout
-from controlplane.domain.resolve import ResolvedRun, resolve
+from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import parse_spec
+from tests.controlplane.domain.resolving import resolve
 
 OUT = "pvc://runs/x"
 GIB = 1 << 30

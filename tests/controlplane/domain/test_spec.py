@@ -11,9 +11,10 @@ from pydantic import BaseModel
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.layout import misfits
 from controlplane.domain.placement import Kind, Kubernetes, Rdma, Scheduling, SecretRef, Toleration
-from controlplane.domain.resolve import ResolvedRun, lay_out, resolve, sizes
+from controlplane.domain.resolve import ResolvedRun, lay_out, sizes
 from controlplane.domain.spec import Checkpoint, Compute, Data, Limits, RunSpec, Variable, parse_spec
 from teragpt.sizes import SIZES
+from tests.controlplane.domain.resolving import resolve
 
 OLDEST = (  # what the first version stored of a run
     "nodes",
