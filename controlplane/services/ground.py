@@ -18,7 +18,7 @@ from controlplane.services.datasets import vocabulary_of
 from controlplane.submission import ensure_renderable
 
 UNKNOWN = Capacity(0, 0, 0, None, 0, 0, 0, known=False)
-SHARED = "ReadWriteMany"
+SHARED, NOT_SHARED = "ReadWriteMany", "claim_not_shared"
 
 
 def capacity_of(context: Context) -> Capacity:
@@ -30,7 +30,18 @@ def capacity_of(context: Context) -> Capacity:
 
 
 def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> tuple[ResolvedRun, list[Problem]]:
-    """The run that the spec describes, and why it can never run here, where it cannot. Raises InvalidSpec."""
+    """The run that the spec describes, and why it can never run here, where it cannot. Raises InvalidSpec.
+
+    A number of nodes that nobody asked for is one where only one node can write the run's storage.
+    """
+    run, problems = _laid_out(context, spec, run_id, start_from)
+    if spec.compute.nodes is None and any(problem.code == NOT_SHARED for problem in problems):
+        alone = spec.model_copy(update={"compute": spec.compute.model_copy(update={"nodes": 1})})
+        return _laid_out(context, alone, run_id, start_from)
+    return run, problems
+
+
+def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> tuple[ResolvedRun, list[Problem]]:
     traits, machine = context.cluster.traits(), capacity_of(context)
     storage = context.storage or (str(context.home / "runs") if traits.shared_folders else "")
     run = lay_out(
@@ -70,4 +81,4 @@ def _bad_claims(context: Context, spec: RunSpec, run: ResolvedRun) -> Iterator[P
             detail = (
                 f"got {claim!r}, which is {', '.join(sorted(modes))}; allowed on {run.layout.nodes} nodes: {SHARED}"
             )
-            yield Problem(pointer, "claim_not_shared", detail)
+            yield Problem(pointer, NOT_SHARED, detail)

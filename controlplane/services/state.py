@@ -92,7 +92,6 @@ def _cluster(context: Context) -> Component:
         there = context.cluster.capacity()
     except ClusterError as error:
         return Component(ready=False, detail=f"{context.cluster.name}: unreachable: {error}", essential=False)
-    detail = (
-        f"{context.cluster.name}: {there.free_cpus} of {there.cpus} CPUs, {there.free_gpus} of {there.gpus} GPUs free"
-    )
-    return Component(ready=True, detail=detail, essential=False)
+    free = f"{there.free_cpus} of {there.cpus} CPUs, {there.free_gpus} of {there.gpus} GPUs free"
+    detail = free if there.known else "answers; what its nodes have may not be looked at"
+    return Component(ready=True, detail=f"{context.cluster.name}: {detail}", essential=False)

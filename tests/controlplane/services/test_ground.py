@@ -1,0 +1,60 @@
+"""What is found out of a cluster before a run exists: its storage, and that it may be silent."""
+
+from __future__ import annotations
+
+import pytest
+
+from controlplane.clusters.base import Traits, Unavailable
+from controlplane.domain.errors import InvalidSpec
+from controlplane.domain.spec import parse_spec
+from controlplane.services import ground, runs
+from controlplane.services.context import Context
+from tests.controlplane.memory_cluster import MemoryCluster
+
+MANY, ONE = frozenset({"ReadWriteMany"}), frozenset({"ReadWriteOnce"})
+
+
+@pytest.fixture
+def volumes(context: Context, memory: MemoryCluster) -> Context:
+    """An installation on a cluster whose pods see claims alone."""
+    memory.shown = Traits(kinds=("PyTorchJob", "Job"), shared_folders=False, audience="teragpt")
+    object.__setattr__(context, "storage", "pvc://runs/all")
+    memory.claims = {"runs": MANY, "single": ONE}
+    return context
+
+
+def test_a_size_alone_takes_two_nodes_where_both_can_write(volumes: Context) -> None:
+    run = ground.fitting(volumes, parse_spec({"size": "tiny"}), "run_1")
+    assert (run.layout.nodes, run.folder, run.claims) == (2, "pvc://runs/all/run_1", ("runs",))
+    assert run.config["out"] == "/mnt/teragpt/runs/all/run_1"
+
+
+def test_and_one_where_only_one_can(volumes: Context, memory: MemoryCluster) -> None:
+    memory.claims["runs"] = ONE
+    assert ground.fitting(volumes, parse_spec({"size": "tiny"}), "run_1").layout.nodes == 1
+
+
+def test_several_nodes_that_were_asked_for_need_a_claim_that_they_can_share(volumes: Context) -> None:
+    spec = parse_spec({"size": "tiny", "compute": {"nodes": 2}, "checkpoint": {"uri": "pvc://single/x"}})
+    with pytest.raises(InvalidSpec, match="which is ReadWriteOnce; allowed on 2 nodes: ReadWriteMany"):
+        ground.fitting(volumes, spec, "run_1")
+
+
+@pytest.mark.parametrize(("field", "pointer"), [("data", "/data/uri"), ("checkpoint", "/checkpoint/uri")])
+def test_a_claim_that_is_not_there_is_named_with_its_field(volumes: Context, field: str, pointer: str) -> None:
+    with pytest.raises(InvalidSpec) as refused:
+        ground.fitting(volumes, parse_spec({"size": "tiny", field: {"uri": "pvc://none/x"}}), "run_1")
+    (problem,) = refused.value.problems
+    assert (problem.pointer, problem.code) == (pointer, "no_such_claim")
+
+
+def test_a_silent_cluster_keeps_nobody_from_asking_for_a_run(volumes: Context, memory: MemoryCluster) -> None:
+    memory.fail = Unavailable("no route")
+    run, _ = runs.create_run(volumes, parse_spec({"size": "tiny"}))
+    assert (run.phase, run.kubernetes["kind"], run.resolved["nodes"]) == ("queued", "PyTorchJob", 2)
+
+
+def test_without_storage_a_run_must_name_its_own(volumes: Context) -> None:
+    object.__setattr__(volumes, "storage", "")
+    with pytest.raises(InvalidSpec, match="/checkpoint/uri"):
+        ground.fitting(volumes, parse_spec({"size": "tiny"}), "run_1")
