@@ -19,24 +19,19 @@ UNWANTED = "  - ../../third-party/jobset"  # a line of Trainer v2's kustomizatio
 
 @dataclass(frozen=True)
 class Addon:
-    """A folder of `manifests/`; with `program`, also the folder `source` of its module, as `module` beside it."""
+    """A folder of `manifests/`; with `program`, the manifests of its module besides, as `module` in it."""
 
     name: str
     namespace: str
     images: dict[str, Small]
     program: str = ""
-    source: str = ""
 
 
 DNS = Addon("coredns", "kube-system", {"COREDNS": COREDNS})
-STORAGE = Addon(
-    "storage", "local-path-storage", {"PROVISIONER": PROVISIONER, "SHELL": SHELL}, "local-path-provisioner", "deploy"
-)
-TRAINING_OPERATOR = Addon(
-    "operator", "kubeflow", {"OPERATOR": OPERATOR, "SHELL": SHELL}, "training-operator", "manifests"
-)
-JOB_SET = Addon("jobset", "jobset-system", {"JOBSET": JOBSET}, "jobset", "config")
-TRAINER = Addon("trainer", "kubeflow-system", {"TRAINER_V2": TRAINER_V2}, "trainer-controller-manager", "manifests")
+STORAGE = Addon("storage", "local-path-storage", {"PROVISIONER": PROVISIONER, "SHELL": SHELL}, "local-path-provisioner")
+TRAINING_OPERATOR = Addon("operator", "kubeflow", {"OPERATOR": OPERATOR, "SHELL": SHELL}, "training-operator")
+JOB_SET = Addon("jobset", "jobset-system", {"JOBSET": JOBSET}, "jobset")
+TRAINER = Addon("trainer", "kubeflow-system", {"TRAINER_V2": TRAINER_V2}, "trainer-controller-manager")
 ALWAYS = (DNS, STORAGE, TRAINING_OPERATOR)
 ASKED = {"trainer-v2": (JOB_SET, TRAINER)}
 
@@ -47,7 +42,7 @@ def prepare(addons: Sequence[Addon]) -> None:
 
 
 def install(addons: Sequence[Addon]) -> list[Addon]:
-    """Apply those that are not there as they should be, and return them. They are ready some seconds later: `settle`."""
+    """Apply those that are not there as they should be, and return them. `settle` waits until they are ready."""
     changed = []
     for addon in addons:
         folder = _rendered(addon)
@@ -81,7 +76,7 @@ def _rendered(addon: Addon) -> Path:
             text = text.replace(f"@{name}@", value)
         file.write_text(text)
     if addon.program:
-        shutil.copytree(programs.module_folder(addon.program) / addon.source, folder / "module", copy_function=_copy)
+        shutil.copytree(programs.manifests(addon.program), folder / "module", copy_function=_copy)
     return folder
 
 
@@ -90,6 +85,6 @@ def _digest(folder: Path) -> str:
 
 
 def _copy(source: str, target: str) -> None:
-    """As text that can be written: the module cache is read-only."""
+    """Without the lines that are not wanted."""
     text = Path(source).read_text(errors="replace")
     Path(target).write_text("\n".join(line for line in text.split("\n") if not line.startswith(UNWANTED)))

@@ -74,6 +74,7 @@ def up_api(*, fsync: bool = False) -> State:
         if running := state():
             return running
         programs.provide(programs.API)
+        programs.forget_objects()
         prepare("127.0.0.1")
         known = start("api", [])
         release(api_programs("127.0.0.1", fsync=fsync))
@@ -92,6 +93,7 @@ def up(*, extra: Sequence[str] = (), fsync: bool = False) -> State:
             known = _start_node(fsync=fsync)
         else:
             addons.prepare(wanted)
+        programs.forget_objects()
         addons.settle(addons.install(wanted))
         return known
 

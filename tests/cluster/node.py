@@ -51,6 +51,7 @@ PACKAGES = {  # Debian's, by a file of each
 }
 CONTAINERD = "/run/containerd/containerd.sock"
 CGROUPS = Path("/sys/fs/cgroup")
+CPU_SHARES = 4096  # all pods together weigh as much as four processes of this machine; version 1 counts them as one
 KERNEL = Path("/proc/sys")
 KUBELET_SETS = (  # of the whole machine's kernel
     "vm/overcommit_memory",
@@ -102,6 +103,8 @@ def prepare() -> None:
         for inherited in ("cpuset.cpus", "cpuset.mems"):
             if (folder / inherited).exists() and (root / "cgroup.clone_children").exists():  # version 1
                 (folder / inherited).write_text((root / inherited).read_text())
+        if (folder / "cpu.shares").exists():
+            (folder / "cpu.shares").write_text(str(CPU_SHARES))
     if not (KERNEL / "net/bridge").exists():
         _run("modprobe", "br_netfilter")
 

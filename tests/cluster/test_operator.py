@@ -42,6 +42,7 @@ def _job(namespace: Namespace, *, processes: int) -> dict[str, Any]:
         "image": namespace.cluster.image,
         "command": ["python", "-m", "teragpt.launch", "/script/sum.py"],
         "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+        "resources": {"requests": {"cpu": "250m"}},
         "securityContext": SECURITY,
         "volumeMounts": [{"name": "script", "mountPath": "/script"}, SCRATCH_MOUNT],
     }
