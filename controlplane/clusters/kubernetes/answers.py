@@ -18,7 +18,7 @@ from controlplane.clusters.kubernetes.connection import Refused, Trouble
 GRACE_S = 300.0
 FINAL = frozenset({400, 413, 422})
 INSTALLATION = frozenset({401, 403, 404, 405})
-QUOTA, DENIED = "exceeded quota", "denied the request"
+QUOTA, DENIED = re.compile("(exceeded|failed) quota"), "denied the request"
 UNKNOWN_FIELD = re.compile(r'(unknown|duplicate) field "([^"]+)"')
 STEP = re.compile(r"[^.\[\]]+")
 
@@ -50,7 +50,7 @@ def meaning(error: Trouble | Refused, manifest: Mapping[str, Any], patience: Pat
     denied = error.status == 403 and DENIED in error.message
     if error.status in FINAL or denied:
         return Rejected(refusals(error, manifest))
-    if error.status not in INSTALLATION or QUOTA in error.message:
+    if error.status not in INSTALLATION or QUOTA.search(error.message):
         return Unavailable(str(error))
     words = _installation(error, manifest)
     if patience.over(name):

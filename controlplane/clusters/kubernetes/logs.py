@@ -197,13 +197,13 @@ class Collector:
         query |= {"follow": "true"} if follow else {}
         query |= {"sinceTime": source.log.since} if source.log.since else {}
         path = PODS.path(self._connection.namespace, source.pod, "log")
-        source.last = continuation = source.log.continued()
+        continuation = source.log.continued()
         with self._connection.stream("GET", path, query=query, timeout=FOLLOW_S if follow else READ_S) as stream:
             with self._changed:
                 source.stream = stream
                 if self._stopping:
                     return AGAIN_S
-            source.unreadable = False
+            source.last, source.unreadable = continuation, False
             for piece in stream:
                 continuation.take(piece)
         continuation.end(final=final)

@@ -18,7 +18,7 @@ MOUNTS = frozenset({"FailedMount", "FailedAttachVolume"})
 MASTER_WAIT = "init-pytorch"
 CONTROLLERS = {"PyTorchJob": "the training operator", "TrainJob": "Kubeflow Trainer", "Job": "the Job controller"}
 LACK = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
-QUOTA = re.compile(r"exceeded quota: ([^,]+), (requested: .*)")
+QUOTA = re.compile(r"(?:exceeded|failed) quota: ([^,:]+)[,:] (.*)")
 TAINT = re.compile(r"untolerated taint")
 VOLUME = re.compile(
     r'(persistentvolumeclaim "[^"]+" (?:not found|is being deleted)|unbound immediate PersistentVolumeClaims)'

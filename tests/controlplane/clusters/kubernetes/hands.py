@@ -37,9 +37,9 @@ def kubeconfig(path: Path, server: str, namespace: str = "default", token: str =
     return path
 
 
-def eventually(look: Callable[[], T]) -> T:
+def eventually(look: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
     """What `look` returns once it neither raises nor is false."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + deadline_s
     while True:
         try:
             if found := look():
@@ -55,6 +55,7 @@ def manifest(
     name: str, *, kind: Kind = "PyTorchJob", nodes: int = 1, run: str = "run_1", attempt: int = 1, **more: Any
 ) -> Manifest:
     """An attempt's object."""
+    usual: dict[str, Any] = {"cpus_per_node": 4, "memory_per_node": 8 << 30, "image": "trainer"}
     return render(
         Attempt(
             run_id=run,
@@ -62,16 +63,12 @@ def manifest(
             attempt=attempt,
             nodes=nodes,
             processes_per_node=1,
-            gpus_per_node=0,
-            cpus_per_node=4,
-            memory_per_node=8 << 30,
-            image="trainer",
             spec={"size": "tiny"},
             run_url="http://127.0.0.1:8000/v1/runs/run_1",
             spec_hash="hash",
             kind=kind,
             audience="teragpt",
-            **more,
+            **{"gpus_per_node": 0, **usual, **more},
         )
     )
 

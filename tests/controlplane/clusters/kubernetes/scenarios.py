@@ -284,6 +284,11 @@ class Scenarios:
                 "QuotaExceeded",
                 "the namespace's quota team does not allow its pods: requested: cpu=4, used: cpu=8, limited: cpu=10",
             ),
+            (
+                'pods "x" is forbidden: failed quota: team: must specify limits.cpu for: pytorch',
+                "QuotaExceeded",
+                "the namespace's quota team does not allow its pods: must specify limits.cpu for: pytorch",
+            ),
             ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "PodSecurity", "Pod Security refuses"),
             ('admission webhook "a.b" denied the request: no', "AdmissionDenied", "a webhook refuses its pods"),
             ('failed calling webhook "a.b": connection refused', "WebhookUnavailable", "does not answer"),

@@ -114,6 +114,18 @@ def test_a_pod_that_is_gone_leaves_what_was_read(server: ApiServer, start: Start
     eventually(lambda: not collector._sources)
 
 
+def test_the_end_of_a_line_that_never_came_is_not_waited_for(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    collector = start()
+    server.write_log("pod", at(0, "one"))
+    server.logs["pod"].append(at(1, "cut off").encode())
+    collector.consider("run", "pod", "u", "pytorch", ended=False)
+    eventually(lambda: archived(tmp_path, "pod") == "one\n")
+    server.fail(status(404, "NotFound", "pods not found"), path="/log$", times=1000)
+    server.write_log("pod", ended=True)  # the stream ends, and the pod is removed before it is read again
+    collector.gone("u")
+    eventually(lambda: archived(tmp_path, "pod") == "one\ncut off\n")
+
+
 def test_trouble_is_tried_again(server: ApiServer, start: Start, tmp_path: Path) -> None:
     server.fail(status(500, "InternalError", "the kubelet does not answer"), path="/log$", times=2)
     server.fail(status(400, "BadRequest", "container is waiting to start"), path="/log$")
