@@ -1,7 +1,8 @@
 """An attempt written as a Kubernetes object, from typed models. It knows no run, no store and no cluster.
 
-`pod` and `models` are the shapes, `template` fills the pod, `pytorchjob`, `job` and `trainjob` are the envelopes,
-`overrides` lays a user's patch over the pod, `environment` says what the pods of an object are and what they are told.
+`models`, `pod` and `volumes` are the shapes, `template` fills the pod, `pytorchjob`, `job` and `trainjob` are the
+envelopes, `overrides` lays a user's patch over the pod, `blame` leads from a part back to the request, `environment`
+says what the pods of an object are and what they are told.
 """
 
 from controlplane.render.attempt import OPERATOR_VARIABLES, RESERVED_VARIABLES, Attempt, secret_of

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-from controlplane.domain.fields import LabelKey, LabelValue
+from controlplane.domain.fields import LabelKey, LabelValue, Subdomain
 
 RUN_ID = "teragpt.io/run-id"
 ATTEMPT = "teragpt.io/attempt"
@@ -26,6 +26,8 @@ QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=51)]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 Whole = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*$")]  # never "auto": it counts as 1 in WORLD_SIZE
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]  # DNS-1123
+Path = Annotated[str, StringConstraints(pattern=r"^/[^:\x00]{0,1023}$")]
 Seconds = Annotated[int, Field(ge=0, le=1 << 31)]
 Replicas = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -45,6 +47,18 @@ class Shape(BaseModel):
     def manifest(self) -> dict[str, Any]:
         """As JSON, in Kubernetes' spelling."""
         return self.model_dump(by_alias=True, exclude_none=True)
+
+
+class Named(Shape):
+    """A reference by name."""
+
+    name: Subdomain
+
+
+class OptionalRef(Named):
+    """A reference to what may be absent."""
+
+    optional: bool | None = None
 
 
 class Labelled(Shape):

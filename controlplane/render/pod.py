@@ -11,13 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from controlplane.domain.fields import Image, LabelKey, LabelValue, Quantity, SecretKey, Subdomain
-from controlplane.render.models import Labelled, Seconds, Shape
+from controlplane.render.models import Label, Labelled, Named, OptionalRef, Path, Seconds, Shape
+from controlplane.render.volumes import Volume, VolumeMount
 
 GPU = "nvidia.com/gpu"
 PORT_NAME = "pytorchjob-port"  # the operator reads MASTER_PORT from the port of this name
 PORT = 23456
 
-Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]  # DNS-1123
 VariableName = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]{0,252}$")]
 ResourceName = Annotated[
     str,
@@ -26,9 +26,7 @@ ResourceName = Annotated[
         r"|[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)$"
     ),
 ]
-Path = Annotated[str, StringConstraints(pattern=r"^/[^:\x00]{0,1023}$")]
 UserId = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]  # never root
-Mode = Annotated[int, Field(ge=0, le=0o777)]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -75,18 +73,6 @@ class EnvVar(Shape):
         return self
 
 
-class Named(Shape):
-    """A reference by name."""
-
-    name: Subdomain
-
-
-class OptionalRef(Named):
-    """A reference to what may be absent."""
-
-    optional: bool | None = None
-
-
 class EnvFrom(Shape):
     """All keys of a Secret or a ConfigMap as variables."""
 
@@ -108,103 +94,6 @@ class Resources(Shape):
 
     limits: dict[ResourceName, Quantity] = Field(default_factory=dict[ResourceName, Quantity])
     requests: dict[ResourceName, Quantity] | None = None
-
-
-class VolumeMount(Shape):
-    """Where a volume stands in a container."""
-
-    name: Label
-    mount_path: Path
-    sub_path: str | None = None
-    read_only: bool | None = None
-
-
-class EmptyDir(Shape):
-    """A folder that goes with the pod; in memory, it counts against the pod's limit."""
-
-    medium: Literal["Memory"] | None = None
-    size_limit: Quantity | None = None
-
-
-class Claim(Shape):
-    """A persistent volume claim."""
-
-    claim_name: Subdomain
-    read_only: bool | None = None
-
-
-class Item(Shape):
-    """A key as a file."""
-
-    key: SecretKey
-    path: Annotated[str, StringConstraints(min_length=1)]
-    mode: Mode | None = None
-
-
-class ConfigMap(OptionalRef):
-    """A ConfigMap's keys as files."""
-
-    items: list[Item] | None = None
-    default_mode: Mode | None = None
-
-
-class SecretFiles(Shape):
-    """A Secret's keys as files."""
-
-    secret_name: Subdomain
-    items: list[Item] | None = None
-    default_mode: Mode | None = None
-    optional: bool | None = None
-
-
-class AccountToken(Shape):
-    """A token of the pod's service account that is good for one audience alone; the kubelet keeps it fresh."""
-
-    path: Annotated[str, StringConstraints(min_length=1)]
-    audience: Annotated[str, StringConstraints(min_length=1)]
-    expiration_seconds: Annotated[int, Field(ge=600)] = 3600
-
-
-class Source(Shape):
-    """One part of a projected volume."""
-
-    service_account_token: AccountToken | None = None
-    secret: ConfigMap | None = None
-    config_map: ConfigMap | None = None
-
-
-class Projected(Shape):
-    """Several sources in one folder."""
-
-    sources: list[Source]
-    default_mode: Mode | None = None
-
-
-class Csi(Shape):
-    """An inline volume of a CSI driver, such as the secrets store's."""
-
-    driver: Subdomain
-    read_only: bool | None = None
-    volume_attributes: dict[str, str] | None = None
-
-
-class Volume(Shape):
-    """A volume of one kind; none of them is the node's own file system."""
-
-    name: Label
-    empty_dir: EmptyDir | None = None
-    persistent_volume_claim: Claim | None = None
-    projected: Projected | None = None
-    config_map: ConfigMap | None = None
-    secret: SecretFiles | None = None
-    csi: Csi | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        kinds = self.model_fields_set - {"name"}
-        if sum(getattr(self, kind) is not None for kind in kinds) != 1:
-            raise ValueError("exactly one kind of volume")
-        return self
 
 
 def _every() -> list[Literal["ALL"]]:

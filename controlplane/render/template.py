@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from controlplane.domain.placement import PRODUCT_LABELS
 from controlplane.domain.storage import MOUNT
-from controlplane.render import models, pod
+from controlplane.render import models, pod, volumes
 from controlplane.render.attempt import RESERVED_VARIABLES, TOKEN_FILE_VARIABLE, TOKEN_KEY, TOKEN_VARIABLE, Attempt
 from controlplane.render.overrides import patched
 
@@ -77,7 +77,7 @@ def _spec(attempt: Attempt, container: pod.Container) -> pod.PodSpec:
         security_context=pod.PodSecurity(
             run_as_user=USER, run_as_group=USER, fs_group=USER, fs_group_change_policy="OnRootMismatch"
         ),
-        image_pull_secrets=[pod.Named(name=name) for name in placement.image_pull_secrets] or None,
+        image_pull_secrets=[models.Named(name=name) for name in placement.image_pull_secrets] or None,
         node_selector=dict(placement.node_selector) or None,
         tolerations=tolerations or None,
         priority_class_name=None if scheduling.queue else scheduling.priority,
@@ -99,23 +99,23 @@ def _container(attempt: Attempt, name: str, variables: list[pod.EnvVar]) -> pod.
     )
 
 
-def _volumes(attempt: Attempt) -> Iterator[tuple[pod.Volume, pod.VolumeMount]]:
+def _volumes(attempt: Attempt) -> Iterator[tuple[volumes.Volume, volumes.VolumeMount]]:
     """Each volume with its mount: shared memory, scratch, the run's claims, its token."""
     shm = attempt.placement.shm or (_quantity(attempt.memory_per_node // 2) if attempt.memory_per_node else None)
-    memory = pod.EmptyDir(medium="Memory", size_limit=shm)  # NCCL needs more than a container's 64 MB
-    yield pod.Volume(name=SHM, empty_dir=memory), pod.VolumeMount(name=SHM, mount_path="/dev/shm")  # noqa: S108
-    scratch = pod.VolumeMount(name=SCRATCH, mount_path="/tmp")  # noqa: S108 - the path is the point
-    yield pod.Volume(name=SCRATCH, empty_dir=pod.EmptyDir()), scratch
+    memory = volumes.EmptyDir(medium="Memory", size_limit=shm)  # NCCL needs more than a container's 64 MB
+    yield volumes.Volume(name=SHM, empty_dir=memory), volumes.VolumeMount(name=SHM, mount_path="/dev/shm")  # noqa: S108
+    scratch = volumes.VolumeMount(name=SCRATCH, mount_path="/tmp")  # noqa: S108 - the path is the point
+    yield volumes.Volume(name=SCRATCH, empty_dir=volumes.EmptyDir()), scratch
     for number, claim in enumerate(attempt.claims):
         name = f"claim-{number}"
-        mount = pod.VolumeMount(name=name, mount_path=f"{MOUNT}/{claim}")
-        yield pod.Volume(name=name, persistent_volume_claim=pod.Claim(claim_name=claim)), mount
+        mount = volumes.VolumeMount(name=name, mount_path=f"{MOUNT}/{claim}")
+        yield volumes.Volume(name=name, persistent_volume_claim=volumes.Claim(claim_name=claim)), mount
     if attempt.audience:
-        token = pod.AccountToken(path=TOKEN_FILE, audience=attempt.audience)
-        volume = pod.Volume(
-            name=TOKEN_VOLUME, projected=pod.Projected(sources=[pod.Source(service_account_token=token)])
+        token = volumes.AccountToken(path=TOKEN_FILE, audience=attempt.audience)
+        volume = volumes.Volume(
+            name=TOKEN_VOLUME, projected=volumes.Projected(sources=[volumes.Source(service_account_token=token)])
         )
-        yield volume, pod.VolumeMount(name=TOKEN_VOLUME, mount_path=TOKEN_FOLDER, read_only=True)
+        yield volume, volumes.VolumeMount(name=TOKEN_VOLUME, mount_path=TOKEN_FOLDER, read_only=True)
 
 
 def _environment(attempt: Attempt) -> Iterator[pod.EnvVar]:

@@ -17,6 +17,7 @@ from controlplane.render import models, pod
 from controlplane.render.attempt import Attempt
 from controlplane.render.models import Labelled, Metadata, Replicas, Shape
 from controlplane.render.template import metadata_of, pod_template
+from controlplane.render.volumes import Volume, VolumeMount
 
 CONTAINER = "node"  # the Trainer knows job and container by this name
 MANAGER = "teragpt.io/control-plane"
@@ -51,16 +52,16 @@ class ContainerPatch(Shape):
     """What may differ in a container."""
 
     name: str
-    volume_mounts: list[pod.VolumeMount] = Field(default_factory=list[pod.VolumeMount])
+    volume_mounts: list[VolumeMount] = Field(default_factory=list[VolumeMount])
     security_context: pod.ContainerSecurity
 
 
 class PodPatch(Shape):
     """What may differ in a pod."""
 
-    volumes: list[pod.Volume] = Field(default_factory=list[pod.Volume])
+    volumes: list[Volume] = Field(default_factory=list[Volume])
     containers: list[ContainerPatch]
-    image_pull_secrets: list[pod.Named] | None = None
+    image_pull_secrets: list[models.Named] | None = None
     security_context: pod.PodSecurity
     node_selector: dict[LabelKey, LabelValue] | None = None
     affinity: pod.Affinity | None = None

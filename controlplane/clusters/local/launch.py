@@ -20,7 +20,8 @@ from controlplane.clusters.local.shim import TERMINATION, WORK
 from controlplane.render import PyTorchJob, operator_environment, pods_of
 from controlplane.render.environment import Pod, expand
 from controlplane.render.models import Shape
-from controlplane.render.pod import Container, PodSpec, VolumeMount
+from controlplane.render.pod import Container, PodSpec
+from controlplane.render.volumes import VolumeMount
 
 PYTHONS = ("python", "python3")
 HOST_VARIABLES = (  # what an image would bring: where programs, caches, certificates and proxies are
