@@ -24,13 +24,15 @@ Values = Mapping[str, Any]
 Manifest = dict[str, Any]
 
 
-def helm(*arguments: str, given: str = "", program: str = "helm") -> subprocess.CompletedProcess[str]:
+def helm(
+    *arguments: str, given: str = "", program: str = "helm", timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """What a call of Helm answers; `program` helm4 is Helm 4."""
     binary = shutil.which(program, path=str(CACHE / "bin")) or shutil.which(program)
     if binary is None:
         pytest.skip(f"no {program} here: `python -m tests.helm.binary` builds it, with Go")
     return subprocess.run(
-        [binary, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        [binary, *arguments], input=given, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT
     )
 
 

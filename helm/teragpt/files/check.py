@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-from controlplane.client import TERMINAL, ApiError, Client, Run, Unreachable
+from controlplane.client import TERMINAL, ApiError, Client, JsonObject, Run, Unreachable
 
 PAUSE_S = 1.0
+PATIENCE_S = 60.0
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
     deadline = time.monotonic() + float(os.environ["TIMEOUT_S"])
     with Client(os.environ["API"], token) as client:
         try:
-            print(f"the API answers: {json.dumps(client.ready())}")
+            print(f"the API answers: {json.dumps(reached(client))}")
             if not spec:
                 return 0
             run = client.create(spec)
@@ -34,6 +35,18 @@ def main() -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return int(bool(problems))
+
+
+def reached(client: Client) -> JsonObject:
+    """What the control plane says of itself, once it can be reached: a new Service's name takes seconds to be known."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return client.ready()
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(PAUSE_S)
 
 
 def followed(client: Client, run: Run, deadline: float) -> Run:
