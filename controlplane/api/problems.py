@@ -162,7 +162,7 @@ def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None)
     code, detail = str(entry["type"]), str(entry["msg"]).removeprefix("Value error, ")
     if place != "body":
         prefix = "?" if place == "query" else f"{place}:"
-        return FieldProblem(pointer=prefix + ".".join(map(str, path)), code=code, detail=f"{detail}; got {echo(entry)}")
+        return FieldProblem(pointer=f"{prefix}{path[0]}", code=code, detail=f"{detail}; got {echo(entry)}")
     if code == "missing":
         return FieldProblem(pointer=pointer(path), code=code, detail="this field is required")
     if code == "extra_forbidden":

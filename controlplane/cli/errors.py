@@ -64,8 +64,10 @@ def refused(error: ApiError) -> CliError:
     if error.status in {401, 403}:
         return CliError(sentence, next="teragpt context add NAME --url URL --token TOKEN")
     if error.status in {400, 413, 415, 422}:
-        about_size = any(each["pointer"] == "/size" for each in error.errors)
-        return CliError(sentence, Code.BAD_INPUT, next="teragpt sizes" if about_size else "teragpt run --help")
+        pointers = {each["pointer"] for each in error.errors}
+        listing = any(pointer.startswith("?") for pointer in pointers)
+        command = "sizes" if "/size" in pointers else "runs --help" if listing else "run --help"
+        return CliError(sentence, Code.BAD_INPUT, next=f"teragpt {command}")
     return CliError(sentence, next="teragpt runs" if error.status == 409 else "")
 
 

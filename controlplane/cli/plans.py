@@ -62,7 +62,7 @@ def summary(plan: dict[str, Any]) -> dict[str, str]:
     node = f"{output.count(run['cpus_per_node'], 'CPU')}{gpus}, {output.size(run['memory_per_node'])} of memory"
     kinds = ", ".join(f"{kind} {output.size(state[kind])}" for kind in state if kind != "total")
     has = f"{output.count(there['cpus'], 'CPU')}, {output.size(there['memory'])} of memory"
-    problems = "; ".join(each["detail"] for each in plan["problems"])
+    problems = "; ".join(f"{each['pointer']}: {each['detail']}" for each in plan["problems"])
     return {
         "size": plan["size"],
         "parameters": f"{run['parameters']:,} with a vocabulary of {config['num_tokens']:,}",

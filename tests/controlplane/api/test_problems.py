@@ -30,8 +30,8 @@ def client() -> TestClient:
         return spec.size + key
 
     @router.get("/runs")
-    def runs(limit: Annotated[int, Query(ge=1, le=500)] = 5) -> int:
-        return limit
+    def runs(limit: Annotated[int, Query(ge=1, le=500)] = 5, steps: Annotated[list[int] | None, Query()] = None) -> int:
+        return limit + len(steps or [])
 
     @router.get("/runs/{number}")
     def one(number: int) -> int:
@@ -99,6 +99,7 @@ def test_a_long_value_is_not_sent_back_whole(client: TestClient) -> None:
 def test_a_bad_query_parameter_and_a_bad_header_are_pointed_at(client: TestClient) -> None:
     assert client.get("/runs?limit=0").json()["errors"][0]["pointer"] == "?limit"
     assert client.get("/runs?limit=x").json()["errors"][0]["pointer"] == "?limit"
+    assert client.get("/runs?steps=1&steps=x").json()["errors"][0]["pointer"] == "?steps"
     reply = client.post("/runs", json={"size": "tiny"}, headers={"key": "too long"})
     assert reply.json()["errors"][0]["pointer"] == "header:key"
     assert client.get("/runs/x").json()["errors"][0]["pointer"] == "path:number"
@@ -108,8 +109,8 @@ def test_an_unknown_query_parameter_is_told_what_is_allowed_and_what_was_probabl
     problem = client.get("/runs?limt=3&limit=2&colour=red").json()
     assert (problem["status"], problem["code"]) == (422, "invalid_request")
     assert {error["pointer"]: error["detail"] for error in problem["errors"]} == {
-        "?limt": "there is no such parameter; did you mean limit? allowed: limit",
-        "?colour": "there is no such parameter; allowed: limit",
+        "?limt": "there is no such parameter; did you mean limit? allowed: limit, steps",
+        "?colour": "there is no such parameter; allowed: limit, steps",
     }
     (error,) = client.post("/runs?limit=3", json={"size": "tiny"}).json()["errors"]
     assert error["detail"] == "there is no such parameter; allowed: none"

@@ -26,6 +26,11 @@ from teragpt.config import ConfigError, Problem
             Code.NOT_FOUND,
             "?rank: got 7; allowed: 0 to 1; try: teragpt show RUN",
         ),
+        (
+            {"status": 422, "errors": [{"pointer": "?phase", "detail": "got 'done'"}]},
+            Code.BAD_INPUT,
+            "?phase: got 'done'; try: teragpt runs --help",
+        ),
         ({"status": 409, "detail": "the name is taken"}, Code.REFUSED, "the name is taken; try: teragpt runs"),
         (
             {"status": 401, "detail": "a token is needed"},

@@ -178,7 +178,10 @@ def test_a_plan_says_what_a_size_takes(teragpt: Teragpt) -> None:
     assert rows["layout"].strip().startswith("1 node of 2 ranks: ")
     assert "learning_rate" not in printed
     assert "learning_rate" in teragpt(*arguments, "--all")
-    assert "needs" in dict(line.split("  ", 1) for line in teragpt("plan", "175b").splitlines())["fits"]
+    assert (
+        "no: /size: got '175b', which needs"
+        in dict(line.split("  ", 1) for line in teragpt("plan", "175b").splitlines())["fits"]
+    )
 
 
 def test_setting_names_may_be_written_with_dashes() -> None:
