@@ -19,7 +19,7 @@ import yaml
 from controlplane.client import Client, Run
 from tests.cluster import images
 from tests.cluster.conftest import RESTRICTED, Cluster, Namespace
-from tests.cluster.layout import BIN, Failed
+from tests.cluster.layout import BIN, CHECKOUT, Failed
 from tests.cluster.plane import until
 from tests.helm import binary, rendered
 from tests.helm.rendered import CASES, CHART
@@ -259,3 +259,18 @@ def test_the_image_runs_with_a_read_only_root_as_a_number(release: Release) -> N
     for absent in ("torch", "transformers", "pip", "kubernetes.aio"):
         with pytest.raises(Failed, match="No module named"):
             release.namespace.kubectl(*inside, "python", "-c", f"import {absent}")
+
+
+def test_the_script_for_kind_installs_and_checks_on_a_cluster_that_exists(release: Release, tmp_path: Path) -> None:
+    values = tmp_path / "values.json"
+    values.write_text(json.dumps(release.values | {"test": {"spec": {}}}))
+    settings = {
+        "NAMESPACE": release.namespace.name,
+        "HELM_FLAGS": f"--values {values}",
+        "KUBECONFIG": str(release.namespace.cluster.kubeconfig),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    script = [str(CHECKOUT / "deploy/kind.sh"), "chart", "check"]
+    done = subprocess.run(script, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + release.log()
+    assert "the API answers" in done.stdout
