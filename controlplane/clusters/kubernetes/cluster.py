@@ -33,6 +33,7 @@ from controlplane.clusters.kubernetes.connection import Connection, Refused, Tro
 from controlplane.clusters.kubernetes.events import Events
 from controlplane.clusters.kubernetes.identity import Callers
 from controlplane.clusters.kubernetes.informer import Informer
+from controlplane.clusters.kubernetes.kueue import Queues, workloads
 from controlplane.clusters.kubernetes.logs import Collector
 from controlplane.clusters.kubernetes.nodes import BLIND, Nodes
 from controlplane.clusters.kubernetes.observer import Observer, Sources
@@ -80,7 +81,8 @@ class KubernetesCluster:
         self._collector = Collector(self._connection, archive)
         self._nodes = Nodes(self._connection)
         self._events = Events(self._connection, self._namespace, self._take_events)
-        sources = Sources(self._events.of, self._nodes.last, self._admission)
+        self._queues = Queues(self._connection, self._wake)
+        sources = Sources(self._events.of, self._nodes.last, self._queues.says)
         self._observer = Observer(sources, instance)
         self._wakers: list[Callable[[], None]] = []
         self._kinds = discovery.assumed(kind)
@@ -106,7 +108,7 @@ class KubernetesCluster:
             reasons=self._kinds.reasons,
             shared_folders=False,
             audience=self._audience,
-            gang=False,
+            gang=self._queues.there,
         )
 
     def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
@@ -187,6 +189,7 @@ class KubernetesCluster:
         for informer in self._objects.values():
             informer.stop()
         self._events.informer.stop()
+        self._queues.close()
         self._pods.stop()
         self._collector.close()
         self._keeper.join(5.0)
@@ -200,11 +203,6 @@ class KubernetesCluster:
         self._pods.check()
         for informer in informers.values():
             informer.check()
-
-    def _admission(self, uid: str) -> str:
-        """What Kueue says of an object."""
-        del uid
-        return ""
 
     def _look_up(self, name: str) -> ObjectRecord | None:
         """An object that the watch does not show: one whose creation was not answered, perhaps. Raises Unavailable."""
@@ -240,6 +238,8 @@ class KubernetesCluster:
                 look_at = now + (LOOK_AGAIN_S if found else LOOK_SOON_S)
                 if found is not None:
                     self._follow(found)
+                    with contextlib.suppress(Trouble, Refused):
+                        self._queues.follow(workloads(self._connection))
             if now >= nodes_at and self._observer.lacks_room():
                 nodes_at = now + NODES_S
                 with contextlib.suppress(Unavailable):

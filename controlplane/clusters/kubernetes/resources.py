@@ -42,7 +42,6 @@ DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview")
 ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview")
 TRAINING_RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
-WORKLOADS = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
 
 ATTEMPTS: dict[Kind, Resource] = {  # the best one first
     "PyTorchJob": Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob"),

@@ -27,7 +27,7 @@ KINDS = {
     "/api/v1": {"pods": "Pod", "events": "Event", "nodes": "Node", "services": "Service"},
     "/apis/apps/v1": {"deployments": "Deployment"},
     "/apis/storage.k8s.io/v1": {"storageclasses": "StorageClass"},
-    "/apis/kueue.x-k8s.io/v1beta1": {"workloads": "Workload", "localqueues": "LocalQueue"},
+    "/apis/kueue.x-k8s.io/v1beta2": {"workloads": "Workload", "localqueues": "LocalQueue"},
 }
 KINDS["/api/v1"]["persistentvolumeclaims"] = "PersistentVolumeClaim"
 
@@ -306,6 +306,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _discovery(self, path: str) -> Answer:
         if path == "/version":
             return Answer(200, b'{"gitVersion": "v1.36.3"}')
+        versions = [one for one in KINDS if one.startswith(f"{path}/") and one not in self.server.api.absent]
+        if versions:
+            preferred = {"version": versions[0].rpartition("/")[2]}
+            return Answer(200, json.dumps({"preferredVersion": preferred}).encode())
         if path not in KINDS or path in self.server.api.absent:
             return status(404, "NotFound", "the server could not find the requested resource")
         resources = [{"name": plural, "kind": kind} for plural, kind in KINDS[path].items()]
@@ -375,7 +379,8 @@ def _event(what: str, raw: Raw) -> bytes:
 def _selected(raw: Raw, query: Mapping[str, str]) -> bool:
     labels = raw["metadata"].get("labels") or {}
     wanted = [pair.split("=", 1) for pair in query.get("labelSelector", "").split(",") if pair]
-    return all(labels.get(key) == value for key, value in wanted)
+    name = query.get("fieldSelector", "").partition("metadata.name=")[2]
+    return name in ("", raw["metadata"]["name"]) and all(labels.get(key) == value for key, value in wanted)
 
 
 def _now() -> str:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import Any
+
+from controlplane.clusters.base import Check
+from controlplane.clusters.kubernetes.checks import look
+from controlplane.clusters.kubernetes.connection import Connection
+from tests.controlplane.clusters.kubernetes.server import ApiServer, status
+from tests.controlplane.clusters.kubernetes.test_nodes import fill, node
+
+
+def checks(connection: Connection, wanted: str = "auto") -> dict[str, Check]:
+    return {check.name: check for check in look(connection, wanted)}
+
+
+def deployment(server: ApiServer, name: str, ready: int) -> None:
+    raw: dict[str, Any] = {"metadata": {"name": name}, "status": {"readyReplicas": ready}}
+    server.create("/apis/apps/v1//deployments", raw, dry=False)
+
+
+def test_a_cluster_that_has_everything(server: ApiServer, connection: Connection) -> None:
+    fill(server)
+    deployment(server, "training-operator", 1)
+    deployment(server, "kubeflow-trainer-controller-manager", 1)
+    server.create("/apis/storage.k8s.io/v1//storageclasses", {"metadata": {"name": "shared"}}, dry=False)
+    claim = {"metadata": {"name": "runs"}, "spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}}
+    server.create("/api/v1/default/persistentvolumeclaims", claim, dry=False)
+    found = checks(connection)
+    assert [check for check in found.values() if not check.ok or check.mend] == []
+    assert found["api server"].detail == f"{server.url}, Kubernetes v1.36.3"
+    assert found["operator of PyTorchJob"].detail == "training-operator: 1 ready"
+    assert found["claims"].detail == "1 of 1 claims bound; for several nodes: runs"
+    assert found["gpus"].detail == "8 nvidia.com/gpu; types: NVIDIA-H100-80GB-HBM3"
+    assert found["nodes"].detail == "2 of 3 take pods"
+
+
+def test_everything_that_lacks_says_how_it_is_mended(server: ApiServer, connection: Connection) -> None:
+    server.absent = {"/apis/kubeflow.org/v1"}
+    server.forbidden = {("get", "pods/log"), ("create", "tokenreviews"), ("create", "jobs")}
+    node(server, "unlabelled", cpu="8", memory="1Gi", nvidia_com__gpu="1")
+    found = checks(connection, "PyTorchJob")
+    lacking = {name: check.mend for name, check in found.items() if not check.ok}
+    assert lacking == {
+        "kind PyTorchJob": "Install what serves kubeflow.org/v1, or let TERAGPT_KIND be another kind.",
+        "may get pods/log": "Add `get pods/log` to the control plane's Role in default.",
+        "may create tokenreviews": "Bind the control plane's account to the ClusterRole system:auth-delegator.",
+        "operator of TrainJob": "Start it: without it a TrainJob gets no pods (kubectl get deployments -A).",
+        "storage classes": "Install a provisioner, or bind claims to volumes by hand.",
+        "gpus": "Run GPU feature discovery, so that nodes are labelled with their GPU's type.",
+    }
+    assert found["kind Job"].ok  # it is not the one that is wanted
+
+
+def test_a_cluster_without_any_kind_lacks_the_one_that_every_cluster_has(
+    server: ApiServer, connection: Connection
+) -> None:
+    server.absent = {"/apis/kubeflow.org/v1", "/apis/trainer.kubeflow.org/v1alpha1"}
+    server.forbidden = {("watch", "jobs")}
+    found = checks(connection)
+    assert not found["kind Job"].ok
+    assert found["kind PyTorchJob"].ok
+
+
+def test_what_may_not_be_looked_at_is_not_held_against_the_cluster(server: ApiServer, connection: Connection) -> None:
+    server.forbidden = {("list", name) for name in ("nodes", "deployments", "storageclasses", "persistentvolumeclaims")}
+    found = checks(connection)
+    assert [check.name for check in found.values() if not check.ok] == []
+    assert "capacity is unknown" in found["nodes"].detail
+
+
+def test_an_account_that_is_unknown_is_said_alone(server: ApiServer, connection: Connection) -> None:
+    server.fail(status(401, "Unauthorized", "Unauthorized"), path="/version")
+    (check,) = look(connection, "auto")
+    assert not check.ok
+    assert "kubeconfig or a service account" in check.mend
+
+
+def test_a_check_that_breaks_is_a_check(server: ApiServer, connection: Connection) -> None:
+    server.fail(status(500, "InternalError", "etcd"), path="/storageclasses")
+    found = checks(connection)
+    assert not found["storage"].ok
+    assert "etcd" in found["storage"].detail
+    assert found["may list pods"].ok

@@ -1,0 +1,230 @@
+"""What depends on the time, and what no API server needs to be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from controlplane.clusters.base import Kind, ObservedPod
+from controlplane.clusters.kubernetes.events import EventRecord, read_event
+from controlplane.clusters.kubernetes.observer import Observer, Sources
+from controlplane.clusters.kubernetes.records import (
+    Condition,
+    Key,
+    ObjectRecord,
+    PodRecord,
+    State,
+    pod_name,
+    read_object,
+    read_pod,
+)
+from tests.controlplane.clusters.kubernetes.hands import manifest
+
+T0 = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+KEY = Key("run_1", 1)
+
+
+class World:
+    """An observer with a clock that stands, and events that a test writes."""
+
+    def __init__(self) -> None:
+        self.now = T0
+        self.events: list[EventRecord] = []
+        sources = Sources(lambda *_: self.events, lambda: None, lambda _: "")
+        self.observer = Observer(sources, "us", lambda: self.now)
+
+    def pods(self) -> tuple[ObservedPod, ...]:
+        (job,) = self.observer.observe()
+        return job.pods
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def job(kind: Kind = "PyTorchJob", **changes: Any) -> ObjectRecord:
+    raw = manifest("run-1", kind=kind, nodes=2)
+    raw["metadata"] |= {"uid": "u", "creationTimestamp": T0.isoformat()}
+    record = read_object(kind, raw)
+    assert record is not None
+    return replace(record, **changes)
+
+
+def pod(index: int = 0, **changes: Any) -> PodRecord:
+    labels = manifest("run-1")["metadata"]["labels"]
+    labels |= {"training.kubeflow.org/replica-type": "worker" if index else "master"}
+    labels |= {"training.kubeflow.org/replica-index": str(max(0, index - 1))}
+    metadata = {"name": pod_name("PyTorchJob", "run-1", index), "uid": f"p{index}", "labels": labels}
+    raw = {
+        "metadata": metadata,
+        "spec": {"nodeName": "node-a", "containers": [{"name": "pytorch", "image": "trainer"}]},
+    }
+    record = read_pod(raw)
+    assert record is not None
+    return replace(record, **changes)
+
+
+def test_an_operator_that_sleeps_is_asked_after(world: World) -> None:
+    world.observer.take_object("run-1", job())
+    assert world.pods()[0].reason == "PodsNotCreated"
+    world.now += timedelta(seconds=42)
+    found = world.pods()[0]
+    assert found.reason == "OperatorAbsent"
+    assert found.message == "nothing has taken up PyTorchJob run-1 for 42 s: does the training operator run?"
+    world.observer.take_object("run-1", job(started=True))
+    assert world.pods()[0].reason == "PodsNotCreated"
+
+
+def test_someone_elses_suspension_is_said(world: World) -> None:
+    world.observer.take_object("run-1", job(suspended=True))
+    assert world.pods()[0].reason == "Suspended"
+
+
+def test_a_pod_whose_node_is_lost_has_ended_when_its_grace_period_is_long_over(world: World) -> None:
+    running = State("running", started=T0)
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(main=running, deleted=T0 + timedelta(seconds=30)))
+    assert world.pods()[0].phase == "Running"
+    world.now += timedelta(seconds=89)
+    assert world.pods()[0].phase == "Running"
+    world.now += timedelta(seconds=2)
+    found = world.pods()[0]
+    assert (found.phase, found.reason, found.exit_code) == ("Failed", "NodeLost", None)
+    assert found.message == "node node-a has not ended it since its deletion"
+
+
+def test_pods_of_a_failed_object_are_waited_for_a_moment(world: World) -> None:
+    """The pods' own ends say more than the object's; their news may come later."""
+    failed = Condition("PyTorchJobFailed", "it failed because 1 Worker replica(s) failed", T0)
+    world.observer.take_object("run-1", job(failed=failed, started=True))
+    assert [found.phase for found in world.pods()] == ["Pending", "Pending"]
+    world.now += timedelta(seconds=6)
+    ended = world.pods()
+    assert [(found.phase, found.reason, found.message) for found in ended] == [("Failed", *failed[:2])] * 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "status_reason", "word"),
+    [
+        ("DeletionByTaintManager", "", "NodeLost"),
+        ("DeletionByPodGC", "", "NodeLost"),
+        ("EvictionByEvictionAPI", "", "Evicted"),
+        ("TerminationByKubelet", "Terminated", "Shutdown"),
+        ("TerminationByKubelet", "Evicted", "Evicted"),
+        ("", "NodeShutdown", "Shutdown"),
+        ("", "Preempting", "Preempted"),
+        ("", "DeadlineExceeded", "DeadlineExceeded"),
+        ("SomethingNew", "", "Error"),
+    ],
+)
+def test_who_ended_a_pod_that_did_not_end_by_itself(world: World, reason: str, status_reason: str, word: str) -> None:
+    ended = State("terminated", "Error", exit_code=143, started=T0, finished=T0)
+    disrupted = Condition(reason, "told", T0) if reason else None
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(main=ended, reason=status_reason, disrupted=disrupted))
+    found = world.pods()[0]
+    assert (found.phase, found.reason, found.exit_code, found.signal) == ("Failed", word, 143, "SIGTERM")
+
+
+def test_an_interruption_of_a_pod_that_succeeded_changes_nothing(world: World) -> None:
+    done = State("terminated", "Completed", exit_code=0, started=T0, finished=T0)
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(main=done, disrupted=Condition("EvictionByEvictionAPI", "", T0)))
+    assert (world.pods()[0].phase, world.pods()[0].reason) == ("Succeeded", None)
+
+
+def test_pods_without_containers_states(world: World) -> None:
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(phase="Succeeded"))
+    world.observer.take_pod("run-1-worker-0", pod(1, phase="Failed"))
+    assert [(found.phase, found.reason, found.exit_code) for found in world.pods()] == [
+        ("Succeeded", None, 0),
+        ("Failed", "Unknown", None),
+    ]
+
+
+def test_an_exit_code_that_names_no_signal(world: World) -> None:
+    world.observer.take_object("run-1", job())
+    ended = State("terminated", "Error", message="[1, 2]", exit_code=255, finished=T0)
+    world.observer.take_pod("run-1-master-0", pod(main=ended))
+    found = world.pods()[0]
+    assert (found.signal, found.termination, found.message) == (None, None, "[1, 2]")
+
+
+def test_a_worker_that_is_being_removed_after_the_masters_success_fails_nothing(world: World) -> None:
+    done, killed = State("terminated", exit_code=0, finished=T0), State("terminated", exit_code=137, finished=T0)
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(main=done))
+    world.observer.take_pod("run-1-worker-0", pod(1, main=killed))
+    assert [found.phase for found in world.pods()] == ["Succeeded", "Failed"]  # it failed by itself
+    world.observer.take_pod("run-1-worker-0", pod(1, main=killed, deleted=T0))
+    worker = world.pods()[1]
+    assert (worker.phase, worker.exit_code, worker.reason, worker.signal) == ("Succeeded", 0, None, None)
+
+
+def test_of_two_pods_for_one_node_the_first_is_shown(world: World) -> None:
+    """Whatever replaces a pod ends the attempt: the second would hide that."""
+    world.observer.take_object("run-1", job("Job"))
+    first, second = pod(created=T0, uid="first"), pod(created=T0 + timedelta(seconds=1), uid="second")
+    world.observer.take_pod("run-1-0-bbbbb", second)
+    world.observer.take_pod("run-1-0-aaaaa", first)
+    assert world.pods()[0].uid == "first"
+    world.observer.take_pod("run-1-0-aaaaa", None)
+    assert world.pods()[0].uid == "second"
+
+
+def test_a_placed_pod_whose_sandbox_fails_says_so(world: World) -> None:
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(main=State("waiting", "ContainerCreating")))
+    world.events = [EventRecord("run-1-master-0", "FailedCreatePodSandBox", "no address left", T0)]
+    found = world.pods()[0]
+    assert (found.reason, found.message) == ("SandboxFailed", "no address left")
+
+
+def test_a_pod_before_the_schedulers_first_look_and_one_behind_a_gate(world: World) -> None:
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(node=""))
+    gated = Condition("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates", T0)
+    world.observer.take_pod("run-1-worker-0", pod(1, node="", unscheduled=gated))
+    assert [found.reason for found in world.pods()] == ["Scheduling", "SchedulingGated"]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (State("waiting", "ImagePullBackOff", "Back-off"), "ImagePullBackOff"),
+        (State("waiting", "PodInitializing"), "PodInitializing"),
+        (State("running"), "InitWaitingForMaster"),
+        (State("terminated", "Error", exit_code=1), "PodInitializing"),
+    ],
+)
+def test_an_init_container_on_its_way(world: World, state: State, reason: str) -> None:
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(init=(("init-pytorch", state),)))
+    assert world.pods()[0].reason == reason
+
+
+def test_what_is_settled_is_not_made_anew(world: World) -> None:
+    world.observer.take_object("run-1", job(nodes=1))
+    world.observer.take_pod("run-1-master-0", pod(main=State("running", started=T0)))
+    first = world.observer.observe()[0]
+    world.observer.take_event("run-9")
+    assert world.observer.observe()[0] is first
+    world.observer.take_event("run-1-master-0")
+    assert world.observer.observe()[0] is not first
+
+
+def test_events_are_read_whoever_wrote_them() -> None:
+    about = {"kind": "Pod", "name": "p"}
+    base = {"metadata": {"creationTimestamp": "2026-11-24T12:00:00Z"}, "involvedObject": about, "reason": "FailedMount"}
+    plain, series = read_event(base), read_event({**base, "series": {"lastObservedTime": "2026-11-24T12:05:00.5Z"}})
+    assert plain is not None
+    assert series is not None
+    assert (plain.last, plain.message) == (T0, "")
+    assert series.last == T0 + timedelta(minutes=5, milliseconds=500)
+    assert read_event({**base, "reason": "Scheduled"}) is None
+    assert read_event({**base, "involvedObject": {"kind": "Node", "name": "n"}}) is None
