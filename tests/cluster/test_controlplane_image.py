@@ -1,0 +1,106 @@
+"""The control plane's image from the inside: what it is made of, how large it is, and that two builds are the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import images
+from tests.cluster.layout import CHECKOUT, HOME, IMAGES
+from tools import lock
+
+LARGEST_MB = 250  # over its base
+UNCHECKED = b"\x01\x00\x00\x00"  # a .pyc's flags: by hash, and never compared with its source
+LOOK = """
+set -eu
+container=$(buildah $STORE from --pull-never "$1")
+folder=$(buildah $STORE mount "$container")
+trap 'buildah $STORE umount "$container" >/dev/null; buildah $STORE rm "$container" >/dev/null' EXIT
+cd "$folder"
+"""
+
+
+def built(*options: str) -> str:
+    """The id of the image, with every date in it set to the epoch."""
+    with tempfile.TemporaryDirectory(dir=images._folder()) as scratch:
+        identity = Path(scratch) / "id"
+        images._buildah(
+            *("build", "--layers", "--force-rm", "--network=host", "--timestamp=0", "--target=controlplane", *options),
+            *(f"--build-arg=BASE={images._base()}", "--build-arg=REVISION=abc123", f"--iidfile={identity}"),
+            *(f"--volume={images.CERTIFICATES}:{images.CERTIFICATES}:ro", *images._secrets(Path(scratch))),
+            *("--file", str(CHECKOUT / "Dockerfile"), str(CHECKOUT)),
+        )
+        return identity.read_text().removeprefix("sha256:")
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    return built()
+
+
+def inside(image: str, script: str) -> str:
+    """What a shell script prints in the image's root folder, beside and not within it."""
+    store = f"--root {IMAGES / 'buildah'} --runroot {HOME / 'run-buildah'} --storage-driver overlay"
+    command = ["unshare", "--mount", "bash", "-c", LOOK + script, "bash", image]
+    done = subprocess.run(
+        command, env={"STORE": store, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, capture_output=True, check=True
+    )
+    return done.stdout.decode()
+
+
+def facts(image: str) -> dict[str, Any]:
+    inspected: dict[str, Any] = json.loads(images._buildah("inspect", "--type=image", image))["OCIv1"]
+    return inspected
+
+
+def test_two_builds_give_the_same_bytes(image: str) -> None:
+    assert built("--no-cache") == image
+
+
+def test_it_says_what_it_is_and_runs_as_a_number(image: str) -> None:
+    config = facts(image)["config"]
+    labels = config["Labels"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["python", "-m", "controlplane.server"]
+    assert labels["org.opencontainers.image.revision"] == "abc123"
+    assert labels["org.opencontainers.image.title"]
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+def test_it_is_small(image: str) -> None:
+    kib = int(inside(image, "du --summarize --block-size=1K opt/teragpt").split()[0])
+    print(f"{kib / 1024:.0f} MiB over the base")
+    assert kib * 1024 < LARGEST_MB * 1_000_000
+
+
+def test_it_holds_the_locked_distributions_and_nothing_else(image: str) -> None:
+    names = inside(image, "ls -d opt/teragpt/lib/python3*/site-packages/*.dist-info").split()
+    found = {Path(name).name.removesuffix(".dist-info").partition("-")[0].lower().replace("_", "-") for name in names}
+    assert found == {*(name.replace(".", "-") for name in lock.locked("controlplane")), "teragpt"}
+
+
+def test_its_bytecode_is_whole_and_never_compared_with_its_source(image: str) -> None:
+    package = "opt/teragpt/lib/python3*/site-packages/controlplane"
+    sources, compiled = (
+        inside(image, f"find {package} -name '{pattern}' | wc -l").strip() for pattern in ("*.py", "*.pyc")
+    )
+    flags = inside(
+        image, "for file in $(find opt/teragpt -name '*.pyc'); do head -c 8 $file | tail -c 4 | od -An -tx1; done"
+    )
+    assert sources == compiled
+    assert set(flags.split("\n")) - {""} == {" " + UNCHECKED.hex(" ")}
+
+
+def test_no_cache_key_or_index_is_left_in_it(image: str) -> None:
+    assert not inside(image, "find root home tmp var/cache/apt var/lib/apt/lists -type f -size +0 ! -name '.*'")
+    secrets = inside(
+        image, "grep -rlE 'index-url|BEGIN [A-Z ]*PRIVATE KEY' etc opt/teragpt/bin opt/teragpt/pyvenv.cfg || true"
+    )
+    assert not secrets
+    history = json.dumps(facts(image)["history"])
+    assert "index-url" not in history
