@@ -35,6 +35,9 @@ def export(run: Path | str, out: Path | str) -> Path:
     save_torch_state_dict(weights(dict(model.state_dict()), config), temporary)
     tokenizer.save(temporary)
     (temporary / "config.json").write_text(json.dumps(qwen3(config, tokenizer), indent=2), "utf-8")
+    mode = (temporary / "config.json").stat().st_mode
+    for file in temporary.iterdir():
+        file.chmod(mode)  # safetensors writes for the owner alone, whatever the umask
     if target.exists():
         target.rmdir()
     temporary.replace(target)

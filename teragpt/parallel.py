@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -70,11 +70,10 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return PRECISIONS[automatic if config.precision == "auto" else config.precision]
 
 
-def build_model(config: Config, dtype: torch.dtype | None = None) -> nn.Module:
-    """The model that the settings name, on the meta device: shapes without memory. Raises ConfigError."""
-    constructor = load_attribute(config.model, "model")
+def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of the settings' shape, on the meta device: no memory yet."""
     with torch.device("meta"):
-        model: nn.Module = constructor(
+        return constructor(
             config.dim,
             config.depth,
             config.heads,
@@ -86,27 +85,30 @@ def build_model(config: Config, dtype: torch.dtype | None = None) -> nn.Module:
             norm_eps=config.norm_eps,
             dtype=dtype,
         )
-    return model
 
 
 def parallelize(model: nn.Module, mesh: DeviceMesh, config: Config, dtype: torch.dtype) -> None:
-    """Compile the blocks of a model on the meta device where that pays, and shard it over the mesh.
+    """Compile a model on the meta device where that pays, and shard it over the mesh.
 
+    On GPU each block is compiled and sharded by itself, so that its parameters travel while others compute. On CPU,
+    where nothing overlaps, a model that stays gathered is one graph and one group: one collective each way a step.
     Masters stay fp32 (fp64 in fp64 runs); FSDP gathers them in `dtype` and averages gradients in fp32.
     """
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
+    gathered = stays_gathered(model)
+    parts = [] if gathered and mesh.device_type == "cpu" else blocks
     if config.compile == "on" or (config.compile == "auto" and mesh.device_type == "cuda"):
-        whole = mesh.size() == 1 and mesh.device_type == "cpu"  # 4% faster, but deep models take long to compile
-        for part in [model] if whole else blocks:
+        for part in parts:
             part.compile(dynamic=False)
+        if not parts:
+            model.forward = torch.compile(model.forward, dynamic=False)  # within FSDP's hooks, which break a graph
     if mesh.size() == 1:
         return
     wide = torch.promote_types(dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
     data_parallel = mesh if config.dp_replicate > 1 else mesh["dp_shard"]
-    reshard = not stays_gathered(model)
-    for block in blocks:
-        fully_shard(block, mesh=data_parallel, mp_policy=policy, reshard_after_forward=reshard)
+    for part in parts:
+        fully_shard(part, mesh=data_parallel, mp_policy=policy, reshard_after_forward=not gathered)
     fully_shard(model, mesh=data_parallel, mp_policy=policy, reshard_after_forward=False)
 
 
@@ -152,18 +154,22 @@ def draw_rows(local: Tensor, offset: int, rows: int, std: float, key: str) -> No
         local[first - offset : last - offset] = values[first - start : last - start]
 
 
-def micro_batches(count: int, config: Config) -> int:
-    """Micro-batches of every rank for a batch of `count` sequences; none is empty where ranks hold uneven parts.
+def micro_batches(
+    batch: Sequence[Tensor], sequences: int, config: Config, setting: str
+) -> list[tuple[Tensor, Tensor, float]]:
+    """This rank's ids and targets (n, T) of a batch of `sequences` in all, cut, each piece with its part of that batch.
 
-    Raises ConfigError when there are fewer sequences than ranks.
+    Every rank makes as many pieces, none of them empty where ranks hold uneven parts. Raises ConfigError, naming the
+    `setting` that the batch comes from, when there are fewer sequences than ranks.
     """
     ranks = dist.get_world_size()
-    least = count // ranks
+    least, most = sequences // ranks, math.ceil(sequences / ranks)
     if least == 0:
-        allowed = f"at least a sequence for each of {ranks} ranks: {ranks * config.context} tokens"
-        raise ConfigError([Problem("global_batch_tokens", config.global_batch_tokens, allowed)])
-    most = math.ceil(count / ranks)
-    return min(math.ceil(most / config.micro_batch), least)
+        allowed = f"at least a sequence of {config.context} tokens for each of {ranks} ranks"
+        raise ConfigError([Problem(setting, getattr(config, setting), allowed)])
+    count = min(math.ceil(most / config.micro_batch), least)
+    pieces = zip(*(whole.tensor_split(count) for whole in batch), strict=True)
+    return [(ids, targets, ids.size(0) / sequences) for ids, targets in pieces]
 
 
 def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, config: Config) -> Tensor:
@@ -172,14 +178,14 @@ def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, config: Con
     Returns this rank's share of that loss; the shares of all ranks add up to it. Gradients of a model that stays
     gathered are reduced once, after the last micro-batch.
     """
-    count = micro_batches(config.sequences, config)
     total = torch.zeros((), device=ids.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
     once = isinstance(model, FSDPModule) and stays_gathered(model)
-    pieces = zip(ids.tensor_split(count), targets.tensor_split(count), strict=True)
-    for index, (some_ids, some_targets) in enumerate(pieces):
+    pieces = micro_batches((ids, targets), config.sequences, config, "global_batch_tokens")
+    for left, (some_ids, some_targets, part) in zip(reversed(range(len(pieces))), pieces, strict=True):
         if once:
-            cast("FSDPModule", model).set_requires_gradient_sync(index == count - 1)
-        loss = model(some_ids, targets=some_targets) * (some_ids.size(0) / config.sequences)
+            cast("FSDPModule", model).set_requires_gradient_sync(left == 0)
+            cast("FSDPModule", model).set_reshard_after_backward(left == 0)
+        loss = model(some_ids, targets=some_targets) * part
         (loss * dist.get_world_size()).backward()  # FSDP divides by it again
         total += loss.detach()
     return total
@@ -187,11 +193,11 @@ def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, config: Con
 
 def evaluate(model: nn.Module, ids: Tensor, targets: Tensor, config: Config) -> Tensor:
     """This rank's share of the mean loss over the held-out sequences; the shares of all ranks add up to it."""
-    count = micro_batches(config.eval_sequences, config)
     total = torch.zeros((), device=ids.device, dtype=torch.float64)
     with torch.no_grad():
-        for some_ids, some_targets in zip(ids.tensor_split(count), targets.tensor_split(count), strict=True):
-            total += model(some_ids, targets=some_targets) * (some_ids.size(0) / config.eval_sequences)
+        pieces = micro_batches((ids, targets), config.eval_sequences, config, "eval_sequences")
+        for some_ids, some_targets, part in pieces:
+            total += model(some_ids, targets=some_targets) * part
     return total
 
 

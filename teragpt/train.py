@@ -65,9 +65,9 @@ class Trainer:
     def __init__(self, settings: Mapping[str, object] | None = None, **more: object) -> None:
         """Check the settings and join the world that the environment describes. Raises ConfigError."""
         given = {**(settings or {}), **more}
-        config = resolve(given)
+        config = resolve(given)  # so that what is wrong whatever the data is refused before data is opened
         self.world = read_world(os.environ, torch.cuda.device_count())
-        load_attribute(config.model, "model")
+        self.constructor = load_attribute(config.model, "model")
         self.dataset = load_attribute(config.loader, "loader")(config.data, tokenizer=config.tokenizer)
         self.config = resolve(given, self.dataset.vocabulary)
         if self.config.num_tokens < self.dataset.vocabulary:
@@ -102,7 +102,7 @@ class Trainer:
         self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
         mesh = build_mesh(config, self.device)
         dtype = compute_dtype(config, self.device)
-        self.model = build_model(config, dtype)
+        self.model = build_model(self.constructor, config, dtype)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         parallelize(self.model, mesh, config, dtype)
         materialize(self.model, config, self.device)

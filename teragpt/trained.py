@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from teragpt.checkpoint import Checkpoint, published, reader
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.model import TeraGPT
-from teragpt.parallel import build_model
+from teragpt.parallel import build_model, load_attribute
 from teragpt.storage import Folder, folder_at
 from teragpt.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def load(folder: Path | str, device: str | torch.device = "cpu") -> tuple[TeraGP
     checkpoint = newest(run)
     config = config_of(checkpoint)
     checkpoint.verify(config)
-    model = cast("TeraGPT", build_model(config))
+    model = cast("TeraGPT", build_model(load_attribute(config.model, "model"), config))
     model.to_empty(device=device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant

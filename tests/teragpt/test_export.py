@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def test_transformers_opens_the_export_with_our_logits(trained: Path, tmp_path: 
     assert theirs.config.model_type == "qwen3"
     assert theirs.config.vocab_size == config.num_tokens
     assert theirs.config.tie_word_embeddings is tied
+
+
+def test_every_file_is_readable_as_the_umask_says(trained: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = export(trained, tmp_path / "export")
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
+        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"], "0o640"
+    )
 
 
 def test_nothing_that_exists_is_written_over(trained: Path, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from teragpt.config import Config, ConfigError, resolve
 from teragpt.model import TeraGPT
-from teragpt.parallel import compute_dtype, draw_rows, load_attribute, materialize
+from teragpt.parallel import compute_dtype, draw_rows, evaluate, forward_backward, load_attribute, materialize
 from tests.teragpt import ranks
 
 GRADIENTS = """
@@ -132,7 +134,14 @@ def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> No
     assert "dp_replicate: got 2; allowed: a divisor of the world size 1" in output
 
 
-def test_fewer_sequences_than_ranks_are_refused(tmp_path: Path) -> None:
-    code, output = ranks.train({"out": tmp_path / "run", "global_batch_tokens": 32}, 2)
-    assert code == 2
-    assert "global_batch_tokens: got 32; allowed: at least a sequence for each of 2 ranks: 64 tokens" in output
+@pytest.mark.parametrize(
+    ("setting", "given", "run"), [("global_batch_tokens", 32, forward_backward), ("eval_sequences", 1, evaluate)]
+)
+def test_fewer_sequences_than_ranks_are_refused(
+    monkeypatch: pytest.MonkeyPatch, setting: str, given: int, run: Callable[..., torch.Tensor]
+) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    config, batch = resolve({**ranks.SMALL, setting: given}), torch.zeros(0, 32)
+    allowed = f"{setting}: got {given}; allowed: at least a sequence of 32 tokens for each of 2 ranks"
+    with pytest.raises(ConfigError, match=allowed):
+        run(nn.Identity(), batch, batch, config)
