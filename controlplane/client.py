@@ -216,6 +216,18 @@ class Client:
         """Let a suspended run go on."""
         return cast("Run", self._json("POST", _path(run, "resume")))
 
+    def task(self, run: str, body: Mapping[str, Any]) -> Run:
+        """Have something done with a trained model where its folder is; the run that does it."""
+        return cast("Run", self._json("POST", _path(run, "tasks"), json=dict(body)))
+
+    def fetch(self, task: str) -> Iterator[bytes]:
+        """The tar archive that an ended task has handed back, in pieces."""
+        with self._http.stream("GET", _path(task, "output")) as reply:
+            if reply.is_error:
+                reply.read()
+                raise ApiError(_problem(reply))
+            yield from reply.iter_bytes(1 << 20)
+
     def clusters(self) -> list[JsonObject]:
         """The clusters: what each has, what it lacks, and how that is mended."""
         return cast("list[JsonObject]", self._json("GET", "/clusters")["items"])

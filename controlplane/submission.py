@@ -12,6 +12,7 @@ from controlplane.domain.placement import SecretRef
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import short
 from controlplane.render import Attempt, BadOverride, render
+from controlplane.render.attempt import COMMAND
 from controlplane.render.blame import pointer_of
 
 IMAGE = "teragpt/trainer:latest"
@@ -67,6 +68,7 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
         pod_overrides=run.pod_overrides,
         ttl_after_finish_s=run.ttl_after_finish_s,
         runtime=run.runtime,
+        command=run.command or COMMAND,
     )
 
 

@@ -19,7 +19,7 @@ from controlplane.api.problems import Refusal, render
 
 OPEN_PATHS = re.compile(r"(/v1)?/(livez|readyz|docs(/[\w.-]+)?|openapi\.json)")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-RUN_TOKEN_PATHS = re.compile(r"(/v1)?/runs/[^/]+/metrics")  # POST only
+RUN_TOKEN_PATHS = re.compile(r"POST (/v1)?/runs/[^/]+/metrics|PUT (/v1)?/runs/[^/]+/output")
 
 
 class Access:
@@ -79,7 +79,7 @@ def _same(origin: str, host: str) -> bool:
 
 def _open(scope: Scope) -> bool:
     path, method = str(scope["path"]), scope["method"]
-    return bool(OPEN_PATHS.fullmatch(path) or (method == "POST" and RUN_TOKEN_PATHS.fullmatch(path)))
+    return bool(OPEN_PATHS.fullmatch(path) or RUN_TOKEN_PATHS.fullmatch(f"{method} {path}"))
 
 
 def _shows(header: str, token: bytes) -> bool:

@@ -12,7 +12,20 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from controlplane.api import attempts, clusters, docs, events, health, logs, metrics, plans, problems, runs, sizes
+from controlplane.api import (
+    attempts,
+    clusters,
+    docs,
+    events,
+    health,
+    logs,
+    metrics,
+    plans,
+    problems,
+    runs,
+    sizes,
+    tasks,
+)
 from controlplane.api.access import Access
 from controlplane.api.streams import Hub
 from controlplane.api.telemetry import Measurements, Telemetry
@@ -20,7 +33,7 @@ from controlplane.services import state
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
-NOUNS = (runs, attempts, events, logs, metrics, sizes, plans, clusters, health)
+NOUNS = (runs, tasks, attempts, events, logs, metrics, sizes, plans, clusters, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},
     "5XX": {"model": problems.Problem, "description": "The control plane could not answer."},
@@ -55,6 +68,7 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     nouns = APIRouter()
     for noun in NOUNS:
         nouns.include_router(noun.router)
+    nouns.include_router(tasks.files)
     app.include_router(nouns, prefix="/v1", responses=REFUSALS)
     app.include_router(nouns, include_in_schema=False)
     for prefix in ("", "/v1"):

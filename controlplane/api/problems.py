@@ -36,6 +36,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "folder_in_use": (409, "A live run writes to this folder"),
     "still_running": (409, "The run has not ended"),
     "not_alive": (409, "The run does not go on"),
+    "no_checkpoint": (409, "The run has no model yet"),
     "conflict": (409, "The present state does not allow this"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body must be JSON"),

@@ -69,6 +69,8 @@ class Run(View):
     started_at: datetime | None = Field(description="When all of its pods first ran.", examples=[STARTED])
     finished_at: datetime | None = Field(description="When it ended.", examples=[None])
     retry_of: str | None = Field(description="The run that this one tries again.", examples=[None])
+    task: str | None = Field(description="What it does with `task_of`, where it does not train.", examples=[None])
+    task_of: str | None = Field(description="The run whose model it works on.", examples=[None])
     links: dict[str, str] = Field(
         description="Addresses of what belongs to it.", examples=[{"self": f"/v1/runs/{RUN_ID}"}]
     )

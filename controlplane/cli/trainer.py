@@ -1,4 +1,7 @@
-"""Commands that run the trainer's own code here: `sample`, `export`, `prepare`. They alone need the [train] extra."""
+"""Commands that run the trainer's own code: `sample`, `export`, `pull`, `prepare`.
+
+Here, where the [train] extra is needed; for a model that lies elsewhere, in a pod that the control plane starts there.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import output
+from controlplane.cli import output, remote
 from controlplane.cli.contexts import connect
-from controlplane.cli.errors import CliError, Code, missing_extra
+from controlplane.cli.errors import CliError, missing_extra
 from controlplane.cli.follow import ENDED, called
-from controlplane.cli.options import Context, RunFolder, Url
+from controlplane.cli.options import Context, RunFolder, RunName, Url
 from controlplane.cli.runs import find
 from controlplane.runfolder import last_checkpoint
 
@@ -39,6 +42,11 @@ def sample(
 ) -> None:
     """Write text with a trained model, as it comes."""
     where = folder(run, url, context)
+    if where is None:
+        asked = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        with connect(url, context) as client:
+            remote.sample(client, run, prompt=prompt, **asked)
+        return
     with trainer("sample"):
         from teragpt.sample import stream
 
@@ -59,10 +67,28 @@ def export(
 ) -> None:
     """Write a model for transformers to open."""
     where = folder(run, url, context)
+    if where is None:
+        with connect(url, context) as client:
+            remote.fetch(client, run, "export", out)
+        print(out)
+        return
     with trainer("export"):
         from teragpt.export import export as write
 
         print(write(where, out))
+
+
+@commands.command()
+def pull(
+    run: RunName,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Copy a run's folder, with its newest checkpoint, from the cluster to this machine."""
+    with connect(url, context) as client:
+        remote.fetch(client, run, "pull", out)
+    print(f"next: teragpt sample {shlex.quote(str(out))}")
 
 
 @commands.command()
@@ -86,10 +112,10 @@ def prepare(
     print(f"next: teragpt run SIZE --data {shlex.quote(str(out))}")
 
 
-def folder(run: str, url: str | None, context: str | None) -> Path | str:
+def folder(run: str, url: str | None, context: str | None) -> Path | str | None:
     """Where a trained model lies: a folder or an object store's URL, given, or found by a run's id or name.
 
-    Raises CliError where it is not here, and where it holds no checkpoint yet.
+    None where that is not on this machine. Raises CliError where it holds no checkpoint yet.
     """
     if "://" in run:
         return run
@@ -103,11 +129,7 @@ def folder(run: str, url: str | None, context: str | None) -> Path | str:
         return found["folder"]
     where = Path(found["folder"])
     if found["checkpoint_step"] is not None and not where.is_dir():
-        raise CliError(
-            f"the folder of run {found['id']}, {found['folder']}, is not on this machine",
-            Code.NOT_FOUND,
-            next="it where the run's folder is",
-        )
+        return None
     if last_checkpoint(where) is None:
         progress, why = found["progress"], found["message"] or found["reason"]
         at = f" at step {progress['step']:,} of {progress['steps']:,}" if progress else ""

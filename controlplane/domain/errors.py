@@ -7,6 +7,7 @@ ControlPlaneError
 │   ├── NameInUse          a live run has this name
 │   ├── FolderInUse        a live run writes to this folder
 │   ├── StillRunning       the run has not ended yet
+│   ├── NoCheckpoint       the run has no model yet
 │   ├── NotAlive           the run has ended, or is being cancelled
 │   └── KeyReused          an idempotency key came back with another body
 ├── BadCursor              a page cursor that we did not make
@@ -110,6 +111,15 @@ class NotAlive(Conflict):
     def __init__(self, run_id: str, phase: str, verb: str) -> None:
         self.run_id, self.phase = run_id, phase
         super().__init__(f"run {run_id} is {phase} and cannot be {verb}: retry makes a new run from its checkpoint")
+
+
+class NoCheckpoint(Conflict):
+    """There is no model yet that a task could work on."""
+
+    code = "no_checkpoint"
+
+    def __init__(self, run_id: str, phase: str) -> None:
+        super().__init__(f"run {run_id} is {phase} and has published no checkpoint: wait for its first")
 
 
 class KeyReused(Conflict):

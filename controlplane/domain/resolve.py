@@ -33,7 +33,8 @@ class ResolvedRun:
 
     `folder` is the run folder as its user knows it; `config` holds paths as the pods see them, on `claims` that are
     mounted into each. `kind` is that of its objects for all its life: what is created again must be the same object.
-    `secrets` are the variables that come from one. Fields with a default may be absent in what an older version stored.
+    `secrets` are the variables that come from one; `command` is what pods run that do not train. Fields with a default
+    may be absent in what an older version stored.
     """
 
     config: dict[str, Any]
@@ -54,6 +55,7 @@ class ResolvedRun:
     secrets: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     pod_overrides: dict[str, Any] = field(default_factory=dict[str, Any])
     ttl_after_finish_s: int | None = None
+    command: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -65,7 +67,8 @@ class ResolvedRun:
         flat = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         layout = dataclasses.asdict(flat.pop("layout"))
         given = {name: flat[name].model_dump(mode="json", exclude_defaults=True) for name in SECTIONS}
-        return {**layout, "world_size": self.world_size, **flat, **given, "claims": list(self.claims)}
+        lists = {"claims": list(self.claims), "command": list(self.command)}
+        return {**layout, "world_size": self.world_size, **flat, **given, **lists}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ResolvedRun:
@@ -74,7 +77,7 @@ class ResolvedRun:
         others = {one.name: value[one.name] for one in dataclasses.fields(cls) if one.name in value}
         others |= {name: model.model_validate(value.get(name, {})) for name, model in SECTIONS.items()}
         others["folder"] = value.get("folder", value["config"]["out"])
-        others["claims"] = tuple(value.get("claims", ()))
+        others |= {name: tuple(value.get(name, ())) for name in ("claims", "command")}
         return cls(layout=layout, **others)
 
     @property

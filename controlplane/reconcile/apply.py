@@ -26,9 +26,9 @@ class Stale(Exception):
 def apply(store: Store, pace: Pace, look: Look, decision: Decision) -> bool:
     """Store a decision; whether it was still valid. Raises StoreUnavailable, with nothing stored."""
     checkpoint = None
-    if decision.ends:
+    if decision.ends and Path(look.run.folder).is_absolute():
         read_leftovers(store, look.run, look.attempt)
-        checkpoint = last_checkpoint(Path(look.run.folder)) if Path(look.run.folder).is_absolute() else None
+        checkpoint = last_checkpoint(Path(look.run.folder))
     try:
         store.write(lambda transaction: _store(transaction, pace, look, decision, checkpoint))
     except Stale:

@@ -29,8 +29,8 @@ LARGEST_PAGE = 500
 
 
 @dataclass(frozen=True)
-class _Request:
-    """A run about to be stored."""
+class Request:
+    """A run about to be stored; `task` says what it does with the run `task_of`, where it does not train."""
 
     id: str
     name: str
@@ -41,9 +41,12 @@ class _Request:
     body_hash: str
     retry_of: str | None = None
     resumed_from: int | None = None
+    task: str | None = None
+    task_of: str | None = None
 
     @property
     def folder(self) -> str:
+        """Where its checkpoints go; empty for a task, which writes none."""
         return self.resolved.folder
 
 
@@ -57,7 +60,7 @@ def create_run(
     body_hash = fingerprint(spec.model_dump(mode="json", exclude_unset=True))
     if made := _made_before(context, principal, idempotency_key, body_hash):
         return made, True
-    return _store(context, _request(context, spec, principal, idempotency_key, body_hash))
+    return store_run(context, _request(context, spec, principal, idempotency_key, body_hash))
 
 
 def retry_run(
@@ -74,7 +77,7 @@ def retry_run(
     if not Phase(old.phase).terminal:
         raise StillRunning(old.id, old.phase)
     spec = RunSpec.model_validate(old.spec)
-    return _store(context, _request(context, spec, principal, idempotency_key, body_hash, retried=old))
+    return store_run(context, _request(context, spec, principal, idempotency_key, body_hash, retried=old))
 
 
 def get(context: Context, run_id: str) -> RunView:
@@ -155,47 +158,48 @@ def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView
 
 def _request(
     context: Context, spec: RunSpec, principal: str, key: str | None, body_hash: str, retried: RunView | None = None
-) -> _Request:
+) -> Request:
     """Everything of the new run that can be known before it is stored."""
     run_id = new_run_id()
     start_from = _start_from(retried) if retried else ""
     resolved = fitting(context, spec, run_id, start_from)
     name = spec.name or default_name(spec.size, run_id)
     if retried and start_from == retried.folder:
-        step = _last_step(retried)
+        step = last_step(retried)
     else:
         folders = (resolved.config["out"], resolved.config["start_from"])
         found = (last_checkpoint(Path(folder)) for folder in folders if folder)
         step = next((step for step in found if step is not None), None)
-    return _Request(run_id, name, spec, resolved, principal, key, body_hash, retried.id if retried else None, step)
+    return Request(run_id, name, spec, resolved, principal, key, body_hash, retried.id if retried else None, step)
 
 
 def _start_from(retried: RunView) -> str:
     """The folder whose checkpoint a retry goes on from: the old run's, or what that one itself had started from."""
-    if _last_step(retried) is not None:
+    if last_step(retried) is not None:
         return retried.folder
     return str(retried.resolved["config"].get("start_from", ""))
 
 
-def _last_step(run: RunView) -> int | None:
+def last_step(run: RunView) -> int | None:
     """The step of the run's last checkpoint: its folder's, or what its trainer told where that is not to be seen."""
     folder = Path(run.folder)
     return last_checkpoint(folder) if folder.is_absolute() else run.checkpoint_step
 
 
-def _store(context: Context, request: _Request) -> tuple[RunView, bool]:
+def store_run(context: Context, request: Request) -> tuple[RunView, bool]:
+    """Store it, to be submitted at once; and whether its key had made it before. Raises NameInUse, FolderInUse."""
     run_id, replayed = context.store.write(lambda transaction: _insert(transaction, request, context.clock()))
     return get(context, run_id), replayed
 
 
-def _insert(transaction: Transaction, request: _Request, now: float) -> tuple[str, bool]:
+def _insert(transaction: Transaction, request: Request, now: float) -> tuple[str, bool]:
     """Transition 0: the run, its first attempt, its outbox row, its key and its first event, or nothing at all."""
     session = transaction.session
     if made := _run_of_key(session, request.principal, request.key, request.body_hash):
         return made, True
     if holder := session.scalar(select(Run.id).where(Run.live_name == request.name)):
         raise NameInUse(request.name, holder)
-    if holder := session.scalar(select(Run.id).where(Run.live_folder == request.folder)):
+    if request.folder and (holder := session.scalar(select(Run.id).where(Run.live_folder == request.folder))):
         raise FolderInUse(request.folder, holder)
     run = _row(request, now, attempt=1 + _claimed(session, request))
     session.add(run)
@@ -210,11 +214,12 @@ def _insert(transaction: Transaction, request: _Request, now: float) -> tuple[st
         )
     add_attempt(transaction, run, run.attempt, now, due_at=now, resumed_from=request.resumed_from)
     told = f"retry of {request.retry_of}" if request.retry_of else f"{request.principal} asked for a {run.size} run"
+    told = f"{request.principal} asked for a {request.task} of {request.task_of}" if request.task else told
     add_event(transaction, run.id, "created", told, now, data={"phase": str(Phase.QUEUED), "actor": request.principal})
     return run.id, False
 
 
-def _claimed(session: Session, request: _Request) -> int:
+def _claimed(session: Session, request: Request) -> int:
     """The highest attempt that has had the run's folder, as its owner files and our own rows say; 0 for a new one."""
     if request.spec.checkpoint.uri is None:
         return 0
@@ -222,14 +227,14 @@ def _claimed(session: Session, request: _Request) -> int:
     return max(ours, last_claim(Path(request.folder)))
 
 
-def _row(request: _Request, now: float, attempt: int) -> Run:
+def _row(request: Request, now: float, attempt: int) -> Run:
     limits = request.spec.limits
     return Run(
         id=request.id,
         name=request.name,
         live_name=request.name,
         folder=request.folder,
-        live_folder=request.folder,
+        live_folder=request.folder or None,
         size=request.spec.size,
         principal=request.principal,
         phase=Phase.QUEUED,
@@ -248,6 +253,8 @@ def _row(request: _Request, now: float, attempt: int) -> Run:
         spec_hash=request.resolved.spec_hash,
         last_event=0,
         retry_of=request.retry_of,
+        task=request.task,
+        task_of=request.task_of,
         created_at=now,
     )
 
@@ -290,7 +297,7 @@ def _whole() -> Select[Run, str]:
 def _filtered(
     phases: Collection[str], name: str | None, query: str | None, labels: Mapping[str, str]
 ) -> Select[Run, str]:
-    wanted = _whole()
+    wanted = _whole().where(Run.task_of.is_(None))
     if phases:
         wanted = wanted.where(Run.phase.in_([*phases]))
     if name is not None:

@@ -33,6 +33,8 @@ class RunView:
     started_at: datetime | None
     finished_at: datetime | None
     retry_of: str | None
+    task: str | None
+    task_of: str | None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) ->
         started_at=moment(run.started_at),
         finished_at=moment(run.finished_at),
         retry_of=run.retry_of,
+        task=run.task,
+        task_of=run.task_of,
     )
 
 

@@ -36,7 +36,8 @@ class Installation(Base):
 class Run(Base):
     """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended.
 
-    `suspended_at`: since when it is suspended, if it is; `suspended_s`: for how long it was before.
+    `task`: what is done with the run `task_of`, for one that does not train. `suspended_at`: since when it is
+    suspended, if it is; `suspended_s`: for how long it was before.
     """
 
     __tablename__ = "runs"
@@ -68,6 +69,8 @@ class Run(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     last_event: Mapped[int] = mapped_column(default=0)
     retry_of: Mapped[str | None] = mapped_column(index=True)
+    task: Mapped[str | None]
+    task_of: Mapped[str | None] = mapped_column(index=True)
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controlplane.client import ApiError
 from tests.cluster.conftest import Cluster, Namespace
 from tests.cluster.plane import Plane, until
 
@@ -136,7 +140,8 @@ def test_an_image_that_is_not_there_is_named(plane: Plane) -> None:
 
 
 def test_a_run_that_asks_for_too_much_says_what_is_lacking(plane: Plane) -> None:
-    run = post(plane, compute={"nodes": 2, "processes_per_node": 1, "cpus_per_node": 2})
+    all_of_it = plane.client.clusters()[0]["capacity"]["cpus"]
+    run = post(plane, compute={"nodes": 2, "processes_per_node": 1, "cpus_per_node": all_of_it / 2})
     until(lambda: plane.client.run(run)["reason"] == "Unschedulable" or None, 60)
     assert "cpu" in (plane.client.run(run)["message"] or "").lower()
     plane.client.cancel(run)
@@ -154,3 +159,25 @@ def test_bad_data_is_final_and_names_the_file(plane: Plane, namespace: Namespace
     failed = plane.wait(run, "failed")
     assert failed["restarts"] == 0
     assert "nothing" in (failed["message"] or "")
+
+
+def test_a_model_is_sampled_exported_and_pulled_from_a_laptop(plane: Plane, tmp_path: Path) -> None:
+    run = post(plane)
+    plane.wait(run, "succeeded")
+
+    def teragpt(*words: str) -> str:
+        token = (plane.home / "token").read_text().strip()
+        environment = {**os.environ, "TERAGPT_URL": plane.url, "TERAGPT_TOKEN": token}
+        command = [sys.executable, "-m", "controlplane.cli", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert teragpt("sample", run, "def main(", "--tokens", "20").startswith("def main(")
+    teragpt("export", run, str(tmp_path / "model"))
+    exported = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= exported
+    teragpt("pull", run, str(tmp_path / "copy"))
+    assert teragpt("sample", str(tmp_path / "copy"), "import ", "--tokens", "5").startswith("import ")
+    with pytest.raises(ApiError, match="published no checkpoint"):
+        plane.client.task(post(plane, train={"steps": 5000}), {"task": "export"})

@@ -1,4 +1,4 @@
-"""Runs can be suspended, can be found to hang, have a number of nodes; the installation has an identity."""
+"""Runs can be suspended, can hang, have a number of nodes and tasks; the installation has an identity."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ depends_on = None
 def upgrade() -> None:
     with op.batch_alter_table("runs") as runs:
         runs.add_column(sa.Column("suspended_at", sa.Float(precision=53), nullable=True))
+        runs.add_column(sa.Column("task", sa.String(length=255), nullable=True))
+        runs.add_column(sa.Column("task_of", sa.String(length=255), nullable=True))
+        runs.create_index(op.f("ix_runs_task_of"), ["task_of"], unique=False)
         runs.add_column(sa.Column("max_silence_s", sa.Integer(), nullable=True))
         runs.add_column(sa.Column("nodes", sa.Integer(), nullable=False, server_default="1"))
         runs.add_column(sa.Column("suspended_s", sa.Float(precision=53), nullable=False, server_default="0"))
@@ -32,4 +35,7 @@ def downgrade() -> None:
         runs.drop_column("suspended_s")
         runs.drop_column("nodes")
         runs.drop_column("max_silence_s")
+        runs.drop_index(op.f("ix_runs_task_of"))
+        runs.drop_column("task_of")
+        runs.drop_column("task")
         runs.drop_column("suspended_at")

@@ -1,0 +1,80 @@
+"""Commands about a model whose folder is not on this machine: the control plane has them done where it is."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from controlplane.cli.errors import CliError, Code
+from controlplane.cli.follow import told, wait
+
+if TYPE_CHECKING:
+    from controlplane.client import Client, Run
+
+
+def sample(client: Client, run: str, **asked: Any) -> None:
+    """Print text as the task writes it. Raises CliError where the task fails."""
+    task = client.task(run, {"task": "sample", **{name: value for name, value in asked.items() if value is not None}})
+    _until_it_runs(client, task)
+    for line in client.stream_logs(task["id"]):
+        print(line, flush=True)
+    _check(client, task)
+
+
+def fetch(client: Client, run: str, task: str, out: Path) -> None:
+    """Have an export or a copy made, and unpack it to the new folder `out`, whole or not at all. Raises CliError."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CliError(f"{out} exists: give a folder that does not, or an empty one", Code.BAD_INPUT)
+    made = client.task(run, {"task": task})
+    _until_it_runs(client, made)
+    wait(client, made["id"])
+    _check(client, made)
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    source = cast("IO[bytes]", _Pieces(client.fetch(made["id"])))
+    with tarfile.open(fileobj=source, mode="r|") as archive:
+        archive.extractall(part, filter="data")
+    if out.exists():
+        out.rmdir()
+    part.replace(out)
+
+
+class _Pieces:
+    """A download as a file that can be read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._left = pieces, b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, `size` of them unless it ends before."""
+        while len(self._left) < size and (piece := next(self._pieces, b"")):
+            self._left += piece
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken
+
+
+def _until_it_runs(client: Client, task: Run) -> None:
+    """Say on stderr what the task waits for."""
+    shown = ""
+
+    def show(run: Run) -> None:
+        nonlocal shown
+        if (now := told(run)) != shown:
+            shown = now
+            print(f"{run['name']}: {now}", file=sys.stderr, flush=True)
+
+    wait(client, task["id"], show, frozenset({"running", "succeeded", "failed", "cancelled"}))
+
+
+def _check(client: Client, task: Run) -> None:
+    ended = wait(client, task["id"])
+    if ended["phase"] != "succeeded":
+        last = client.attempts(task["id"])[-1]["last_lines"] or [ended["message"] or ended["reason"] or ""]
+        raise CliError(
+            f"{task['name']} {ended['phase']}: {last[-1]}", Code.RUN_FAILED, next=f"teragpt logs {task['id']}"
+        )
