@@ -21,7 +21,7 @@ from controlplane.clusters.kubernetes.connection import Connection, Refused, Str
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PAGE = "500"
+PAGE = "200"  # a page of pods is 1 MB of JSON, and ten times that while it is read
 WATCH_S = (240, 300)  # how long the server is asked to keep a watch open
 SILENCE_S = 330.0  # longer than any watch: a socket that is silent for so long is dead
 RESYNC_S = 600.0
@@ -167,11 +167,12 @@ class Informer(Generic[T]):
                 else:
                     del self._noted[name]
             before, self.items = self.items, found
-            self._version, self._listed_at = version, self._clock()
-        self._heard()
+            self._version = version
         changed = {name for name in before.keys() | found.keys() if before.get(name) != found.get(name)}
         if changed:
             self._changed(changed)
+        self._listed_at = self._clock()  # and not before whoever is told has taken it all in
+        self._heard()
 
     def _page(self, following: str) -> dict[str, Any]:
         query = {**self._selectors, "limit": PAGE, **({"continue": following} if following else {})}

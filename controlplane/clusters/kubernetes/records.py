@@ -5,10 +5,11 @@ It knows how each kind of attempt spells its parts, and nothing of what they mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 from controlplane.clusters.base import Kind, PodRole
 from controlplane.render.models import ATTEMPT, RUN_ID, SPEC_HASH
@@ -20,6 +21,13 @@ REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.ku
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 ENDED_WELL = frozenset({"Succeeded", "Complete"})
 LONGEST_TEXT = 4096  # a termination message is no longer
+T = TypeVar("T", bound=Hashable)
+
+
+@lru_cache(maxsize=8192)
+def shared(value: T) -> T:
+    """An equal value that is kept already: thousands of pods say the same."""
+    return value
 
 
 class Key(NamedTuple):
@@ -94,7 +102,7 @@ class PodRecord:
 def key_of(labels: Mapping[str, str]) -> Key | None:
     """Whose attempt these labels name; None where they name none."""
     run_id, attempt = labels.get(RUN_ID), labels.get(ATTEMPT, "")
-    return Key(run_id, int(attempt)) if run_id and attempt.isdecimal() else None
+    return shared(Key(run_id, int(attempt))) if run_id and attempt.isdecimal() else None
 
 
 def read_object(kind: Kind, raw: Mapping[str, Any]) -> ObjectRecord | None:
@@ -165,13 +173,13 @@ def read_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         uid=metadata["uid"],
         key=key,
         index=index,
-        phase=status.get("phase", "Pending"),
-        created=_required(metadata.get("creationTimestamp")),
-        node=spec.get("nodeName", ""),
-        container=container["name"],
-        image=container.get("image", ""),
-        asks=tuple(sorted(asked.items())),
-        reason=status.get("reason", ""),
+        phase=shared(status.get("phase", "Pending")),
+        created=shared(_required(metadata.get("creationTimestamp"))),
+        node=shared(spec.get("nodeName", "")),
+        container=shared(container["name"]),
+        image=shared(container.get("image", "")),
+        asks=shared(tuple(sorted(asked.items()))),
+        reason=shared(status.get("reason", "")),
         message=status.get("message", "")[:LONGEST_TEXT],
         unscheduled=_condition(scheduled) if scheduled.get("status") == "False" else None,
         disrupted=_condition(disrupted) if disrupted.get("status") == "True" else None,
@@ -206,11 +214,11 @@ def _condition(raw: Mapping[str, Any]) -> Condition:
 def _state(raw: Mapping[str, Any]) -> State:
     for what, state in (raw.get("state") or {}).items():
         return State(
-            what=what,
-            reason=state.get("reason", ""),
+            what=shared(what),
+            reason=shared(state.get("reason", "")),
             message=state.get("message", "")[:LONGEST_TEXT],
             exit_code=state.get("exitCode"),
-            started=when(state.get("startedAt")),
-            finished=when(state.get("finishedAt")),
+            started=shared(when(state.get("startedAt"))),
+            finished=shared(when(state.get("finishedAt"))),
         )
     return State("waiting")

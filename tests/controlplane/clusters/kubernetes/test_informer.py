@@ -8,6 +8,9 @@ import pytest
 
 from controlplane.clusters.base import ObservedJob, Unavailable
 from controlplane.clusters.kubernetes import KubernetesCluster, informer
+from controlplane.clusters.kubernetes.connection import Connection
+from controlplane.clusters.kubernetes.records import read_pod
+from controlplane.clusters.kubernetes.resources import PODS
 from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, manifest, observed
 from tests.controlplane.clusters.kubernetes.server import Answer, ApiServer, Raw, Request, status
 
@@ -57,6 +60,26 @@ def test_a_list_that_breaks_off_shows_nothing_until_it_is_whole(
 
     eventually(look)
     assert [len(jobs) for jobs in seen] == [4]
+
+
+def test_a_first_list_counts_once_whoever_is_told_has_taken_it_in(
+    connection: Connection, hands: Hands, cluster: KubernetesCluster
+) -> None:
+    one = manifest("run-1")
+    cluster.create(one)
+    hands.make_pods(one, [0])
+    early: list[set[str]] = []
+
+    def changed(names: set[str]) -> None:
+        with pytest.raises(Unavailable):
+            pods.check()
+        early.append(names)
+
+    pods = informer.Informer(connection, PODS.path("default"), read_pod, changed)
+    pods.start()
+    eventually(lambda: pods.listed)
+    pods.stop()
+    assert early == [{"run-1-master-0"}]
 
 
 def test_a_list_whose_token_expires_begins_again(
