@@ -45,9 +45,9 @@ cluster-down: ## stop it and remove everything but the caches
 	@$(BIN)/python -m tests.cluster check-clean
 
 test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG; KEEP=1 leaves it up
-	@[ -n "$$KUBECONFIG" ] || $(BIN)/python -m tests.cluster up --with image
-	@status=0; $(BIN)/pytest -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
-	[ -n "$$KUBECONFIG$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=1; exit $$status
+	@status=0; { [ -n "$$KUBECONFIG" ] || $(MAKE) --no-print-directory cluster-up; } && \
+	$(BIN)/pytest -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
+	[ -n "$$KUBECONFIG$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=$$?; exit $$status
 
 build: install ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

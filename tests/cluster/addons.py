@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from tests.cluster import images, programs
-from tests.cluster.images import COREDNS, JOBSET, OPERATOR, PROVISIONER, SHELL, TRAINER_V2, Small
+from tests.cluster.images import COREDNS, JOBSET, KWOK, OPERATOR, PROVISIONER, SHELL, TRAINER_V2, Small
 from tests.cluster.kubectl import must
 from tests.cluster.layout import HERE, RUN
 
@@ -32,8 +32,10 @@ STORAGE = Addon("storage", "local-path-storage", {"PROVISIONER": PROVISIONER, "S
 TRAINING_OPERATOR = Addon("operator", "kubeflow", {"OPERATOR": OPERATOR, "SHELL": SHELL}, "training-operator")
 JOB_SET = Addon("jobset", "jobset-system", {"JOBSET": JOBSET}, "jobset")
 TRAINER = Addon("trainer", "kubeflow-system", {"TRAINER_V2": TRAINER_V2}, "trainer-controller-manager")
+FAKE_NODES = Addon("kwok", "kube-system", {"KWOK": KWOK}, "kwok")
+FAKE_LIVES = Addon("kwok-stages", "kube-system", {}, "kwok")
 ALWAYS = (DNS, STORAGE, TRAINING_OPERATOR)
-ASKED = {"trainer-v2": (JOB_SET, TRAINER)}
+ASKED = {"trainer-v2": (JOB_SET, TRAINER), "kwok": (FAKE_NODES, FAKE_LIVES)}
 
 
 def prepare(addons: Sequence[Addon]) -> None:
@@ -49,6 +51,7 @@ def install(addons: Sequence[Addon]) -> list[Addon]:
         wanted, noted = _digest(folder), folder.with_suffix(".applied")
         if not noted.exists() or noted.read_text() != wanted:
             must("apply", "--server-side", "--force-conflicts", "--kustomize", str(folder), timeout_s=READY_S)
+            must("wait", "crd", "--all", "--for=condition=Established")  # the next may bring objects of these kinds
             noted.write_text(wanted)
             changed.append(addon)
     return changed

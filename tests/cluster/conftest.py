@@ -58,9 +58,13 @@ class Cluster:
     def apply(self, *objects: dict[str, Any]) -> None:
         self.kubectl("apply", "--filename=-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
-    def kill(self, program: str) -> None:
-        """SIGKILL to one of our own cluster's programs (kubelet, etcd, …), which comes back by itself."""
-        os.kill(lifecycle.pid_of(program), signal.SIGKILL)
+    def kill(self, program: str) -> int:
+        """SIGKILL to one of our own cluster's programs (kubelet, etcd, …), which comes back. Returns the process."""
+        if not self.registry:
+            pytest.skip("the programs of a cluster that is not ours are not ours to kill")
+        process = lifecycle.pid_of(program)
+        os.kill(process, signal.SIGKILL)
+        return process
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,20 @@ class Namespace:
         """Until the condition holds, as `kubectl wait --for` names it."""
         self.kubectl("wait", what, f"--for={condition}", f"--timeout={timeout_s}s", timeout_s=timeout_s + 10)
 
-    def start(self, name: str, *command: str, image: str = "", claim: bool = False, **spec: Any) -> None:
-        """A restricted pod that runs the command, by default with a shell's image; with `claim` at /claim."""
+    def start(
+        self,
+        name: str,
+        *command: str,
+        image: str = "",
+        claim: bool = False,
+        resources: dict[str, Any] | None = None,
+        security: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> None:
+        """A restricted pod that runs the command, by default with a shell's image; with `claim` at /claim.
+
+        `security` changes what SECURITY says; what else is given goes into the pod's spec.
+        """
         volumes: list[dict[str, Any]] = [SCRATCH]
         mounts = [SCRATCH_MOUNT]
         if claim:
@@ -109,7 +125,8 @@ class Namespace:
             "name": "main",
             "image": image or self.cluster.shell,
             "command": list(command),
-            "securityContext": SECURITY,
+            "resources": resources or {"requests": {"cpu": "100m"}},
+            "securityContext": SECURITY | (security or {}),
             "volumeMounts": mounts,
         }
         pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "volumes": volumes, **spec}
@@ -144,6 +161,18 @@ def cluster() -> Cluster:
     )
 
 
+@pytest.fixture(scope="session")
+def trainer_v2(cluster: Cluster) -> Cluster:
+    """The cluster with JobSet and Trainer v2."""
+    return _with(cluster, "trainer-v2", "trainjobs.trainer.kubeflow.org")
+
+
+@pytest.fixture(scope="session")
+def fake_nodes(cluster: Cluster) -> Cluster:
+    """The cluster with kwok, which plays the kubelet of nodes that are annotated kwok.x-k8s.io/node=fake."""
+    return _with(cluster, "kwok", "stages.kwok.x-k8s.io")
+
+
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[Namespace]:
     made = Namespace(cluster, f"test-{uuid4().hex[:8]}", "teragpt-runs")
@@ -162,6 +191,15 @@ def namespace(cluster: Cluster) -> Iterator[Namespace]:
     finally:
         cluster.kubectl("delete", "namespace", made.name, "--wait=false")
         made.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
+
+
+def _with(cluster: Cluster, extra: str, kind: str) -> Cluster:
+    """Installed into our own cluster; another one has it or not."""
+    if cluster.registry:
+        lifecycle.up(extra=[extra])
+    elif not cluster.kubectl("get", "crd", kind, "--ignore-not-found"):
+        pytest.skip(f"this cluster has no {extra} ({kind})")
+    return cluster
 
 
 def _elsewhere(kubeconfig: Path) -> Cluster:

@@ -26,6 +26,7 @@ from tests.cluster.supervisor import accepts
 SUITE = "bookworm"
 CERTIFICATES = "/etc/ssl/certs"
 START_S = 20.0
+ROOM = 16 << 30  # bytes: the trainer's libraries in three places while they move, and what is unpacked of them
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ COREDNS = Small("coredns", {"coredns": "/coredns"})
 PROVISIONER = Small("local-path-provisioner", {"local-path-provisioner": "/usr/bin/local-path-provisioner"})
 SHELL = Small("shell", {"nslookup": "/usr/bin/nslookup"}, busybox=True)
 OPERATOR = Small("training-operator", {"training-operator": "/manager"})
+KWOK = Small("kwok", {"kwok": "/usr/bin/kwok"})
 JOBSET = Small("jobset", {"jobset": "/manager"})
 TRAINER_V2 = Small("trainer-controller-manager", {"trainer-controller-manager": "/manager"})
 
@@ -63,6 +65,13 @@ def provide(*images: Small) -> None:
         for image in missing:
             _build_small(image)
             _push(image.reference, network)
+
+
+def make_room() -> None:
+    """Where the disk has become short of room for new layers, forget all of them. For when none is in use."""
+    if shutil.disk_usage(_folder()).free < ROOM:
+        print(f"cluster: less than {ROOM >> 30} GiB are free: the images are made anew", flush=True)
+        shutil.rmtree(IMAGES)
 
 
 def trainer() -> str:

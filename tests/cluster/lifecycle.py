@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import addons, node, pki, programs
+from tests.cluster import addons, images, node, pki, programs
 from tests.cluster.kubectl import kubectl
 from tests.cluster.layout import (
     API_PORT,
@@ -88,6 +88,7 @@ def up(*, extra: Sequence[str] = (), fsync: bool = False) -> State:
         known = state()
         if known is None or known.mode == "api":
             node.check()
+            images.make_room()
             programs.provide((*programs.API, *programs.NODE))
             addons.prepare(wanted)
             known = _start_node(fsync=fsync)

