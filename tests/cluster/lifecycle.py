@@ -222,7 +222,9 @@ def remove() -> None:
         if known.alive:
             os.kill(known.supervisor, signal.SIGKILL)
             wait("the end of the cluster's processes", lambda: not known.alive, 10)
-    if os.geteuid() == 0:
+        if known.mode == "node":
+            wait("the end of the node's network", lambda: not node.linked(), 20)  # the kernel takes its time
+    if RUN.exists() and os.geteuid() == 0:
         node.clean()
     for path in (KUBECONFIG, STATE):
         path.unlink(missing_ok=True)

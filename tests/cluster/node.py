@@ -75,10 +75,17 @@ exec "$@"
 WRAPPER = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", ENTER, "sh"]
 
 
+def linked() -> bool:
+    """Whether a node's network is joined to this machine: the interface goes with the node's last process."""
+    return Path("/sys/class/net", LINK).exists()
+
+
 def check() -> None:
     """Install the Debian packages that are missing. Raises Failed where this machine cannot be a node."""
     if os.geteuid() != 0:
         raise Failed("the whole cluster needs root, for namespaces and cgroups; without it: up --only api")
+    if linked():
+        raise Failed(f"a cluster of another user or cache folder runs here (interface {LINK}); there is room for one")
     missing = [package for file, package in PACKAGES.items() if not Path(file).exists()]
     if missing:
         print(f"cluster: installing {' '.join(missing)}", flush=True)
@@ -87,7 +94,7 @@ def check() -> None:
             if subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False).returncode:
                 raise Failed(f"Debian's {', '.join(missing)} could not be installed: `{' '.join(command)}` failed")
     routes = json.loads(_run("ip", "-json", "route"))
-    taken = [ip_network(each["dst"]) for each in routes if each["dst"] != "default" and each["dev"] != LINK]
+    taken = [ip_network(each["dst"]) for each in routes if each["dst"] != "default"]
     for network in map(ip_network, (LINK_NETWORK, POD_NETWORK, SERVICE_NETWORK)):
         if other := next((each for each in taken if each.overlaps(network)), None):
             raise Failed(f"the cluster needs the addresses {network}, and this machine has a route to {other}")
@@ -136,6 +143,8 @@ def connect(init: int) -> None:
 
 def clean() -> None:
     """After the node's processes are gone: no cgroup, no setting of the kernel is left of it."""
+    if linked():
+        return  # another's, who has these cgroups now
     for root in _cgroup_roots():
         for folder, _, _ in os.walk(root / CGROUP, topdown=False):
             Path(folder).rmdir()
@@ -144,7 +153,6 @@ def clean() -> None:
         for name, value in json.loads(noted.read_text()).items():
             if (KERNEL / name).read_text() != value:
                 (KERNEL / name).write_text(value)
-    subprocess.run(["ip", "link", "delete", LINK], stderr=subprocess.DEVNULL, check=False)  # when half made
 
 
 def leftovers() -> list[str]:
