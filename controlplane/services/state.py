@@ -46,8 +46,7 @@ def clusters(context: Context) -> list[ClusterState]:
     """Every cluster, looked at now."""
     cluster, traits = context.cluster, context.cluster.traits()
     checks = cluster.checks()
-    wanted = [kind for kind in traits.kinds if kind == context.kind]
-    usual = next(iter([*wanted, *traits.kinds]), None)
+    kinds: list[Kind] = sorted(traits.kinds, key=lambda kind: kind != context.kind)  # stable: the best of the others
     storage = context.storage or (str(context.home / "runs") if traits.shared_folders else "")
     if not storage:
         mend = "set --storage (TERAGPT_STORAGE), or give each run a checkpoint.uri"
@@ -57,7 +56,7 @@ def clusters(context: Context) -> list[ClusterState]:
             name=cluster.name,
             namespace=traits.namespace,
             ready=all(check.ok for check in checks),
-            kind=usual,
+            kind=kinds[0] if kinds else None,
             kinds={str(kind): why for kind, why in traits.reasons.items()},
             storage=storage,
             capacity=capacity_of(context),
