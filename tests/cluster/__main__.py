@@ -16,6 +16,7 @@ def main() -> None:
     up.add_argument("--only", choices=["api"], help="etcd and the API server alone, on loopback; needs no root")
     up.add_argument("--fsync", action="store_true", help="etcd writes through to the disk, as in production")
     up.add_argument("--with", dest="extra", action="append", default=[], choices=[*addons.ASKED, "image"])
+    commands.add_parser("build", help="build every program and image that `up` may need, and start nothing")
     commands.add_parser("image", help="build the trainer's image from this checkout and push it; print its name")
     commands.add_parser("check-clean", help="fail when a cluster that is down has left something")
     commands.add_parser("down", help="stop it and remove everything but the caches")
@@ -24,6 +25,8 @@ def main() -> None:
     try:
         if arguments.command == "up":
             print(bring_up(arguments).kubeconfig)
+        elif arguments.command == "build":
+            lifecycle.build()
         elif arguments.command == "image":
             print(image())
         elif arguments.command == "check-clean":

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.cluster import images, kubectl, lifecycle
+from tests.cluster import images, kubectl, lifecycle, programs
 from tests.cluster.layout import HOST_ADDRESS, KUBECONFIG, NODE_NAME
 
 RUN_ID = "teragpt.io/run-id"
@@ -206,6 +206,7 @@ def _elsewhere(kubeconfig: Path) -> Cluster:
     needed = ("TERAGPT_TEST_IMAGE", "TERAGPT_TEST_HOST", "TERAGPT_TEST_SHARED_CLASS")
     if missing := [name for name in needed if name not in os.environ]:
         pytest.exit(f"tests on the cluster of KUBECONFIG={kubeconfig} need {', '.join(missing)}", returncode=2)
+    programs.provide(["kubectl"])
     image, host, shared = (os.environ[name] for name in needed)
     nodes = kubectl.read("nodes", kubeconfig=kubeconfig)["items"]
     return Cluster(kubeconfig, nodes[0]["metadata"]["name"], image, "busybox", "", host, shared)

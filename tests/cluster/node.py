@@ -171,7 +171,7 @@ def leftovers() -> list[str]:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if f"{RUN}" in command or f"{BIN}/" in command or command.startswith("/pause"):
+        if f"{RUN}" in command or f"{BIN}/" in command:
             found.append(f"process {folder.name} {command[:100]}")
     if RUN.exists():
         found.append(f"folder {RUN}")
