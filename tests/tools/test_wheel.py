@@ -79,8 +79,10 @@ def test_train_alone_trains_and_samples(installed: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("installed", ["serve"], indirect=True)
 def test_serve_alone_answers_and_names_the_other_extra(installed: Path, tmp_path: Path) -> None:
     teragpt = installed / "teragpt"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text("{}", "utf-8")
+    checkpoint = tmp_path / "run/checkpoints/step-00000001-attempt-1"
+    checkpoint.mkdir(parents=True)
+    for file in (tmp_path / "run/config.json", checkpoint / "meta.json"):
+        file.write_text("{}", "utf-8")
     assert "needs the [train] extra, of which torch is not installed" in run(
         teragpt, "sample", "run", cwd=tmp_path, code=6
     )
