@@ -73,8 +73,11 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
 
 
 def settings(run: ResolvedRun) -> dict[str, Any]:
-    """The trainer's settings in full, so that an attempt derives nothing anew; the token budget follows from steps."""
-    return {name: value for name, value in run.config.items() if name != "tokens"}
+    """The trainer's settings, so that an attempt derives nothing anew but what is left open to it.
+
+    The token budget follows from steps.
+    """
+    return {name: value for name, value in run.config.items() if name not in {"tokens", *run.left_open}}
 
 
 def ensure_renderable(run: ResolvedRun) -> None:

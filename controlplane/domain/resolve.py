@@ -24,6 +24,8 @@ from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 RANK_GRACE_S = 120
 SECTIONS: dict[str, type[Placement | Scheduling]] = {"placement": Placement, "scheduling": Scheduling}
+READS = {"num_tokens", "loader"}  # given, the vocabulary is the user's own business
+LISTS = ("claims", "command", "left_open")
 ON_ANY: tuple[Kind, ...] = ("Job",)  # what every Kubernetes cluster has: taken where it could not be asked yet
 
 
@@ -33,7 +35,8 @@ class ResolvedRun:
 
     `folder` is the run folder as its user knows it; `config` holds paths as the pods see them, on `claims` that are
     mounted into each. `kind` is that of its objects for all its life: what is created again must be the same object.
-    `secrets` are the variables that come from one; `command` is what pods run that do not train. Fields with a default
+    `secrets` are the variables that come from one; `command` is what pods run that do not train; `left_open` are
+    settings that only the trainer can know, since only pods see the data: `config` holds a guess. Fields with a default
     may be absent in what an older version stored.
     """
 
@@ -56,6 +59,7 @@ class ResolvedRun:
     pod_overrides: dict[str, Any] = field(default_factory=dict[str, Any])
     ttl_after_finish_s: int | None = None
     command: tuple[str, ...] = ()
+    left_open: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -67,7 +71,7 @@ class ResolvedRun:
         flat = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         layout = dataclasses.asdict(flat.pop("layout"))
         given = {name: flat[name].model_dump(mode="json", exclude_defaults=True) for name in SECTIONS}
-        lists = {"claims": list(self.claims), "command": list(self.command)}
+        lists = {name: list(flat[name]) for name in LISTS}
         return {**layout, "world_size": self.world_size, **flat, **given, **lists}
 
     @classmethod
@@ -77,7 +81,7 @@ class ResolvedRun:
         others = {one.name: value[one.name] for one in dataclasses.fields(cls) if one.name in value}
         others |= {name: model.model_validate(value.get(name, {})) for name, model in SECTIONS.items()}
         others["folder"] = value.get("folder", value["config"]["out"])
-        others |= {name: tuple(value.get(name, ())) for name in ("claims", "command")}
+        others |= {name: tuple(value.get(name, ())) for name in LISTS}
         return cls(layout=layout, **others)
 
     @property
@@ -136,6 +140,7 @@ def lay_out(
         secrets={one.name: one.secret_ref.model_dump() for one in spec.env if one.secret_ref is not None},
         pod_overrides=spec.pod_overrides,
         ttl_after_finish_s=spec.limits.ttl_after_finish_s,
+        left_open=() if shared_folders or not spec.data.uri or spec.train.keys() & READS else ("num_tokens",),
     )
 
 

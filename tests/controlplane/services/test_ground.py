@@ -9,6 +9,7 @@ from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.spec import parse_spec
 from controlplane.services import ground, runs
 from controlplane.services.context import Context
+from controlplane.submission import settings
 from tests.controlplane.memory_cluster import MemoryCluster
 
 MANY, ONE = frozenset({"ReadWriteMany"}), frozenset({"ReadWriteOnce"})
@@ -46,6 +47,14 @@ def test_a_claim_that_is_not_there_is_named_with_its_field(volumes: Context, fie
         ground.fitting(volumes, parse_spec({"size": "tiny", field: {"uri": "pvc://none/x"}}), "run_1")
     (problem,) = refused.value.problems
     assert (problem.pointer, problem.code) == (pointer, "no_such_claim")
+
+
+def test_the_vocabulary_of_data_that_only_pods_see_is_left_to_the_trainer(volumes: Context) -> None:
+    far = {"size": "124m", "data": {"uri": "pvc://runs/books"}, "compute": {"nodes": 1, "gpus_per_node": 0}}
+    assert "num_tokens" not in settings(ground.laid_out(volumes, parse_spec(far), "run_1")[0])
+    given = {**far, "train": {"num_tokens": 70_000}}
+    assert settings(ground.laid_out(volumes, parse_spec(given), "run_1")[0])["num_tokens"] == 70_000
+    assert "num_tokens" in settings(ground.laid_out(volumes, parse_spec({"size": "tiny"}), "run_1")[0])
 
 
 def test_a_silent_cluster_keeps_nobody_from_asking_for_a_run(volumes: Context, memory: MemoryCluster) -> None:
