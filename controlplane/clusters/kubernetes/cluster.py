@@ -47,6 +47,7 @@ NAME = re.compile(r"[a-z0-9][-a-z0-9.]*")
 OURS = {"labelSelector": f"{MANAGED_BY}=teragpt"}
 LOOK_AGAIN_S = 180.0  # at which kinds there are
 LOOK_SOON_S = 10.0  # while nothing is known
+VANISHED_S = 600.0  # a kind that has not been served for so long is gone, and its objects with it
 KEEP_S = 1.0
 NODES_S = 60.0  # while something waits for room
 LOGS_S = 0.5  # how long a deletion waits for logs to be read, before it is put off
@@ -88,6 +89,7 @@ class KubernetesCluster:
         self._kinds = discovery.assumed(kind)
         self._pods = Informer(self._connection, PODS.path(self._namespace), read_pod, self._take_pods, selectors=OURS)
         self._objects: dict[Kind, Informer[ObjectRecord]] = {}
+        self._absent_since: dict[Kind, float] = {}
         self._ended_since: dict[str, float] = {}
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="kubernetes", daemon=True)
@@ -235,9 +237,10 @@ class KubernetesCluster:
             now = time.monotonic()
             if now >= look_at:
                 found = discovery.look(self._connection, self._kind)
-                look_at = now + (LOOK_AGAIN_S if found else LOOK_SOON_S)
                 if found is not None:
                     self._follow(found)
+                look_at = now + (LOOK_AGAIN_S if found and not self._absent_since else LOOK_SOON_S)
+                if found is not None:
                     with contextlib.suppress(Trouble, Refused):
                         self._queues.follow(workloads(self._connection))
             if now >= nodes_at and self._observer.lacks_room():
@@ -251,15 +254,28 @@ class KubernetesCluster:
         if found.usable != self._kinds.usable:
             log.info("cluster %s executes %s", self._name, ", ".join(found.usable) or "nothing")
         there = {kind for kind in found.usable if kind in found.watchable}
-        for kind in there - self._objects.keys():
-            self._objects = {**self._objects, kind: self._informer(kind)}
-        for kind in self._objects.keys() - there:
-            self._objects[kind].stop()
-            gone = self._objects[kind].values()
-            self._objects = {other: informer for other, informer in self._objects.items() if other != kind}
-            for record in gone:
-                self._observer.take_object(record.name, None)
+        new = {kind: self._informer(kind) for kind in there - self._objects.keys()}
+        self._objects = {**self._objects, **new}  # at once: with some of them, objects of the others would look gone
+        for informer in new.values():
+            informer.start()
+        for kind in tuple(self._objects):
+            if kind not in found.absent:
+                self._absent_since.pop(kind, None)
+            elif self._vanished(kind):
+                self._leave(kind)
         self._kinds = found
+
+    def _vanished(self, kind: Kind) -> bool:
+        """Whether a kind is gone for good. An API server that has just started may not know its kinds yet."""
+        since = self._absent_since.setdefault(kind, time.monotonic())
+        return not self._objects[kind].values() or time.monotonic() - since > VANISHED_S
+
+    def _leave(self, kind: Kind) -> None:
+        """Watch a kind no more: its objects are gone with it."""
+        self._objects[kind].stop()
+        for record in self._objects[kind].values():
+            self._observer.take_object(record.name, None)
+        self._objects = {other: informer for other, informer in self._objects.items() if other != kind}
 
     def _informer(self, kind: Kind) -> Informer[ObjectRecord]:
         def changed(names: set[str]) -> None:
@@ -271,7 +287,6 @@ class KubernetesCluster:
 
         path = ATTEMPTS[kind].path(self._namespace)
         informer = Informer(self._connection, path, partial(read_object, kind), changed, selectors=OURS)
-        informer.start()
         return informer
 
     def _take_pods(self, names: set[str]) -> None:

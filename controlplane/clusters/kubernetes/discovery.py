@@ -20,6 +20,7 @@ class Kinds:
     usable: tuple[Kind, ...]
     reasons: dict[Kind, str]
     watchable: tuple[Kind, ...] = ()
+    absent: tuple[Kind, ...] = ()  # not served at all
 
 
 def assumed(wanted: str) -> Kinds:
@@ -35,22 +36,23 @@ def discover(connection: Connection, wanted: str) -> Kinds:
     """
     usable: list[Kind] = []
     reasons: dict[Kind, str] = {}
+    absent: list[Kind] = []
     for kind, resource in ATTEMPTS.items():
-        lacking = missing(connection, resource)
-        if not lacking:
+        if not served(connection, resource):
+            absent.append(kind)
+            reasons[kind] = f"this cluster does not serve {resource.api_version} {resource.kind}"
+        elif refused := [verb for verb in NEEDED if not may(connection, verb, resource)]:
+            where = f"{resource.plural} in {connection.namespace}"
+            reasons[kind] = f"the control plane may not {', '.join(refused)} {where}"
+        else:
             usable.append(kind)
-        reasons[kind] = lacking or f"{resource.api_version} is served here, and the control plane may use it"
-    return _ordered(usable, reasons, wanted)
-
-
-def missing(connection: Connection, resource: Resource) -> str:
-    """Why a kind cannot be used; empty where it can. Raises Trouble and Refused."""
-    if not served(connection, resource):
-        return f"this cluster does not serve {resource.api_version} {resource.kind}"
-    refused = [verb for verb in NEEDED if not may(connection, verb, resource)]
-    if refused:
-        return f"the control plane may not {', '.join(refused)} {resource.plural} in {connection.namespace}"
-    return ""
+            reasons[kind] = f"{resource.api_version} is served here, and the control plane may use it"
+    there, first = tuple(usable), next((kind for kind in ATTEMPTS if kind == wanted), None)
+    if first is None:
+        return Kinds(there, reasons, there, tuple(absent))
+    # the wanted kind comes first, whether it can be made or not: a run must not quietly become another one
+    reasons[first] = f"asked for by the installation; {reasons[first]}"
+    return Kinds((first, *(kind for kind in there if kind != first)), reasons, there, tuple(absent))
 
 
 def served(connection: Connection, resource: Resource) -> bool:
@@ -80,16 +82,6 @@ def may(connection: Connection, verb: str, resource: Resource, *, sub: str = "",
     }
     answer = connection.call("POST", ACCESS_REVIEWS.path(), review)
     return bool((answer.get("status") or {}).get("allowed"))
-
-
-def _ordered(usable: list[Kind], reasons: dict[Kind, str], wanted: str) -> Kinds:
-    """The wanted kind comes first, whether it can be made or not: a run must not quietly become another one."""
-    there = tuple(usable)
-    for kind in ATTEMPTS:
-        if kind == wanted:
-            reasons[kind] = f"asked for by the installation; {reasons[kind]}"
-            return Kinds((kind, *(other for other in there if other != kind)), reasons, there)
-    return Kinds(there, reasons, there)
 
 
 def look(connection: Connection, wanted: str) -> Kinds | None:

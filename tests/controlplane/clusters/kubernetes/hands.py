@@ -210,9 +210,15 @@ class Hands:
         self._edit(resource_of(of), of["metadata"]["name"], change)
 
     def _edit(self, resource: Resource, name: str, change: Callable[[Manifest], None], sub: str | None = None) -> None:
-        raw = self._api.call("GET", resource.path(self._namespace, name))
-        change(raw)
-        self._api.call("PUT", resource.path(self._namespace, name, sub), raw)
+        while True:
+            raw = self._api.call("GET", resource.path(self._namespace, name))
+            change(raw)
+            try:
+                self._api.call("PUT", resource.path(self._namespace, name, sub), raw)
+                return
+            except Refused as error:
+                if error.status != 409:  # someone else was faster
+                    raise
 
 
 def resource_of(of: Manifest) -> Resource:
