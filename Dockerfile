@@ -72,7 +72,7 @@ COPY controlplane /source/controlplane
 RUN --mount=type=bind,from=requirements,source=/uv,target=/uv \
     cd /source && SOURCE_DATE_EPOCH=315532800 /opt/build/bin/python -m hatchling build --target wheel --directory /wheel && \
     /uv/bin/pip --quiet --python /opt/teragpt/bin/python install --no-index --no-cache-dir --no-deps --no-compile /wheel/* && \
-    PYTHONHASHSEED=0 /opt/teragpt/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/teragpt/lib
+    PYTHONHASHSEED=0 /opt/teragpt/bin/python -m compileall -q -f -j 1 --invalidation-mode unchecked-hash /opt/teragpt/lib
 
 FROM ${BASE} AS controlplane
 ARG CONTROLPLANE_PACKAGES="ca-certificates python3"
