@@ -138,6 +138,7 @@ class Submission:
     def _ours(self, manifest: Manifest) -> Manifest:
         """With this installation's id, so that another one in the namespace leaves it alone."""
         placed = self._placed(manifest)
+        placed["metadata"].setdefault("annotations", {})[INSTANCE] = self._instance
         return placed
 
     def _made(self, name: str) -> tuple[Identity, str] | None:
