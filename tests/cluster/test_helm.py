@@ -232,7 +232,7 @@ def test_a_given_token_is_what_callers_show(release: Release) -> None:
     kind = {"apiVersion": "v1", "kind": "Secret"}
     release.namespace.apply(kind | {"metadata": {"name": "access"}, "stringData": {"bearer": "s3cret-word"}})
     auth = {"existingSecret": "access", "existingSecretKey": "bearer"}
-    release.apply("install", {"auth": auth, "test": {"spec": {}}})
+    release.apply("install", {"auth": auth, "test": {"train": False}})
     assert release.namespace.kubectl("exec", "deployment/teragpt", "--", "cat", "/data/token").strip() == "s3cret-word"
     assert "the API answers" in release.helm("test", "teragpt", "--logs", "--timeout=2m")
 
@@ -263,7 +263,7 @@ def test_the_image_runs_with_a_read_only_root_as_a_number(release: Release) -> N
 
 def test_the_script_for_kind_installs_and_checks_on_a_cluster_that_exists(release: Release, tmp_path: Path) -> None:
     values = tmp_path / "values.json"
-    values.write_text(json.dumps(release.values | {"test": {"spec": {}}}))
+    values.write_text(json.dumps(release.values | {"test": {"train": False}}))
     settings = {
         "NAMESPACE": release.namespace.name,
         "HELM_FLAGS": f"--values {values}",

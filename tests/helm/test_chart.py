@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tarfile
 from pathlib import Path
@@ -290,6 +291,13 @@ def test_pods_of_runs_may_post_through_the_network_policy() -> None:
 
 def test_the_service_leaves_the_name_of_the_runs_headless_one_alone() -> None:
     assert one("Service", release="teragpt")["metadata"]["name"] == "teragpt-api"
+
+
+@pytest.mark.parametrize(
+    ("train", "spec"), [(True, {"size": "tiny", "compute": {"nodes": 1}, "train": {"steps": 20}}), (False, {})]
+)
+def test_the_test_trains_unless_told_otherwise(train: bool, spec: dict[str, Any]) -> None:
+    assert json.loads(one("ConfigMap", {"test": {"train": train}})["data"]["spec.json"]) == spec
 
 
 def test_openshift_chooses_the_user_where_none_is_given() -> None:
