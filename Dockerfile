@@ -69,8 +69,9 @@ RUN --mount=type=bind,from=requirements,source=/uv,target=/uv --mount=type=secre
 COPY pyproject.toml README.md LICENSE /source/
 COPY teragpt /source/teragpt
 COPY controlplane /source/controlplane
+WORKDIR /source
 RUN --mount=type=bind,from=requirements,source=/uv,target=/uv \
-    cd /source && SOURCE_DATE_EPOCH=315532800 /opt/build/bin/python -m hatchling build --target wheel --directory /wheel && \
+    SOURCE_DATE_EPOCH=315532800 /opt/build/bin/python -m hatchling build --target wheel --directory /wheel && \
     /uv/bin/pip --quiet --python /opt/teragpt/bin/python install --no-index --no-cache-dir --no-deps --no-compile /wheel/* && \
     PYTHONHASHSEED=0 /opt/teragpt/bin/python -m compileall -q -f -j 1 --invalidation-mode unchecked-hash /opt/teragpt/lib
 
