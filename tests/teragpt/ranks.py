@@ -102,11 +102,16 @@ def train(settings: Mapping[str, object], ranks: int = 1, environ: Mapping[str, 
 
 def train_here(words: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
     """The trainer's command in this process, alone in the world unless the environment says otherwise."""
-    clean = {name: value for name, value in os.environ.items() if not OURS.match(name)}
     said = io.StringIO()
-    with mock.patch.dict(os.environ, {**clean, **environ}, clear=True), redirect_stdout(said), redirect_stderr(said):
+    with alone(environ), redirect_stdout(said), redirect_stderr(said):
         code = main(words)
     return code, said.getvalue()
+
+
+def alone(environ: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
+    """This process's environment without what makes it a rank, and with `environ`, while the context lasts."""
+    clean = {name: value for name, value in os.environ.items() if not OURS.match(name)}
+    return mock.patch.dict(os.environ, {**clean, **environ}, clear=True)
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:

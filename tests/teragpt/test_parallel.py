@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import resource
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +14,15 @@ from torch import nn
 
 from teragpt.config import Config, ConfigError, resolve
 from teragpt.model import TeraGPT
-from teragpt.parallel import compute_dtype, draw_rows, evaluate, forward_backward, load_attribute, materialize
+from teragpt.parallel import (
+    compute_dtype,
+    draw_rows,
+    evaluate,
+    forward_backward,
+    keep_freed_memory,
+    load_attribute,
+    materialize,
+)
 from tests.teragpt import ranks
 
 GRADIENTS = """
@@ -24,6 +36,7 @@ from teragpt.train import Trainer
 trainer = Trainer(parse(sys.argv[2:]))
 trainer.device = connect(trainer.world)
 trainer.set_up()
+trainer.metrics.close()
 config = trainer.config
 ids, targets = trainer.dataset.batch(
     0, config.sequences, config.context, 0, trainer.world.rank, trainer.world.world_size)
@@ -44,6 +57,10 @@ def gradients(folder: Path, count: int, **settings: object) -> dict[str, torch.T
     script.write_text(GRADIENTS)
     out = folder / f"run-{result.stem}"
     words = ranks.arguments({**ranks.SMALL, "precision": "fp64", "out": out, **settings})
+    if count == 1:  # in this process, to save its start
+        with ranks.alone({}), mock.patch.object(sys, "argv", [str(script), str(result), *words]):
+            runpy.run_path(str(script))
+        return dict(torch.load(result))
     process = ranks.start([str(script), str(result), *words], count)
     output, _ = process.communicate(timeout=ranks.PATIENCE_S)
     assert process.returncode == 0, output
@@ -132,6 +149,15 @@ def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> No
     code, output = ranks.train({"out": tmp_path / "run", "dp_replicate": 2})
     assert code == 2
     assert "dp_replicate: got 2; allowed: a divisor of the world size 1" in output
+
+
+def test_memory_that_was_freed_is_taken_again_without_faults() -> None:
+    keep_freed_memory()
+    torch.ones(16 << 20)  # 64 MB, 16,384 pages
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(16 << 20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 8000
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert "resumed from step 2" in output
 
 
-KILLS, STEPS = 4, 120
+KILLS, STEPS = 3, 60
 
 
 def test_runs_killed_at_any_instant_go_on_to_the_same_curve(tmp_path: Path) -> None:
