@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class PodLog:
 
     def finish(self) -> None:
         """There will be no more. Raises OSError."""
-        self._save(Cursor(**{**asdict(self.cursor), "done": True}))
+        self._save(replace(self.cursor, done=True))
 
     def is_last(self, line: bytes) -> bool:
         """Whether this is the line that the cursor stands behind."""

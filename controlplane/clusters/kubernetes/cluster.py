@@ -38,6 +38,7 @@ from controlplane.clusters.kubernetes.logs import Collector
 from controlplane.clusters.kubernetes.nodes import BLIND, Nodes
 from controlplane.clusters.kubernetes.observer import Observer, Sources
 from controlplane.clusters.kubernetes.records import ObjectRecord, PodRecord, read_object, read_pod
+from controlplane.clusters.kubernetes.remembered import Remembered
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, CLAIMS, PODS
 from controlplane.clusters.kubernetes.submission import Submission
 from controlplane.render.models import MANAGED_BY
@@ -87,6 +88,7 @@ class KubernetesCluster:
         self._observer = Observer(sources, instance)
         self._wakers: list[Callable[[], None]] = []
         self._kinds = discovery.assumed(kind)
+        self._remembered = Remembered(archive)
         self._pods = Informer(self._connection, PODS.path(self._namespace), read_pod, self._take_pods, selectors=OURS)
         self._objects: dict[Kind, Informer[ObjectRecord]] = {}
         self._absent_since: dict[Kind, float] = {}
@@ -118,8 +120,11 @@ class KubernetesCluster:
         if secret:
             raise Rejected([Refusal("secret", sorted(secret), "none on Kubernetes: pods have projected tokens")])
         uid, raw = self._submission.create(manifest)
-        if raw is not None and (informer := self._objects.get(raw["kind"])) is not None:
+        if raw is None or (kind := discovery.preferred(raw["kind"])) is None:
+            return uid
+        if (informer := self._objects.get(kind)) is not None:
             informer.note(raw)
+            self._remembered.add(kind)
         return uid
 
     def dry_run(self, manifest: Manifest) -> None:
@@ -202,6 +207,10 @@ class KubernetesCluster:
         informers = dict(self._objects)
         if not informers:
             raise Unavailable(f"{self._connection.host} has not said yet which kinds of object it has")
+        for kind in self._remembered.kinds - informers.keys():
+            raise Unavailable(
+                f"there were objects of kind {kind}, which cannot be seen: {self._kinds.reasons.get(kind)}"
+            )
         self._pods.check()
         for informer in informers.values():
             informer.check()
@@ -247,35 +256,48 @@ class KubernetesCluster:
                 nodes_at = now + NODES_S
                 with contextlib.suppress(Unavailable):
                     self._nodes.room()
+            self._remember()
             self._stopping.wait(KEEP_S)
 
     def _follow(self, found: discovery.Kinds) -> None:
         """Watch the kinds that there are."""
         if found.usable != self._kinds.usable:
             log.info("cluster %s executes %s", self._name, ", ".join(found.usable) or "nothing")
-        there = {kind for kind in found.usable if kind in found.watchable}
-        new = {kind: self._informer(kind) for kind in there - self._objects.keys()}
+        new: dict[Kind, Informer[ObjectRecord]] = {
+            kind: self._informer(kind) for kind in found.watchable if kind not in self._objects
+        }
         self._objects = {**self._objects, **new}  # at once: with some of them, objects of the others would look gone
         for informer in new.values():
             informer.start()
-        for kind in tuple(self._objects):
+        for kind in tuple(self._absent_since):
             if kind not in found.absent:
-                self._absent_since.pop(kind, None)
-            elif self._vanished(kind):
+                del self._absent_since[kind]
+        for kind in found.absent:
+            if (kind in self._objects or kind in self._remembered.kinds) and self._vanished(kind):
                 self._leave(kind)
         self._kinds = found
 
     def _vanished(self, kind: Kind) -> bool:
         """Whether a kind is gone for good. An API server that has just started may not know its kinds yet."""
         since = self._absent_since.setdefault(kind, time.monotonic())
-        return not self._objects[kind].values() or time.monotonic() - since > VANISHED_S
+        informer = self._objects.get(kind)
+        empty = informer is not None and informer.listed and not informer.values()
+        return empty or time.monotonic() - since > VANISHED_S
 
     def _leave(self, kind: Kind) -> None:
         """Watch a kind no more: its objects are gone with it."""
-        self._objects[kind].stop()
-        for record in self._objects[kind].values():
-            self._observer.take_object(record.name, None)
-        self._objects = {other: informer for other, informer in self._objects.items() if other != kind}
+        if (informer := self._objects.get(kind)) is not None:
+            informer.stop()
+            for record in informer.values():
+                self._observer.take_object(record.name, None)
+            self._objects = {other: informer for other, informer in self._objects.items() if other != kind}
+        self._remembered.update(self._remembered.kinds - {kind})
+
+    def _remember(self) -> None:
+        """Which kinds have objects, once that is known."""
+        with contextlib.suppress(Unavailable):
+            self._check()
+            self._remembered.update(kind for kind, informer in self._objects.items() if informer.values())
 
     def _informer(self, kind: Kind) -> Informer[ObjectRecord]:
         def changed(names: set[str]) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ class Connection:
         *,
         query: Mapping[str, str] | None = None,
         timeout: tuple[float, float] = TIMEOUT_S,
-    ) -> Iterator[Stream]:
+    ) -> Generator[Stream]:
         """The answer's body as it comes. Raises Trouble and Refused."""
         response = self._open(method, path, body, query, timeout)
         try:

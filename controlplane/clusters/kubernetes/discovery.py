@@ -25,8 +25,14 @@ class Kinds:
 
 def assumed(wanted: str) -> Kinds:
     """What to go by until the API server has answered for the first time."""
-    kind: Kind = next((kind for kind in ATTEMPTS if kind == wanted), "PyTorchJob")
+    kind = preferred(wanted) or "PyTorchJob"
     return Kinds((kind,), {kind: "assumed: the API server has not been asked yet"})
+
+
+def preferred(wanted: str) -> Kind | None:
+    """The kind of that name; None for "auto"."""
+    kinds: tuple[Kind, ...] = tuple(ATTEMPTS)
+    return next((kind for kind in kinds if kind == wanted), None)
 
 
 def discover(connection: Connection, wanted: str) -> Kinds:
@@ -47,7 +53,7 @@ def discover(connection: Connection, wanted: str) -> Kinds:
         else:
             usable.append(kind)
             reasons[kind] = f"{resource.api_version} is served here, and the control plane may use it"
-    there, first = tuple(usable), next((kind for kind in ATTEMPTS if kind == wanted), None)
+    there, first = tuple(usable), preferred(wanted)
     if first is None:
         return Kinds(there, reasons, there, tuple(absent))
     # the wanted kind comes first, whether it can be made or not: a run must not quietly become another one

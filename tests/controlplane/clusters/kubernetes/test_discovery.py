@@ -11,6 +11,7 @@ from controlplane.clusters.base import Unavailable
 from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes import cluster as module
 from controlplane.clusters.kubernetes.connection import Connection
+from controlplane.clusters.kubernetes.remembered import Remembered
 from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig, manifest
 from tests.controlplane.clusters.kubernetes.server import ApiServer
 
@@ -74,6 +75,44 @@ def test_a_kind_that_comes_later_is_found_and_one_that_goes_is_left(
         assert [job.name for job in cluster.observe()] == ["run-1"]
     monkeypatch.setattr(module, "VANISHED_S", 0.0)
     eventually(lambda: cluster.observe() == [])
+
+
+@pytest.mark.parametrize("how", ["not served yet", "not allowed any more"])
+def test_a_control_plane_that_starts_does_not_take_objects_for_gone_whose_kind_it_cannot_see(
+    server: ApiServer, config: Path, tmp_path: Path, how: str
+) -> None:
+    def start() -> KubernetesCluster:
+        return KubernetesCluster(name="k", kubeconfig=config, namespace=None, archive=tmp_path, instance="us")
+
+    first = start()
+    eventually(lambda: first.observe() == [])
+    first.create(manifest("run-1"))
+    first.close()
+    assert (tmp_path / "kinds.json").read_text() == '["PyTorchJob"]'
+    if how == "not served yet":
+        server.absent = {"/apis/kubeflow.org/v1"}
+    else:
+        server.forbidden = {("list", "pytorchjobs")}
+    second = start()
+    try:
+        eventually(lambda: second.traits().kinds == ("TrainJob", "Job"))
+        with pytest.raises(Unavailable, match="there were objects of kind PyTorchJob, which cannot be seen: "):
+            second.observe()
+    finally:
+        second.close()
+    server.absent, server.forbidden = set(), set()
+    third = start()
+    try:
+        assert [job.name for job in eventually(third.observe)] == ["run-1"]
+    finally:
+        third.close()
+
+
+def test_a_note_of_kinds_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "kinds.json").write_text("{")
+    assert Remembered(tmp_path).kinds == frozenset()
+    (tmp_path / "kinds.json").write_text('["Job", "CronJob"]')
+    assert Remembered(tmp_path).kinds == frozenset({"Job"})
 
 
 def test_a_kubeconfig_of_nowhere_starts_and_waits(open_cluster: Open, tmp_path: Path) -> None:
