@@ -118,8 +118,8 @@ class NoCheckpoint(Conflict):
 
     code = "no_checkpoint"
 
-    def __init__(self, run_id: str, phase: str) -> None:
-        super().__init__(f"run {run_id} is {phase} and has published no checkpoint: wait for its first")
+    def __init__(self, run_id: str, phase: str, folder: str) -> None:
+        super().__init__(f"run {run_id} is {phase}, and there is no checkpoint in its folder {folder}")
 
 
 class KeyReused(Conflict):

@@ -32,7 +32,7 @@ def create_task(context: Context, run_id: str, task: Task, arguments: Sequence[s
     """Have a task done with a run's newest checkpoint. Raises NotFound and NoCheckpoint."""
     parent = runs.get(context, run_id)
     if runs.last_step(parent) is None:
-        raise NoCheckpoint(parent.id, parent.phase)
+        raise NoCheckpoint(parent.id, parent.phase, parent.folder)
     _sweep(context)
     resolved, made = ResolvedRun.from_json(parent.resolved), new_run_id()
     command = ("python", "-m", "teragpt.task", task, str(resolved.config["out"]), *arguments)

@@ -179,5 +179,5 @@ def test_a_model_is_sampled_exported_and_pulled_from_a_laptop(plane: Plane, tmp_
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= exported
     teragpt("pull", run, str(tmp_path / "copy"))
     assert teragpt("sample", str(tmp_path / "copy"), "import ", "--tokens", "5").startswith("import ")
-    with pytest.raises(ApiError, match="published no checkpoint"):
+    with pytest.raises(ApiError, match="there is no checkpoint in its folder"):
         plane.client.task(post(plane, train={"steps": 5000}), {"task": "export"})

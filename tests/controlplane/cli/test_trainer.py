@@ -62,10 +62,10 @@ def test_a_run_whose_folder_is_elsewhere_says_so(teragpt: Teragpt, finished: str
     away = folder.with_name("away")
     shutil.move(folder, away)
     try:
-        error = teragpt("sample", finished, code=4)
+        error = teragpt("sample", finished, code=1)
     finally:
         shutil.move(away, folder)
-    assert f"{folder}, is not on this machine" in error
+    assert f"there is no checkpoint in its folder {folder}" in error
 
 
 def test_prepare_makes_a_dataset(teragpt: Teragpt, finished: str, tmp_path: Path) -> None:
