@@ -1,7 +1,8 @@
 """The cluster that the tests of this folder run on: ours, brought up where it is not, or the one that KUBECONFIG names.
 
 Another cluster needs TERAGPT_TEST_IMAGE (the trainer's, as its nodes pull it), TERAGPT_TEST_HOST (an address of this
-machine that its pods reach) and TERAGPT_TEST_SHARED_CLASS (a ReadWriteMany storage class).
+machine that its pods reach) and TERAGPT_TEST_SHARED_CLASS (a ReadWriteMany storage class); TERAGPT_TEST_SHELL names an
+image with a shell, by default busybox.
 """
 
 from __future__ import annotations
@@ -60,8 +61,6 @@ class Cluster:
 
     def kill(self, program: str) -> int:
         """SIGKILL to one of our own cluster's programs (kubelet, etcd, …), which comes back. Returns the process."""
-        if not self.registry:
-            pytest.skip("the programs of a cluster that is not ours are not ours to kill")
         process = lifecycle.pid_of(program)
         os.kill(process, signal.SIGKILL)
         return process
@@ -161,6 +160,14 @@ def cluster() -> Cluster:
     )
 
 
+@pytest.fixture
+def own_cluster(cluster: Cluster) -> Cluster:
+    """Ours, whose programs a test may kill."""
+    if not cluster.registry:
+        pytest.skip("the programs of another's cluster are not ours to kill")
+    return cluster
+
+
 @pytest.fixture(scope="session")
 def trainer_v2(cluster: Cluster) -> Cluster:
     """The cluster with JobSet and Trainer v2."""
@@ -209,4 +216,5 @@ def _elsewhere(kubeconfig: Path) -> Cluster:
     programs.provide(["kubectl"])
     image, host, shared = (os.environ[name] for name in needed)
     nodes = kubectl.read("nodes", kubeconfig=kubeconfig)["items"]
-    return Cluster(kubeconfig, nodes[0]["metadata"]["name"], image, "busybox", "", host, shared)
+    shell = os.environ.get("TERAGPT_TEST_SHELL", "busybox")
+    return Cluster(kubeconfig, nodes[0]["metadata"]["name"], image, shell, "", host, shared)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster import images
+from tests.cluster import programs as built
 from tests.cluster.layout import (
     BIN,
     CGROUP,
@@ -166,12 +167,13 @@ def leftovers() -> list[str]:
     ]
     rules = _run("iptables-save") if shutil.which("iptables-save") else ""
     found += [f"rule {line}" for line in rules.splitlines() if "KUBE-" in line or "CNI-" in line]
+    lasting = ("etcd", "kube-apiserver", *built.NODE)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if f"{RUN}" in command or f"{BIN}/" in command:
+        if f"{RUN}/" in f"{command}/" or any(f"{BIN / name} " in command for name in lasting):
             found.append(f"process {folder.name} {command[:100]}")
     if RUN.exists():
         found.append(f"folder {RUN}")

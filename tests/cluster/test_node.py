@@ -90,10 +90,10 @@ def test_a_pod_that_is_not_restricted_is_refused(namespace: Namespace) -> None:
 
 
 @pytest.mark.parametrize("program", ["kubelet", "kube-apiserver", "etcd", "containerd"])
-def test_a_killed_program_comes_back_and_pods_live_on(namespace: Namespace, program: str) -> None:
+def test_a_killed_program_comes_back_and_pods_live_on(own_cluster: Cluster, namespace: Namespace, program: str) -> None:
     namespace.start("lasting", "sleep", "100")
     namespace.wait("pod/lasting", "condition=Ready")
-    before = namespace.cluster.kill(program)
+    before = own_cluster.kill(program)
     lifecycle.wait(f"{program} again", lambda: _pid(program) not in {0, before})
     lifecycle.wait("an answer from the pod", lambda: _answers(namespace, "lasting"))
     assert namespace.read("pod", "lasting")["status"]["containerStatuses"][0]["restartCount"] == 0
