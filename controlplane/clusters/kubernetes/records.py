@@ -127,7 +127,7 @@ def read_object(kind: Kind, raw: Mapping[str, Any]) -> ObjectRecord | None:
         nodes=nodes_of(kind, spec),
         suspended=bool(policy.get("suspend")),
         queue=labels.get(QUEUE, ""),
-        started=bool(status.get("conditions") or status.get("active") or status.get("replicaStatuses")),
+        started=any(status.values()),
         succeeded=bool(ENDED_WELL & true.keys()),
         failed=_condition(true["Failed"]) if "Failed" in true else None,
     )
