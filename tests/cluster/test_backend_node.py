@@ -89,7 +89,8 @@ def gone(backend: KubernetesCluster, of: Manifest) -> None:
 def test_what_every_pod_wrote_is_kept_in_full_after_all_is_gone(
     backend: KubernetesCluster, namespace: Namespace, run: Run, kind: str
 ) -> None:
-    one = run("i=0; while [ $i -lt 3000 ]; do echo $i of $RANK; i=$((i+1)); done; printf end", kind=kind, nodes=2)
+    said = "i=0; while [ $i -lt 3000 ]; do echo $i of $RANK; i=$((i+1)); done; sleep 2; printf end"
+    one = run(said, kind=kind, nodes=2)
     found = ended(backend, one)
     assert [(pod.phase, pod.exit_code) for pod in found] == [("Succeeded", 0), ("Succeeded", 0)]
     told = [namespace.kubectl("logs", pod.name) for pod in found] if kind == "Job" else None
