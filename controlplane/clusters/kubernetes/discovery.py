@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ def discover(connection: Connection, wanted: str) -> Kinds:
         elif refused := [verb for verb in NEEDED if not may(connection, verb, resource)]:
             where = f"{resource.plural} in {connection.namespace}"
             reasons[kind] = f"the control plane may not {', '.join(refused)} {where}"
+        elif kind == "TrainJob" and not _patchable(connection, resource):
+            reasons[kind] = "the Kubeflow Trainer here is older than 2.2: its TrainJobs cannot say what their pods need"
         else:
             usable.append(kind)
             reasons[kind] = f"{resource.api_version} is served here, and the control plane may use it"
@@ -70,6 +73,17 @@ def served(connection: Connection, resource: Resource) -> bool:
             return False
         raise
     return any(entry["name"] == resource.plural for entry in found.get("resources") or ())
+
+
+def _patchable(connection: Connection, resource: Resource) -> bool:
+    """Whether the server's schema of TrainJobs has what ours are made with. Raises Trouble and Refused."""
+    try:
+        found = connection.call("GET", f"/openapi/v3{resource.api}")
+    except Refused as error:
+        if error.status == 404:
+            return True  # it publishes no schema: its own strict validation will tell
+        raise
+    return "runtimePatches" in json.dumps(found)
 
 
 def may(connection: Connection, verb: str, resource: Resource, *, sub: str = "", everywhere: bool = False) -> bool:

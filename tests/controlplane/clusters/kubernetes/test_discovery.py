@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from controlplane.clusters.kubernetes import cluster as module
 from controlplane.clusters.kubernetes.connection import Connection
 from controlplane.clusters.kubernetes.remembered import Remembered
 from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig, manifest
-from tests.controlplane.clusters.kubernetes.server import ApiServer
+from tests.controlplane.clusters.kubernetes.server import Answer, ApiServer
 
 JOBS = "/pytorchjobs$"
 
@@ -42,6 +43,18 @@ def test_kinds_are_found_out_with_their_reasons(server: ApiServer, open_cluster:
         "Job": "the control plane may not create jobs in default",
     }
     assert (traits.namespace, traits.audience, traits.shared_folders) == ("default", "teragpt", False)
+
+
+@pytest.mark.parametrize(("field", "usable"), [("podTemplateOverrides", False), ("runtimePatches", True)])
+def test_a_trainer_that_is_too_old_for_our_train_jobs_is_told_apart(
+    server: ApiServer, open_cluster: Open, field: str, usable: bool
+) -> None:
+    schema = json.dumps({"components": {"schemas": {"TrainJobSpec": {"properties": {field: {}}}}}}).encode()
+    server.fail(Answer(body=schema, headers={"content-type": "application/json"}), path="^/openapi/v3/", times=99)
+    cluster = open_cluster()
+    eventually(lambda: cluster.observe() == [])
+    assert ("TrainJob" in cluster.traits().kinds) == usable
+    assert ("older than 2.2" in cluster.traits().reasons["TrainJob"]) != usable
 
 
 def test_the_kind_that_is_asked_for_comes_first_even_if_it_is_not_there(server: ApiServer, open_cluster: Open) -> None:
