@@ -19,12 +19,16 @@ UNWANTED = "  - ../../third-party/jobset"  # a line of Trainer v2's kustomizatio
 
 @dataclass(frozen=True)
 class Addon:
-    """A folder of `manifests/`; with `program`, the manifests of its module besides, as `module` in it."""
+    """A folder of `manifests/`; with `program`, the manifests of its module besides, as `module` in it.
+
+    `kind` is one that it defines and that the next addon has objects of.
+    """
 
     name: str
     namespace: str
     images: dict[str, Small]
     program: str = ""
+    kind: str = ""
 
 
 DNS = Addon("coredns", "kube-system", {"COREDNS": COREDNS})
@@ -32,7 +36,7 @@ STORAGE = Addon("storage", "local-path-storage", {"PROVISIONER": PROVISIONER, "S
 TRAINING_OPERATOR = Addon("operator", "kubeflow", {"OPERATOR": OPERATOR, "SHELL": SHELL}, "training-operator")
 JOB_SET = Addon("jobset", "jobset-system", {"JOBSET": JOBSET}, "jobset")
 TRAINER = Addon("trainer", "kubeflow-system", {"TRAINER_V2": TRAINER_V2}, "trainer-controller-manager")
-FAKE_NODES = Addon("kwok", "kube-system", {"KWOK": KWOK}, "kwok")
+FAKE_NODES = Addon("kwok", "kube-system", {"KWOK": KWOK}, "kwok", kind="stages.kwok.x-k8s.io")
 FAKE_LIVES = Addon("kwok-stages", "kube-system", {}, "kwok")
 ALWAYS = (DNS, STORAGE, TRAINING_OPERATOR)
 ASKED = {"trainer-v2": (JOB_SET, TRAINER), "kwok": (FAKE_NODES, FAKE_LIVES)}
@@ -51,7 +55,8 @@ def install(addons: Sequence[Addon]) -> list[Addon]:
         wanted, noted = _digest(folder), folder.with_suffix(".applied")
         if not noted.exists() or noted.read_text() != wanted:
             must("apply", "--server-side", "--force-conflicts", "--kustomize", str(folder), timeout_s=READY_S)
-            must("wait", "crd", "--all", "--for=condition=Established")  # the next may bring objects of these kinds
+            if addon.kind:
+                must("wait", f"crd/{addon.kind}", "--for=condition=Established")
             noted.write_text(wanted)
             changed.append(addon)
     return changed

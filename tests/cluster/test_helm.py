@@ -41,7 +41,6 @@ FORBIDDEN = (
     ("delete", "persistentvolumeclaims"),
     ("create", "roles"),
 )
-TINY: dict[str, Any] = {"size": "tiny", "compute": {"nodes": 1}}
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def left_by_uninstall(release: Release, cluster: Cluster) -> None:
 def test_an_upgrade_leaves_a_run_that_trains_alone(release: Release) -> None:
     release.apply("install")
     with release.client() as client:
-        run = client.create({**TINY, "train": {"steps": 150}})["id"]
+        run = client.create({"size": "tiny", "train": {"steps": 150}})["id"]
         until(lambda: at_step(client.run(run), 10), SECONDS, lambda: f"{client.run(run)}\n{release.log()}")
     pods = release.namespace.uids(run)
     before = release.namespace.read("pods", "--selector=app.kubernetes.io/component=controlplane")["items"]
@@ -228,13 +227,15 @@ def ended(run: Run) -> Run | None:
     return run if run["phase"] in {"succeeded", "failed", "cancelled"} else None
 
 
-def test_a_given_token_is_what_callers_show(release: Release) -> None:
+def test_jobs_train_where_they_are_asked_for_under_a_token_that_was_given(release: Release) -> None:
     kind = {"apiVersion": "v1", "kind": "Secret"}
     release.namespace.apply(kind | {"metadata": {"name": "access"}, "stringData": {"bearer": "s3cret-word"}})
     auth = {"existingSecret": "access", "existingSecretKey": "bearer"}
-    release.apply("install", {"auth": auth, "test": {"train": False}})
+    release.apply("install", {"auth": auth, "runs": {"kind": "Job"}})
     assert release.namespace.kubectl("exec", "deployment/teragpt", "--", "cat", "/data/token").strip() == "s3cret-word"
-    assert "the API answers" in release.helm("test", "teragpt", "--logs", "--timeout=2m")
+    told = release.helm("test", "teragpt", "--logs", "--timeout=4m")
+    assert '"kind": "Job"' in told
+    assert "succeeded; 20 points, last checkpoint at step 20" in told
 
 
 def test_the_account_may_do_what_runs_need_and_no_more(release: Release) -> None:
