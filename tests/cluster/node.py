@@ -270,6 +270,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
         # The machine's disk is not the cluster's to watch: neither images nor pods go because others fill it.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "syncFrequency": "5s",  # how soon a pod sees that a mounted secret changed, such as a webhook's certificate
         "serializeImagePulls": False,
         "registryPullQPS": 0,
         "eventRecordQPS": 0,
