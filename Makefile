@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; nothing needs activating. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster
+.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster chaos
 SHELL := /bin/bash -o pipefail
 
 BIN := .venv/bin
@@ -48,6 +48,11 @@ test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG;
 	@status=0; { [ -n "$$KUBECONFIG" ] || { $(BIN)/python -m tests.cluster build && $(MAKE) --no-print-directory cluster-up; }; } && \
 	$(BIN)/pytest -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
 	[ -n "$$KUBECONFIG$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=$$?; exit $$status
+
+chaos: export TERAGPT_CHAOS_ROUNDS ?= 1000
+chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
+chaos: install ## 1,000 rounds of everything that goes wrong, and an outage of 10 minutes (docs/chaos.md)
+	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster tests/cluster/test_chaos.py
 
 build: install ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

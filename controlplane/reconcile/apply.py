@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.domain.phases import FAILURE, RESTART, Phase
+from controlplane.faults import fault
 from controlplane.reconcile.decide import Decision, Look
 from controlplane.reconcile.pace import Pace
 from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict
@@ -30,7 +31,9 @@ def apply(store: Store, pace: Pace, look: Look, decision: Decision) -> bool:
         read_leftovers(store, look.run, look.attempt)
         checkpoint = last_checkpoint(Path(look.run.folder))
     try:
+        fault("decision made")
         store.write(lambda transaction: _store(transaction, pace, look, decision, checkpoint))
+        fault("decision stored")
     except Stale:
         return False
     return True
@@ -96,6 +99,7 @@ def _resume(transaction: Transaction, run: Run, decision: Decision, now: float) 
     if not move(transaction, run.id, decision.transition, now, suspended_at=None, suspended_s=suspended):
         raise Stale
     add_attempt(transaction, run, run.attempt + 1, now, now, resumed_from=run.checkpoint_step)
+    fault("resume decided")
 
 
 def _note(transaction: Transaction, attempt: Attempt, verdict: Verdict, now: float) -> None:
@@ -109,6 +113,7 @@ def _note(transaction: Transaction, attempt: Attempt, verdict: Verdict, now: flo
     data = {"reason": verdict.reason, "handling": str(verdict.handling), "rank": verdict.rank}
     told = f"{verdict.reason}: {verdict.message}"
     add_event(transaction, attempt.run_id, "verdict", told, now, data={**data, "exit_code": verdict.exit_code})
+    fault("verdict noted")
 
 
 def _end(
@@ -139,6 +144,7 @@ def _end(
         done = _restart_or_fail(transaction, pace, run, attempt, now, columns, progressed=progressed)
     if not done:
         raise Stale
+    fault("attempt ended")
 
 
 def _restart_or_fail(
@@ -174,6 +180,7 @@ def _restart_or_fail(
     moved = move(transaction, run.id, RESTART, now, reason=reason, message=told, **columns, **counted)
     if moved:
         add_attempt(transaction, run, attempt.number + 1, now, now + wait, resumed_from=step)
+        fault("restart decided")
     return moved
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, undefer
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
 from controlplane.domain.phases import REFUSED, SUBMIT, SUBMITTED, UNREACHABLE, Desired
 from controlplane.domain.resolve import ResolvedRun
+from controlplane.faults import fault
 from controlplane.reconcile.line import Line
 from controlplane.reconcile.pace import Pace
 from controlplane.render import render, secret_of
@@ -66,6 +67,7 @@ class Worker:
         if not rows:
             return False
         leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
+        fault("rows leased")
         for row in leased:
             self._create(row, now) if row.op == CREATE else self._delete(row, now)
         return len(leased) == BATCH
@@ -79,6 +81,7 @@ class Worker:
             if not move(transaction, row.run_id, SUBMIT, now):
                 return False
             get_attempt(transaction, row.run_id, row.attempt).phase = SUBMIT.target
+        fault("row taken")
         row.lease, row.leased_until = secrets.token_hex(8), now + self._pace.lease_s
         taken = transaction.session.connection().execute(
             update(Outbox)
@@ -107,15 +110,20 @@ class Worker:
                 avoid_nodes=avoid,
                 token=row.token or "",
             )
-            uid = self._cluster.create(render(attempt), secret_of(attempt))
+            manifest = render(attempt)
+            fault("object rendered")
+            uid = self._cluster.create(manifest, secret_of(attempt))
         except Unavailable as error:
             self._put_off(row, str(error), now)
         except (Rejected, NameConflict, ValueError) as error:
             reason = "NameConflict" if isinstance(error, NameConflict) else "ManifestRejected"
             message = str(error)
+            fault("object refused")
             self._store.write(lambda transaction: _refused(transaction, row, reason, message, now))
         else:
+            fault("object made")
             self._store.write(lambda transaction: _created(transaction, row, uid, now))
+            fault("object stored")
 
     def _delete(self, row: Outbox, now: float) -> None:
         try:
@@ -123,11 +131,14 @@ class Worker:
         except Unavailable as error:
             self._put_off(row, str(error), now)
             return
+        fault("object ended")
         self._store.write(lambda transaction: settle(transaction, row.run_id, row.attempt, row.op, row.lease or ""))
+        fault("end stored")
 
     def _put_off(self, row: Outbox, message: str, now: float) -> None:
         log.warning("%s of %s is put off: %s", row.op, row.object_name, message)
         due_at = now + self._pace.submit_backoff(row.tries)
+        fault("row put off")
         self._store.write(lambda transaction: _returned(transaction, row, message, now, due_at))
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import select
 from controlplane.clusters.base import Cluster, ClusterError, ObservedJob
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
+from controlplane.faults import fault
 from controlplane.reconcile.apply import apply
 from controlplane.reconcile.decide import Look, decide
 from controlplane.reconcile.listener import Listener
@@ -52,6 +53,7 @@ class Reconciler:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         void_leases(store)
+        fault("leases voided")
 
     def start(self) -> None:
         """Begin to reconcile."""
@@ -77,6 +79,7 @@ class Reconciler:
             self._hear(str(error))
             return True
         self._hear(None)
+        fault("cluster observed")
         names = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
         self._count_absences(names, jobs)
         self._listener.keep(names)
@@ -158,6 +161,7 @@ class Reconciler:
                 log.warning("object %s is of run %s, which is not in this store: left alone", job.name, job.run_id)
 
     def _end(self, job: ObservedJob) -> None:
+        fault("leftover found")
         try:
             self._cluster.delete(job.name, job.uid)
         except ClusterError as error:

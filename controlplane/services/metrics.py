@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import func, select, tuple_
 
+from controlplane.faults import fault
 from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.store.points import PLACE, add_points, point_of
@@ -21,7 +22,9 @@ def add_metrics(context: Context, run_id: str, attempt: int, points: Sequence[Ma
 
     Each needs `seq`, `step` and `time`. Raises NotFound.
     """
-    return context.store.write(lambda transaction: add_points(transaction, run_id, attempt, points))
+    newest = context.store.write(lambda transaction: add_points(transaction, run_id, attempt, points))
+    fault("points stored")
+    return newest
 
 
 def points_after(

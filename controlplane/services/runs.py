@@ -15,6 +15,7 @@ from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec
+from controlplane.faults import fault
 from controlplane.runfolder import last_checkpoint, last_claim
 from controlplane.services.context import Context
 from controlplane.services.ground import fitting
@@ -123,8 +124,10 @@ def cancel_run(context: Context, run_id: str) -> RunView:
         transaction.session.flush()
         add_event(transaction, run_id, "cancel", "a cancel was asked for", context.clock())
         transaction.work = True
+        fault("cancel wanted")
 
     context.store.write(job)
+    fault("cancel stored")
     return get(context, run_id)
 
 
@@ -153,6 +156,7 @@ def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView
             transaction.work = True
 
     context.store.write(job)
+    fault("wish stored")
     return get(context, run_id)
 
 
@@ -188,7 +192,9 @@ def last_step(run: RunView) -> int | None:
 
 def store_run(context: Context, request: Request) -> tuple[RunView, bool]:
     """Store it, to be submitted at once; and whether its key had made it before. Raises NameInUse, FolderInUse."""
+    fault("run resolved")
     run_id, replayed = context.store.write(lambda transaction: _insert(transaction, request, context.clock()))
+    fault("run stored")
     return get(context, run_id), replayed
 
 
@@ -216,6 +222,7 @@ def _insert(transaction: Transaction, request: Request, now: float) -> tuple[str
     told = f"retry of {request.retry_of}" if request.retry_of else f"{request.principal} asked for a {run.size} run"
     told = f"{request.principal} asked for a {request.task} of {request.task_of}" if request.task else told
     add_event(transaction, run.id, "created", told, now, data={"phase": str(Phase.QUEUED), "actor": request.principal})
+    fault("run inserted")
     return run.id, False
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import delete, select, update
 from controlplane.domain.errors import NotFound
 from controlplane.domain.names import object_name, token_hash
 from controlplane.domain.phases import Transition
+from controlplane.faults import fault
 from controlplane.store.tables import Attempt, Event, Outbox, Run
 from controlplane.store.writer import Transaction
 
@@ -107,6 +108,7 @@ def add_attempt(
 
 def request_deletion(transaction: Transaction, attempt: Attempt, now: float) -> None:
     """Have the attempt's object ended, whether it was made, is being made, or never will be."""
+    fault("deletion decided")
     session = transaction.session
     session.execute(
         delete(Outbox).where(Outbox.run_id == attempt.run_id, Outbox.attempt == attempt.number, Outbox.op == CREATE)

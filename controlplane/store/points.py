@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from controlplane.faults import fault
 from controlplane.store.moves import get_attempt, get_run
 from controlplane.store.tables import MetricPoint, Run
 from controlplane.store.writer import Transaction
@@ -29,6 +30,7 @@ def add_points(transaction: Transaction, run_id: str, attempt: int, points: Sequ
     fresh = [given[seq] for seq in sorted(given.keys() - known)]
     session.add_all(_row(run_id, attempt, point) for point in fresh)
     session.flush()
+    fault("points added")
     if fresh and attempt == run.attempt:
         _advance(run, fresh)
         session.flush()

@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from controlplane.domain.errors import StoreUnavailable
+from controlplane.faults import fault
 from controlplane.store.signals import Signals
 
 T = TypeVar("T")
@@ -98,12 +99,14 @@ class Writer:
                     answer = _run_one(connection, write, done)
                     if answer is not None:
                         answers.append((done, *answer))
+                fault("write begun")
         except Exception as error:  # noqa: BLE001 - whatever it was, every caller must hear of it
             refusal = _refusal(error)
             for _, done in group:
                 if not done.done():
                     done.set_exception(refusal)
             return
+        fault("write committed")
         self._tell([transaction for _, _, transaction in answers])
         for done, result, _ in answers:
             done.set_result(result)

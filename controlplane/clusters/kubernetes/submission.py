@@ -19,6 +19,7 @@ from controlplane.clusters.kubernetes.answers import Patience, meaning
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.records import INSTANCE
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, KNOWN, Resource
+from controlplane.faults import fault
 from controlplane.render import Identity, companions_of, identity_of
 
 STRICT = {"fieldValidation": "Strict"}
@@ -49,9 +50,12 @@ class Submission:
             return made[1], None
         for companion in companions_of(manifest):
             self._ensure(companion)
+        fault("object sent")
         raw = self._post(self._ours(manifest), STRICT) or self._adopt(manifest)
+        fault("object answered")
         self._patience.forget(name)
         self._remember(name, identity, raw["metadata"]["uid"])
+        fault("object remembered")
         return str(raw["metadata"]["uid"]), raw
 
     def dry_run(self, manifest: Manifest) -> None:
@@ -75,6 +79,7 @@ class Submission:
             "propagationPolicy": "Foreground",
             "preconditions": {"uid": uid},
         }
+        fault("deletion sent")
         try:
             self._connection.call("DELETE", ATTEMPTS[kind].path(self._connection.namespace, name), options)
         except Refused as error:
@@ -82,6 +87,7 @@ class Submission:
                 raise Unavailable(str(error)) from error
         except Trouble as error:
             raise Unavailable(str(error)) from error
+        fault("deletion answered")
 
     def forget(self, name: str) -> None:
         """The attempt will not be asked for again."""
@@ -111,6 +117,7 @@ class Submission:
             same = False
         if not same:
             raise NameConflict(f"{manifest['kind']} {name} is there already and is not this attempt's")
+        fault("object adopted")
         return found
 
     def _ensure(self, companion: Manifest) -> None:
