@@ -47,7 +47,7 @@ cluster-down: ## stop it and remove everything but the caches
 test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG; KEEP=1 leaves it up
 	@status=0; { [ -n "$$KUBECONFIG" ] || { $(BIN)/python -m tests.cluster build && $(MAKE) --no-print-directory cluster-up; }; } && \
 	$(BIN)/pytest -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
-	[ -n "$$KUBECONFIG$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=$$?; exit $$status
+	[ -n "$${KUBECONFIG}$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=$$?; exit $$status
 
 chaos: export TERAGPT_CHAOS_ROUNDS ?= 1000
 chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
