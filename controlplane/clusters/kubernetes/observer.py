@@ -7,7 +7,7 @@ time; the rest is kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -43,6 +43,7 @@ class Observer:
         self._views: dict[str, ObservedJob] = {}
         self._dirty: set[str] = set()
         self._names: dict[Key, str] = {}  # of objects
+        self._foreign: dict[str, Key] = {}  # objects of other installations
         self._lock = threading.RLock()
 
     def take_object(self, name: str, record: ObjectRecord | None) -> None:
@@ -54,6 +55,9 @@ class Observer:
                 self._dirty.discard(name)
                 if gone is not None and self._names.get(gone.key) == name:
                     del self._names[gone.key]
+                self._foreign.pop(name, None)
+                if record is not None:
+                    self._foreign[name] = record.key
             else:
                 self._objects[name] = record
                 self._names[record.key] = name
@@ -83,7 +87,7 @@ class Observer:
                 self._touch(key)
 
     def observe(self) -> list[ObservedJob]:
-        """Every object of ours as it is now."""
+        """Every object of ours as it is now, and each that is gone while pods of it are left: those may still work."""
         now = self._now()
         with self._lock:
             for name in list(self._dirty):
@@ -91,7 +95,7 @@ class Observer:
                 self._views[name] = job
                 if settled:
                     self._dirty.discard(name)
-            return list(self._views.values())
+            return [*self._views.values(), *self._orphans(now)]
 
     def pods_of(self, name: str) -> list[PodRecord]:
         """The pods that an object of ours has."""
@@ -113,6 +117,33 @@ class Observer:
         """Whether a pod has found no node."""
         with self._lock:
             return any(pod.unscheduled for name in self._dirty for pod in self.pods_of(name))
+
+    def _orphans(self, now: datetime) -> Iterator[ObservedJob]:
+        """Whoever deletes an object may leave its pods to the garbage collector, which gives them their grace period.
+
+        Until they have ended, their attempt is not over: the next one would work beside them.
+        """
+        known = self._names.keys() | set(self._foreign.values())
+        for key in self._pods.keys() - known:
+            first = min(self._pods[key].values(), key=lambda pod: (pod.created, pod.uid))
+            if first.owner is not None:
+                gone = ObjectRecord(
+                    kind=first.owner.kind,
+                    name=first.owner.name,
+                    uid=first.owner.uid,
+                    key=key,
+                    spec_hash="",
+                    instance=self._instance,
+                    created=first.created,
+                    deleting=True,
+                    nodes=len(self._pods[key]),
+                    suspended=False,
+                    queue="",
+                    started=True,
+                    succeeded=False,
+                    failed=None,
+                )
+                yield self._view(gone, now)[0]
 
     def _touch(self, key: Key) -> None:
         if (name := self._names.get(key)) is not None:

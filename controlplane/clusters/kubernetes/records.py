@@ -5,7 +5,7 @@ It knows how each kind of attempt spells its parts, and nothing of what they mea
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -19,6 +19,7 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 CONTAINERS = ("pytorch", "node")  # of PyTorchJob and Job, and of TrainJob
 REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+NODE_SUFFIX = "-node-0"  # of the Job that a TrainJob becomes
 ENDED_WELL = frozenset({"Succeeded", "Complete"})
 LONGEST_TEXT = 4096  # a termination message is no longer
 T = TypeVar("T", bound=Hashable)
@@ -35,6 +36,14 @@ class Key(NamedTuple):
 
     run_id: str
     attempt: int
+
+
+class Owner(NamedTuple):
+    """The object of an attempt that a pod belongs to, as the pod tells it."""
+
+    kind: Kind
+    name: str
+    uid: str
 
 
 class Condition(NamedTuple):
@@ -97,6 +106,7 @@ class PodRecord:
     init: tuple[tuple[str, State], ...]
     main: State | None
     deleted: datetime | None  # when its grace period ends
+    owner: Owner | None = None
 
 
 def key_of(labels: Mapping[str, str]) -> Key | None:
@@ -186,12 +196,24 @@ def read_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         init=tuple((one["name"], _state(one)) for one in status.get("initContainerStatuses") or ()),
         main=states.get(container["name"]),
         deleted=when(metadata.get("deletionTimestamp")),
+        owner=shared(_owner(metadata.get("ownerReferences") or ())),
     )
 
 
 def when(text: str | None) -> datetime | None:
     """A Kubernetes timestamp; None for none."""
     return datetime.fromisoformat(text) if text else None
+
+
+def _owner(references: Iterable[Mapping[str, Any]]) -> Owner | None:
+    """A TrainJob's pods belong to a Job that is called after it."""
+    for one in references:
+        name, uid = str(one["name"]), str(one["uid"])
+        if one.get("controller") and one["kind"] in ("PyTorchJob", "Job"):
+            kind: Kind = "PyTorchJob" if one["kind"] == "PyTorchJob" else "Job"
+            of_train_job = kind == "Job" and name.endswith(NODE_SUFFIX)
+            return Owner("TrainJob", name.removesuffix(NODE_SUFFIX), uid) if of_train_job else Owner(kind, name, uid)
+    return None
 
 
 def _required(text: str | None) -> datetime:

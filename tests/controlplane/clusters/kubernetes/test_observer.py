@@ -15,6 +15,7 @@ from controlplane.clusters.kubernetes.records import (
     Condition,
     Key,
     ObjectRecord,
+    Owner,
     PodRecord,
     State,
     pod_name,
@@ -228,3 +229,43 @@ def test_events_are_read_whoever_wrote_them() -> None:
     assert series.last == T0 + timedelta(minutes=5, milliseconds=500)
     assert read_event({**base, "reason": "Scheduled"}) is None
     assert read_event({**base, "involvedObject": {"kind": "Node", "name": "n"}}) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "name"),
+    [("PyTorchJob", "run-1", "run-1"), ("Job", "run-1", "run-1"), ("Job", "run-1-node-0", "run-1")],
+)
+def test_an_object_that_is_gone_is_being_deleted_for_as_long_as_a_pod_of_it_works(
+    world: World, kind: str, owner: str, name: str
+) -> None:
+    """Deletion in the background, kubectl's own, leaves pods their grace period: the next attempt waits for that."""
+    raw = {"metadata": {"name": "pod", "uid": "p", "labels": manifest("run-1")["metadata"]["labels"]}, "spec": {}}
+    raw["metadata"]["labels"] |= {"training.kubeflow.org/replica-type": "master"}
+    raw["metadata"]["labels"] |= {"training.kubeflow.org/replica-index": "0"}
+    raw["metadata"]["ownerReferences"] = [
+        {"kind": "Other", "name": "x", "uid": "x"},
+        {"kind": kind, "name": owner, "uid": "u", "controller": True},
+    ]
+    raw["spec"] = {"containers": [{"name": "pytorch"}]}
+    record = read_pod(raw)
+    assert record is not None
+    working = replace(record, main=State("running"))
+    world.observer.take_object(name, job())
+    world.observer.take_pod("pod", working)
+    world.observer.take_object(name, None)
+    (seen,) = world.observer.observe()
+    assert (seen.name, seen.uid, seen.run_id, seen.attempt, seen.deleting) == (name, "u", KEY.run_id, 1, True)
+    assert [one.phase for one in seen.pods] == ["Running"]
+    world.observer.take_pod("pod", None)
+    assert world.observer.observe() == []
+
+
+def test_pods_of_another_installations_object_are_left_alone(world: World) -> None:
+    world.observer.take_object("run-1", job(instance="them"))
+    world.observer.take_pod("run-1-master-0", pod(owner=Owner("PyTorchJob", "run-1", "u")))
+    assert world.observer.observe() == []
+
+
+def test_a_pod_that_nobody_owns_is_no_attempt(world: World) -> None:
+    world.observer.take_pod("run-1-master-0", pod())
+    assert world.observer.observe() == []
