@@ -15,7 +15,7 @@ class Pace:
     lease_s: float = 60.0
     first_backoff_s: float = 1.0
     longest_backoff_s: float = 300.0
-    longest_submit_backoff_s: float = 60.0
+    longest_submit_backoff_s: float = 20.0
     free_restarts: int = 20
     patience_s: float = 300.0
 
