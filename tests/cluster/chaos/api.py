@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -103,10 +101,6 @@ class Server:
             if name == "etcd":
                 wait("etcd", lambda: accepts(f"127.0.0.1:{self._etcd}"))
         wait("the API server", self._ready)
-
-    def pause(self, program: str, *, on: bool) -> None:
-        """SIGSTOP, or SIGCONT: it is there and does not answer."""
-        os.kill(self._processes[program].pid, signal.SIGSTOP if on else signal.SIGCONT)
 
     def revision(self) -> int:
         """etcd's own count of changes."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import queue
 import random
 import threading
 import time
@@ -63,12 +62,11 @@ class Life:
 
 
 class Node:
-    """Works until `close`. `hold` keeps pods from being started."""
+    """Works until `close`. `trouble` is what the suite itself could not do."""
 
     def __init__(self, server: Server, seed: int) -> None:
         self._server, self._chance = server, random.Random(seed)
         self.lives: dict[str, Life] = {}
-        self.made: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.trouble: list[str] = []
         self._stopping = threading.Event()
         self._http = httpx.Client(timeout=5, trust_env=False)
