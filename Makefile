@@ -25,6 +25,7 @@ check: install ## ruff, format, mypy, pyright, import layers, line count, genera
 	$(BIN)/pyright
 	$(BIN)/python -m tools.lines --check
 	$(BIN)/python -m tools.reference --check
+	$(BIN)/python -m tools.chart --check
 
 test: check ## every check, then every test with coverage
 	@$(MAKE) --no-print-directory coverage

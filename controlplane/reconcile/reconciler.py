@@ -28,6 +28,7 @@ from controlplane.store.tables import Attempt, Outbox, Run
 
 log = logging.getLogger(__name__)
 HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
+BATCHES = 4  # of the outbox before each look, at most
 FOLLOW_UPS = 8  # decisions about one run in one look, at most
 
 
@@ -70,8 +71,11 @@ class Reconciler:
 
     def step(self) -> bool:
         """One look at everything that lives; whether anything does. Raises StoreUnavailable."""
-        while self._worker.work(self._clock()):
-            pass
+        for _ in range(BATCHES):
+            if not self._worker.work(self._clock()):
+                break
+        else:  # a long outbox must not keep what runs from being seen
+            self._store.signals.work.set()
         live = self._live()
         try:
             jobs = {job.name: job for job in self._cluster.observe()}
