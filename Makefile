@@ -52,6 +52,7 @@ test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG;
 
 chaos: export TERAGPT_CHAOS_ROUNDS ?= 1000
 chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
+chaos: export TERAGPT_CHAOS_SEED ?= $(shell date +%s)
 chaos: install ## 1,000 rounds of everything that goes wrong, and an outage of 10 minutes (docs/chaos.md)
 	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster tests/cluster/test_chaos.py
 
