@@ -99,8 +99,8 @@ def test_a_cancelled_run_has_written_a_checkpoint(plane: Plane, namespace: Names
     until(lambda: has_begun(plane, run), 120)
     plane.client.cancel(run)
     done = plane.wait(run, "cancelled", timeout_s=90)
-    assert done["checkpoint_step"] > 0
-    assert namespace.pods(run) == []
+    assert (done["checkpoint_step"] or 0) > 0
+    until(lambda: None if namespace.pods(run) else True, 30)
 
 
 def test_a_suspended_run_frees_its_pods_and_goes_on_at_the_same_step(plane: Plane, namespace: Namespace) -> None:
