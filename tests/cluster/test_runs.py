@@ -132,7 +132,7 @@ def test_a_pod_that_someone_deletes_ends_the_attempt_and_the_next_goes_on(plane:
 
 
 def test_an_image_that_is_not_there_is_named(plane: Plane) -> None:
-    run = post(plane, compute={"image": "127.0.0.1:1/none/trainer:1"})
+    run = post(plane, compute={"nodes": 1, "image": "127.0.0.1:1/none/trainer:1"})
     until(lambda: plane.client.run(run)["reason"] in {"ErrImagePull", "ImagePullBackOff", "ImagePull"} or None, 60)
     assert "127.0.0.1:1/none/trainer:1" in (plane.client.run(run)["message"] or "")
     plane.client.cancel(run)
@@ -141,7 +141,7 @@ def test_an_image_that_is_not_there_is_named(plane: Plane) -> None:
 
 def test_a_run_that_asks_for_too_much_says_what_is_lacking(plane: Plane) -> None:
     all_of_it = plane.client.clusters()[0]["capacity"]["cpus"]
-    run = post(plane, compute={"nodes": 2, "processes_per_node": 1, "cpus_per_node": all_of_it / 2})
+    run = post(plane, compute={"nodes": 1, "processes_per_node": 1, "cpus_per_node": all_of_it})
     until(lambda: plane.client.run(run)["reason"] == "Unschedulable" or None, 60)
     assert "cpu" in (plane.client.run(run)["message"] or "").lower()
     plane.client.cancel(run)
