@@ -71,7 +71,8 @@ class Output:
 
     def __init__(self, context: Context, run_id: str, token: str) -> None:
         """For the run whose pod shows this token. Raises NotFound and Unauthorized."""
-        authenticate(context, runs.get(context, run_id).id, token)
+        run_id = runs.get(context, run_id).id
+        authenticate(context, run_id, token)
         self._path = _path(context, run_id)
         self._path.parent.mkdir(exist_ok=True)
         self._part = self._path.with_suffix(f".{os.urandom(4).hex()}")

@@ -126,5 +126,14 @@ def test_a_broken_upload_leaves_nothing(client: TestClient, plane: Plane, traine
     assert client.get(f"/v1/runs/{task['id']}/output").status_code == 404
 
 
+def test_a_task_that_is_called_by_its_name_is_the_same_task(
+    client: TestClient, plane: Plane, trained: dict[str, Any]
+) -> None:
+    task = ask(client, trained, task="export")
+    headers = {"Authorization": f"Bearer {plane.token(task['id'])}"}
+    assert client.put(f"/v1/runs/{task['name']}/output", content=b"tar", headers=headers).status_code == 204
+    assert client.get(f"/v1/runs/{task['id']}/output").content == b"tar"
+
+
 def test_a_run_that_trains_hands_nothing_back(client: TestClient, trained: dict[str, Any]) -> None:
     assert client.get(f"/v1/runs/{trained['id']}/output").status_code == 404
