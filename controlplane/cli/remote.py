@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from controlplane.cli.errors import CliError, Code
 from controlplane.cli.follow import told, wait
@@ -31,12 +32,11 @@ def fetch(client: Client, run: str, task: str, out: Path) -> None:
         raise CliError(f"{out} exists: give a folder that does not, or an empty one", Code.BAD_INPUT)
     made = client.task(run, {"task": task})
     _until_it_runs(client, made)
-    wait(client, made["id"])
     _check(client, made)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    source = cast("IO[bytes]", _Pieces(client.fetch(made["id"])))
+    source = io.BufferedReader(_Pieces(client.fetch(made["id"])), 1 << 20)
     with tarfile.open(fileobj=source, mode="r|") as archive:
         archive.extractall(part, filter="data")
     if out.exists():
@@ -44,17 +44,23 @@ def fetch(client: Client, run: str, task: str, out: Path) -> None:
     part.replace(out)
 
 
-class _Pieces:
-    """A download as a file that can be read."""
+class _Pieces(io.RawIOBase):
+    """A download as a file that can be read, each byte copied once."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._left = pieces, b""
+        self._pieces, self._left = pieces, memoryview(b"")
 
-    def read(self, size: int) -> bytes:
-        """The next bytes, `size` of them unless it ends before."""
-        while len(self._left) < size and (piece := next(self._pieces, b"")):
-            self._left += piece
-        taken, self._left = self._left[:size], self._left[size:]
+    def readable(self) -> bool:
+        """It is there to be read."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill the buffer as far as the piece at hand reaches; 0 at the end."""
+        if not self._left:
+            self._left = memoryview(next(self._pieces, b""))
+        taken = min(len(buffer), len(self._left))
+        buffer[:taken] = self._left[:taken]
+        self._left = self._left[taken:]
         return taken
 
 

@@ -29,6 +29,11 @@ def capacity_of(context: Context) -> Capacity:
         return UNKNOWN
 
 
+def storage_of(context: Context) -> str:
+    """Where runs without a checkpoint.uri write; empty where they must name one."""
+    return context.storage or (str(context.home / "runs") if context.cluster.traits().shared_folders else "")
+
+
 def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> tuple[ResolvedRun, list[Problem]]:
     """The run that the spec describes, and why it can never run here, where it cannot. Raises InvalidSpec.
 
@@ -42,8 +47,7 @@ def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "")
 
 
 def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> tuple[ResolvedRun, list[Problem]]:
-    traits, machine = context.cluster.traits(), capacity_of(context)
-    storage = context.storage or (str(context.home / "runs") if traits.shared_folders else "")
+    traits, machine, storage = context.cluster.traits(), capacity_of(context), storage_of(context)
     run = lay_out(
         spec,
         machine,

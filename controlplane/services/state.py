@@ -10,7 +10,7 @@ from controlplane.clusters.base import Capacity, Check, ClusterError, Kind
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import Phase
 from controlplane.services.context import Context
-from controlplane.services.ground import capacity_of
+from controlplane.services.ground import capacity_of, storage_of
 from controlplane.store.tables import Outbox, Run
 
 
@@ -47,7 +47,7 @@ def clusters(context: Context) -> list[ClusterState]:
     cluster, traits = context.cluster, context.cluster.traits()
     checks = cluster.checks()
     kinds: list[Kind] = sorted(traits.kinds, key=lambda kind: kind != context.kind)  # stable: the best of the others
-    storage = context.storage or (str(context.home / "runs") if traits.shared_folders else "")
+    storage = storage_of(context)
     if not storage:
         mend = "set --storage (TERAGPT_STORAGE), or give each run a checkpoint.uri"
         checks.append(Check("storage", ok=False, detail="runs without a checkpoint.uri have no place", mend=mend))
