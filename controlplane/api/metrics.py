@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.streams import Batch, EventStream, Message, Position, Source, parse_position, stream_responses
-from controlplane.api.views import LastEventId, RunRef, Services, Streams, View
+from controlplane.api.views import Authorization, LastEventId, RunRef, Services, Streams, View, bearer
 from controlplane.domain.errors import Unauthorized
 from controlplane.domain.phases import Phase
 from controlplane.services import attempts, metrics, runs
@@ -77,21 +77,10 @@ class Curve(View):
     )
 
 
-Authorization = Annotated[
-    str,
-    Header(
-        description="`Bearer` and the attempt's own token, or the service account's of one of its pods.",
-        examples=["Bearer Zm9vYmFy"],
-        max_length=16_384,
-    ),
-]
-
-
 @router.post("/runs/{run}/metrics", summary="Add metric points")
 def add(run: RunRef, body: NewPoints, context: Services, authorization: Authorization = "") -> Acknowledged:
     """What rank 0 reports, under its own token. Adding a point twice is adding it once."""
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or attempts.authenticate(context, run, token.strip()) != body.attempt:
+    if attempts.authenticate(context, run, bearer(authorization)) != body.attempt:
         raise Unauthorized
     points = [point.model_dump() for point in body.points]
     return Acknowledged(acknowledged=metrics.add_metrics(context, run, body.attempt, points))

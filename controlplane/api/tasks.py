@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Self
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -12,8 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.runs import Run, show
-from controlplane.api.views import RunRef, Services
-from controlplane.domain.errors import Unauthorized
+from controlplane.api.views import Authorization, RunRef, Services, bearer
 from controlplane.services import tasks
 
 router = APIRouter(tags=["tasks"], route_class=JsonRoute)
@@ -54,9 +53,6 @@ class Asked(BaseModel):
         return [*given, "--", self.prompt]
 
 
-Authorization = Annotated[str, Header(description="`Bearer` and the task's own token.", max_length=16_384)]
-
-
 @router.post("/runs/{run}/tasks", status_code=201, summary="Do something with a trained model")
 def create(run: RunRef, body: Asked, context: Services) -> Run:
     """A new run that samples, exports or copies where the run's folder is. Its log is the sample."""
@@ -66,10 +62,7 @@ def create(run: RunRef, body: Asked, context: Services) -> Run:
 @files.put("/runs/{run}/output", status_code=204, summary="Hand back a task's files", include_in_schema=False)
 async def receive(run: RunRef, request: Request, context: Services, authorization: Authorization = "") -> Response:
     """What a task's pod sends, as a tar archive."""
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthorized
-    taken = await run_in_threadpool(tasks.Output, context, run, token.strip())
+    taken = await run_in_threadpool(tasks.Output, context, run, bearer(authorization))
     whole = False
     try:
         async for piece in request.stream():

@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Path, Request
 from pydantic import BaseModel, ConfigDict
 
 from controlplane.api.streams import Hub
+from controlplane.domain.errors import Unauthorized
 from controlplane.services.context import Context
 
 RUN_ID = "run_01JD3M7X9K5V2Q8R4T6W0Y1Z2A"
@@ -53,3 +54,20 @@ LastEventId = Annotated[
     str | None,
     Header(description="The id of the last message received; the stream goes on after it.", examples=["1.0"]),
 ]
+
+Authorization = Annotated[
+    str,
+    Header(
+        description="`Bearer` and the attempt's own token, or the service account's of one of its pods.",
+        examples=["Bearer Zm9vYmFy"],
+        max_length=16_384,
+    ),
+]
+
+
+def bearer(authorization: str) -> str:
+    """The token of an Authorization header. Raises Unauthorized where that is no bearer's."""
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized
+    return token.strip()

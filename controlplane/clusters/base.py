@@ -11,6 +11,7 @@ nothing of runs beyond the labels of `controlplane.render`: what an observation 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -133,6 +134,15 @@ class ObservedPod:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     node: str | None = None
+
+
+def termination_of(message: str) -> dict[str, Any] | None:
+    """What a termination message says, where it is the launcher's: a JSON object."""
+    try:
+        value = json.loads(message)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal as signals
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from controlplane.clusters.base import PodPhase
+from controlplane.clusters.base import PodPhase, termination_of
 from controlplane.clusters.kubernetes.records import PodRecord, State
 
 OVERDUE = timedelta(seconds=60)  # a kubelet that answers is done with a pod soon after its grace period
@@ -68,7 +67,7 @@ def interrupted(pod: PodRecord) -> str | None:
 
 def _terminated(pod: PodRecord, main: State) -> Ending:
     code = main.exit_code
-    termination = _object(main.message)
+    termination = termination_of(main.message)
     interruption = interrupted(pod) if code != 0 else None
     why = pod.message or (pod.disrupted.message if pod.disrupted else "")
     text = (why if interruption else None if termination is not None else main.message) or None
@@ -110,11 +109,3 @@ def signal_of(code: int | None) -> str | None:
         return signals.Signals(code - 128).name if code is not None and code > 128 else None
     except ValueError:
         return None
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from controlplane.clusters.base import ObservedPod, PodPhase
+from controlplane.clusters.base import ObservedPod, PodPhase, termination_of
 from controlplane.clusters.local import shim
 from controlplane.clusters.local.share import Share
 from controlplane.clusters.local.watcher import Watcher
@@ -82,7 +82,7 @@ class LocalPod:
             phase: PodPhase = "Running" if self._running else "Pending"
             started = self._running["started"] if self._running else None
             return self._observed(phase, reason, message, started_at=_when(started))
-        termination = _object(end["message"])
+        termination = termination_of(end["message"])
         return self._observed(
             "Succeeded" if end["code"] == 0 else "Failed",
             end["reason"],
@@ -235,14 +235,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _when(seconds: float | None) -> datetime | None:
