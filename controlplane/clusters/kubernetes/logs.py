@@ -201,7 +201,7 @@ class Collector:
         with self._connection.stream("GET", path, query=query, timeout=FOLLOW_S if follow else READ_S) as stream:
             with self._changed:
                 source.stream = stream
-                if self._stopping:
+                if self._stopping or (follow and len(self._sources) > self._most):  # `_interrupt` came before it
                     return AGAIN_S
             source.last, source.unreadable = continuation, False
             for piece in stream:
