@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +103,30 @@ def test_more_pods_than_threads_take_turns(server: ApiServer, start: Start, tmp_
         eventually(
             lambda: all(archived(tmp_path, f"pod-{number}").count("more") == second for number in range(6))  # noqa: B023
         )
+
+
+def test_a_stream_that_opens_as_another_pod_comes_does_not_keep_the_thread(
+    server: ApiServer, start: Start, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, may_open, opened = threading.Event(), threading.Event(), connection.stream
+
+    @contextmanager
+    def slowly(*arguments: Any, **options: Any) -> Iterator[Any]:
+        with opened(*arguments, **options) as stream:
+            opening.set()
+            may_open.wait(20)
+            yield stream
+
+    monkeypatch.setattr(connection, "stream", slowly)
+    server.write_log("pod-0", at(0, "one"))
+    server.write_log("pod-1", at(0, "another"))
+    collector = start(threads=1)
+    collector.consider("run", "pod-0", "u0", "pytorch", ended=False)
+    assert opening.wait(20)
+    collector.consider("run", "pod-1", "u1", "pytorch", ended=False)
+    may_open.set()
+    eventually(lambda: archived(tmp_path, "pod-1") == "another\n")
+    eventually(lambda: archived(tmp_path, "pod-0") == "one\n")
 
 
 def test_a_pod_that_is_gone_leaves_what_was_read(server: ApiServer, start: Start, tmp_path: Path) -> None:
