@@ -147,7 +147,7 @@ def test_bare_defaults_make_one_replica_on_a_claim_with_a_role_in_one_namespace(
 def test_the_role_holds_objects_of_runs_and_reads_the_rest() -> None:
     held = rules(one("Role"))
     assert held["jobs"] == held["pytorchjobs"] == held["trainjobs"] == {"create", "get", "list", "watch", "delete"}
-    assert held["pods"] == held["events"] == {"list", "watch"}
+    assert held["pods"] == held["events"] == held["workloads"] == {"list", "watch"}
     assert held["pods/log"] == held["persistentvolumeclaims"] == {"get"}
     assert not held.keys() & {"secrets", "pods/exec", "configmaps", "roles", "*"}
     assert rules(one("ClusterRole")) == {"tokenreviews": {"create"}}
