@@ -23,6 +23,8 @@ SERVICE_LINK = "tcp://"  # Kubernetes sets TERAGPT_PORT=tcp://... in pods beside
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 LOG_LEVELS = ("debug", "info", "warning", "error")
 KINDS = ("auto", "PyTorchJob", "TrainJob", "Job")
+ROLES = ("all", "api", "reconciler")
+POSTGRES = ("postgresql", "postgres")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -30,9 +32,12 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the text names it, what was given and what is allowed. Exit code 2."""
 
 
-def option(default: object, help: str, read: Callable[[str], object]) -> Any:
-    """A leaf of the tree: `read` makes its value of a text, raising ValueError that says what is allowed."""
-    return field(default=default, metadata={"help": help, "read": read})
+def option(default: object, help: str, read: Callable[[str], object], *, secret: bool = False) -> Any:
+    """A leaf of the tree: `read` makes its value of a text, raising ValueError that says what is allowed.
+
+    A `secret` stands in no message and in no `repr`.
+    """
+    return field(default=default, repr=not secret, metadata={"help": help, "read": read, "secret": secret})
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
@@ -93,6 +98,33 @@ def file(text: str) -> str:
     if text and not folder(text).is_file():
         raise ValueError("the path of a file that exists")
     return str(folder(text)) if text else ""
+
+
+def database_url(value: str) -> str:
+    """Reads the URL of a Postgres database; empty is none."""
+    if not value:
+        return ""
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in POSTGRES and len(parts.path) > 1 and (parts.port or True)
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable or any(letter.isspace() for letter in value):
+        raise ValueError("a URL like postgresql://user:password@host:5432/database")
+    return value
+
+
+def database_url_file(value: str) -> str:
+    """Reads the URL of a Postgres database from the file that it stands in; empty is none."""
+    if not value:
+        return ""
+    try:
+        url = Path(file(value)).read_text("utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"the path of a file that can be read ({error.strerror})") from None
+    if not url:
+        raise ValueError("the path of a file that holds a URL; this one is empty")
+    return database_url(url)
 
 
 def text(value: str) -> str:
@@ -170,6 +202,54 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class Database:
+    """Where runs and their history are stored, and what this process does with them."""
+
+    database_url: str = option(
+        "",
+        "Postgres database of the store, as postgresql://user:password@host:5432/database; "
+        "SQLite in the home unless given. PGPASSWORD, PGPASSFILE and PGSSLMODE work too.",
+        database_url,
+        secret=True,
+    )
+    database_url_file: str = option(
+        "", "File that holds the URL of the database, such as a mounted secret.", database_url_file, secret=True
+    )
+    database_connections: int = option(
+        16, "Connections to Postgres for requests; four more are for writing and leading.", whole(2, 1000)
+    )
+    role: Literal["all", "api", "reconciler"] = option(
+        "all",
+        "What this process does: all, api (serves requests) or reconciler (makes and watches jobs). "
+        "Several may share a Postgres database; one of those that reconcile leads.",
+        word(*ROLES),
+    )
+    lease_s: float = option(
+        15.0, "Seconds after which another process leads where the leader has fallen silent.", number(1, 300)
+    )
+
+    @property
+    def url(self) -> str:
+        """The database's URL, from wherever it was given; empty for SQLite."""
+        return self.database_url or self.database_url_file
+
+    def check(self, cluster: str) -> None:
+        """Raises SettingsError for settings that do not go together."""
+        if self.database_url and self.database_url_file:
+            raise SettingsError("--database-url and --database-url-file are both given: leave one out")
+        if self.role != "all" and not self.url:
+            raise SettingsError(
+                f"--role {self.role} needs a database that processes can share: give Postgres with --database-url "
+                "(SQLite serves one process, --role all)"
+            )
+        if self.role != "all" and cluster == "local":
+            raise SettingsError(
+                f"--role {self.role} needs a cluster that processes can share: give --cluster kubernetes "
+                "(this machine's is driven by one process, --role all)"
+            )
+
+
+@dataclass(frozen=True)
 class Settings:
     """The whole tree."""
 
@@ -177,6 +257,7 @@ class Settings:
         default=DEFAULT_HOME, metadata={"help": "Folder of the store, the runs and the local cluster.", "read": folder}
     )
     listen: Listen = Listen()
+    database: Database = Database()
     streams: Streams = Streams()
     execution: Execution = Execution()
     require_token: bool = option(
@@ -226,7 +307,8 @@ class Leaf:
         try:
             return self.field.metadata["read"](text)
         except ValueError as error:
-            raise SettingsError(f"{source}: got {text!r}; allowed: {error}") from None
+            given = "something else" if self.field.metadata.get("secret") else repr(text)
+            raise SettingsError(f"{source}: got {given}; allowed: {error}") from None
 
 
 def leaves(tree: type[Any] = Settings, groups: tuple[str, ...] = ()) -> Iterator[Leaf]:
@@ -253,6 +335,7 @@ def build(given: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
             settings = _replaced(settings, leaf.groups, name, leaf.read(given[name], leaf.flag))
         elif (text := environ.get(leaf.variable, "")) and not text.startswith(SERVICE_LINK):
             settings = _replaced(settings, leaf.groups, name, leaf.read(text, leaf.variable))
+    settings.database.check(settings.execution.cluster)
     return settings
 
 

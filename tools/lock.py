@@ -20,10 +20,10 @@ from tools.blocks import ROOT
 
 FOLDER = Path("deploy/locks")
 PYTHON = "3.11"  # the oldest that is supported, and Debian 12's
-LOCKS = {
-    "controlplane": "serve",
-    "build": "",
-}  # a file's name: the extra that it locks; without one, what builds a wheel
+LOCKS = {  # a file's name: the extras that it locks; without any, what builds a wheel
+    "controlplane": ("serve", "postgres"),
+    "build": (),
+}
 HEAD = "# Written by `python -m tools.lock`, which reads pyproject.toml and constraints.txt.\n"
 
 
@@ -39,9 +39,8 @@ def write(name: str, root: Path = ROOT) -> None:
 def wanted(name: str, root: Path = ROOT) -> list[str]:
     """What pyproject.toml asks for, to be locked."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
-    asked = (
-        project["project"]["optional-dependencies"][LOCKS[name]] if LOCKS[name] else project["build-system"]["requires"]
-    )
+    extras = project["project"]["optional-dependencies"]
+    asked = [each for extra in LOCKS[name] for each in extras[extra]] or project["build-system"]["requires"]
     return [str(each) for each in asked]
 
 

@@ -115,3 +115,53 @@ def test_help_lists_every_flag_and_variable() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
     words = "".join(done.stdout.split())
     assert all(leaf.flag in words and leaf.variable in words for leaf in leaves())
+
+
+POSTGRES = "postgresql://me:hunter2@db:5432/runs"
+
+
+def test_a_database_comes_from_a_flag_a_variable_or_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text(f"{POSTGRES}\n")
+    assert read([], {}).database.url == ""
+    assert read(["--database-url", POSTGRES], {}).database.url == POSTGRES
+    assert read([], {"TERAGPT_DATABASE_URL": POSTGRES}).database.url == POSTGRES
+    assert read([], {"TERAGPT_DATABASE_URL_FILE": str(file)}).database.url == POSTGRES
+    with pytest.raises(SettingsError, match="--database-url and --database-url-file are both given"):
+        read(["--database-url", POSTGRES, "--database-url-file", str(file)], {})
+
+
+def test_a_password_stands_in_no_message_and_no_representation(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("mysql://me:hunter2@db/runs")
+    assert "hunter2" not in repr(read(["--database-url", POSTGRES], {}))
+    for words in (
+        ["--database-url", "mysql://me:hunter2@db/runs"],
+        ["--database-url", "postgresql://me:hunter2@db:port/runs"],
+        ["--database-url", "postgresql://me:hunter2@db"],
+        ["--database-url-file", str(file)],
+    ):
+        with pytest.raises(SettingsError, match="a URL like postgresql://user:password@host:5432/database") as caught:
+            read(words, {})
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--database-url-file", "/nowhere"], "a file that exists"),
+        (["--database-url-file", "/dev/null"], "a file that exists"),
+        (["--role", "api"], "--role api needs a database that processes can share: give Postgres"),
+        (["--role", "api", "--database-url", POSTGRES], "--role api needs a cluster that processes can share"),
+        (["--role", "leader"], "all, api, reconciler"),
+        (["--lease-s", "0.5"], "a number from 1 to 300"),
+    ],
+)
+def test_what_cannot_serve_several_processes_is_refused_with_the_mend(words: list[str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        read(words, {})
+
+
+def test_a_role_goes_with_a_database_and_a_cluster_that_are_shared() -> None:
+    settings = read(["--role", "api", "--cluster", "kubernetes", "--database-url", POSTGRES], {})
+    assert (settings.database.role, settings.database.lease_s) == ("api", 15.0)
