@@ -24,35 +24,47 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 RUN --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
     export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt && \
     compile() { /uv/bin/uv --quiet --no-cache pip compile --constraint constraints.txt --no-header --no-annotate "$@"; } && \
-    mkdir /lists && echo torch | compile --output-file /lists/torch.txt - && \
+    mkdir /lists && echo torch >torch.in && compile --output-file /lists/torch.txt torch.in && \
     compile --output-file /lists/trainer.txt --extra train --extra s3 pyproject.toml && \
     touch --date=@0 /lists/*
 
+# The trainer's code, compiled: its layer is the same bytes whenever and wherever it is made.
+FROM base AS code
+COPY teragpt /code/teragpt
+RUN chmod -R a+rX /code && \
+    PYTHONHASHSEED=0 python3 -m compileall -q -f -j 1 -s /code -p /opt/teragpt/code --invalidation-mode unchecked-hash /code
+
 FROM base AS trainer
-COPY --from=requirements /lists/torch.txt /opt/teragpt/
+WORKDIR /opt/teragpt
+COPY --from=requirements /lists/torch.txt ./
 RUN --mount=type=bind,from=requirements,source=/uv,target=/uv --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
-    python3 -m venv --without-pip /opt/teragpt && cd /opt/teragpt && \
+    python3 -m venv --without-pip /opt/teragpt && \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
         /uv/bin/uv --quiet --no-cache pip install --python bin/python --no-deps --requirement torch.txt && \
     { bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash lib || echo "files for newer Pythons"; }
-COPY --from=requirements /lists/trainer.txt /opt/teragpt/
+COPY --from=requirements /lists/trainer.txt ./
 RUN --mount=type=bind,from=requirements,source=/uv,target=/uv --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
-    cd /opt/teragpt && touch installed && \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
         /uv/bin/uv --quiet --no-cache pip install --python bin/python --no-deps --requirement trainer.txt && \
-    find lib -name '*.py' -cnewer installed -print | \
-        { bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -i - || echo "files for newer Pythons"; }
+    find lib -name '*.py' -cnewer trainer.txt -print >installed && \
+    { bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -i installed || echo "files for newer Pythons"; }
 # The root file system may be read-only and the user any number: whatever is written goes to /tmp or to a volume.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin teragpt
 ENV PATH=/opt/teragpt/bin:$PATH PYTHONPATH=/opt/teragpt/code PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp USER=teragpt XDG_CACHE_HOME=/tmp/.cache HF_HOME=/tmp/.cache/huggingface \
     TRITON_CACHE_DIR=/tmp/.cache/triton TORCHINDUCTOR_CACHE_DIR=/tmp/.cache/inductor
-COPY teragpt /opt/teragpt/code/teragpt
-RUN chmod -R a+rX /opt/teragpt/code && \
-    python -m compileall -q --invalidation-mode unchecked-hash /opt/teragpt/code
+COPY --from=code /code /opt/teragpt/code
 WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "teragpt.launch"]
+
+# What the image is made of, as CycloneDX, told from inside it: docker build --target trainer-sbom --output sbom .
+FROM trainer AS trainer-bill
+ARG VERSION=""
+RUN --mount=type=bind,source=tools/sbom.py,target=/sbom.py \
+    python /sbom.py teragpt/trainer "$VERSION" /opt/teragpt/lib/python3*/site-packages >/tmp/trainer.cdx.json
+FROM scratch AS trainer-sbom
+COPY --from=trainer-bill /tmp/trainer.cdx.json /
 
 # The control plane's virtual environment: wheels alone, each with its hash from deploy/locks, then our own. Two builds of
 # one commit give the same bytes: one compiling process, one hash seed, and dates by `--timestamp` of the builder. The
@@ -92,3 +104,11 @@ EXPOSE 8000
 WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "controlplane.server"]
+
+# Its bill of materials: docker build --target controlplane-sbom --output sbom .
+FROM controlplane AS controlplane-bill
+ARG VERSION=""
+RUN --mount=type=bind,source=tools/sbom.py,target=/sbom.py \
+    python /sbom.py teragpt/controlplane "$VERSION" /opt/teragpt/lib/python3*/site-packages >/tmp/controlplane.cdx.json
+FROM scratch AS controlplane-sbom
+COPY --from=controlplane-bill /tmp/controlplane.cdx.json /
