@@ -10,13 +10,13 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from teragpt.plan import micro_batch
-from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, recipe
+from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, padded, recipe
 
 EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
@@ -119,6 +119,9 @@ class Config:
     precision: str = setting("auto", "auto: bf16 on GPU, fp32 on CPU.", choices=("auto", "fp32", "bf16", "fp64"))
     compile: str = setting("auto", "auto: blocks are compiled on GPU only.", choices=("auto", "on", "off"))
     dp_replicate: int = setting(1, "Replicas of the sharded model; must divide the world size.", low=1, high=1 << 20)
+    tp: int = setting(1, "Ranks that share each matrix (tensor parallel); must divide kv_heads.", low=1, high=1024)
+    cp: int = setting(1, "Ranks that share each sequence (context parallel).", low=1, high=1024)
+    pp: int = setting(1, "Ranks that share the layers (pipeline parallel).", low=1, high=1024)
     model: str = setting("teragpt.model:TeraGPT", "The model's constructor, as module:attribute.")
     loader: str = setting("teragpt.data:open_dataset", "The dataset's constructor, as module:attribute.")
 
@@ -215,12 +218,27 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         yield Problem(
             "tokens", given["tokens"], f"{config.tokens}, which {config.steps} steps take; give one of the two"
         )
+    yield from mesh_misfits(config, blame)
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
     for name in ("model", "loader"):
         module, _, attribute = getattr(config, name).partition(":")
         if not (module and attribute):
             yield Problem(name, getattr(config, name), "module:attribute")
+
+
+def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:
+    """Shapes that the mesh cannot cut evenly."""
+    for name in ("kv_heads", "ffn"):
+        if getattr(config, name) % config.tp:
+            yield Problem(*blame("tp", name), f"a divisor of {name} {getattr(config, name)}")
+    if padded(config.num_tokens) % config.tp:
+        yield Problem("tp", config.tp, f"a divisor of the padded vocabulary {padded(config.num_tokens)}")
+    pieces = config.tp if config.cp == 1 else 2 * config.cp * config.tp
+    if config.context % pieces:
+        yield Problem(*blame("context", "cp", "tp"), f"a multiple of {pieces} with tp {config.tp} and cp {config.cp}")
+    if config.pp > config.depth:
+        yield Problem(*blame("pp", "depth"), f"at most depth {config.depth}")
 
 
 def parse(arguments: Iterable[str]) -> dict[str, object]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from teragpt.ops import linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
+from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
 from teragpt.sizes import padded
 
 Rope = tuple[Tensor, Tensor]
@@ -37,7 +36,8 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, kv_heads: int, eps: float) -> None:
         super().__init__()
-        self.head_dim = dim // heads
+        self.head_dim, self.group = dim // heads, heads // kv_heads
+        self.attend = attention
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
@@ -48,14 +48,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
         """x (B, T, D) to (B, T, D). A `past` is read and extended in place; T is 1 unless it is empty."""
         qkv = linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        kv_heads = self.k_proj.weight.size(0) // self.head_dim
+        kv_heads = qkv.size(-1) // self.head_dim // (self.group + 2)
         q, k, v = norm_rotary(qkv, self.q_norm.weight, self.k_norm.weight, rope, kv_heads, self.q_norm.eps)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, K)
         if past is not None:
             k, v = torch.cat([*past[:1], k], dim=2), torch.cat([*past[1:], v], dim=2)
             past[:] = k, v
-        grouped = q.size(1) != k.size(1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1, enable_gqa=grouped)  # (B, H, T, K)
+        y = self.attend(q, k, v)  # (B, H, T, K)
         return linear(y.transpose(1, 2).flatten(2), self.o_proj.weight)
 
 
@@ -122,6 +121,7 @@ class TeraGPT(nn.Module):
         self.layers = nn.ModuleList(Block(dim, heads, kv_heads, ffn, norm_eps) for _ in range(depth))
         self.norm = Norm(dim, norm_eps)
         self.lm_head = None if tied else nn.Linear(dim, padded(num_tokens), bias=False)
+        self.loss = linear_cross_entropy
 
     def forward(
         self,
@@ -142,10 +142,10 @@ class TeraGPT(nn.Module):
         for index, block in enumerate(self.layers):
             x = block(x, rope, cache[index] if cache is not None else None)
         x = self.norm(x)
-        output = (self.embed_tokens if self.lm_head is None else self.lm_head).weight[: self.num_tokens]
+        output = (self.embed_tokens if self.lm_head is None else self.lm_head).weight
         if targets is None:
-            return linear(x, output)
-        return linear_cross_entropy(x, output, targets)
+            return linear(x, output[: self.num_tokens])
+        return self.loss(x, output, targets, self.num_tokens)
 
     def initial_std(self, name: str, columns: int) -> float:
         """Standard deviation of a matrix's initial values: GPT-2's 0.02 at width 768, narrower in wider models.

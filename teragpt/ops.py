@@ -13,14 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from teragpt.collectives import Group, all_reduce
+
+ALONE = Group("", 1, 0)
 LOGITS_CHUNK = 1 << 21  # logits held at once: 8 MB in fp32, about what a core's caches hold
 
 
+def local(value: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing its memory."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def linear(x: Tensor, *weights: Tensor) -> Tensor:
-    """Projections of x (..., D) by each weight (out, D), side by side, as one matmul in x's dtype."""
-    joined = weights[0].to(x.dtype) if len(weights) == 1 else torch.cat([weight.to(x.dtype) for weight in weights])
+    """Projections of x (..., D) by this rank's part of each weight (out, D), side by side: one matmul in x's dtype."""
+    mine = [local(weight).to(x.dtype) for weight in weights]
+    joined = mine[0] if len(mine) == 1 else torch.cat(mine)
     projected: Tensor = F.linear(x, joined)
     return projected
 
@@ -132,6 +142,12 @@ def norm_rotary(
     return parts
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of queries (B, H, T, K) over keys and values (B, G, T, K); a single query sees all of them."""
+    grouped = q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=q.size(2) > 1, enable_gqa=grouped)
+
+
 class SwiGLU(Function):
     """SiLU(gate) x up (Shazeer 2020) of a joint projection (..., 2F), whose gradient comes back joint."""
 
@@ -167,11 +183,14 @@ class LinearCrossEntropy(Function):
     """Mean cross-entropy of softmax(x W^T), a chunk of tokens at a time, gradients made on the way forward.
 
     The full logits (N, V) never exist, and nothing is computed twice: what backward needs are dx (N, D) and dW (V, D),
-    which each chunk adds while its logits are still in cache.
+    which each chunk adds while its logits are still in cache. Of a vocabulary that is spread over a group, each rank
+    holds the rows of W from `first` on, and its dx is its part of a sum (Shoeybi et al. 2019, section 3).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int, first: int, vocabulary: int, group: Group
+    ) -> Tensor:
         """x (N, D), weight (V, D) in x's dtype, targets (N): the mean loss, a scalar of at least fp32."""
         wide = torch.promote_types(x.dtype, torch.float32)
         needs_grad = any(ctx.needs_input_grad)
@@ -180,29 +199,55 @@ class LinearCrossEntropy(Function):
         total = x.new_zeros((), dtype=wide)
         for start in range(0, x.size(0), chunk):
             part, wanted = x[start : start + chunk], targets[start : start + chunk].unsqueeze(1)
-            scores = F.log_softmax((part @ weight.T).to(wide), dim=1)
-            total -= scores.gather(1, wanted).sum()
+            logits = (part @ weight.T).to(wide)
+            scores, wanted, here = log_softmax(logits, wanted, first, vocabulary, group)
+            total -= (scores.gather(1, wanted) * here).sum()
             if dx is None or dw is None:
                 continue
             slope = scores.exp_()
-            slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
+            slope.scatter_add_(1, wanted, -here.expand_as(wanted))
             slope = slope.to(x.dtype)
             torch.mm(slope, weight, out=dx[start : start + chunk])
             dw.addmm_(slope.T, part) if dw.dtype == part.dtype else dw.add_(slope.T @ part)
         ctx.save_for_backward(dx, dw)
         ctx.weight_dtype = weight.dtype
-        return total / x.size(0)
+        return (total if group.size == 1 else all_reduce(total, "sum", group)) / x.size(0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The stored gradients, times the loss's own."""
         dx, dw = ctx.saved_tensors
         scale = grads[0] / dx.size(0)
-        return dx * scale.to(dx.dtype), (dw * scale).to(ctx.weight_dtype), None, None
+        return dx * scale.to(dx.dtype), (dw * scale).to(ctx.weight_dtype), None, None, None, None, None
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the tokens x (B, T, D) under the output weight (V, D), against targets (B, T)."""
-    chunk = max(16, LOGITS_CHUNK // weight.size(0))
-    loss: Tensor = LinearCrossEntropy.apply(x.flatten(0, -2), weight.to(x.dtype), targets.flatten(), chunk)
+def log_softmax(
+    logits: Tensor, wanted: Tensor, first: int, vocabulary: int, group: Group
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-softmax of the logits (N, V) of tokens `first` on, beside which the group's other ranks hold theirs.
+
+    Returned with the columns (N, 1) of the tokens `wanted` (N, 1) and whether they are here, as 1 or 0.
+    """
+    if group.size == 1:
+        return F.log_softmax(logits, dim=1), wanted, logits.new_ones(1, 1)
+    logits[:, max(0, vocabulary - first) :] = -torch.inf
+    logits = logits - all_reduce(logits.amax(1, keepdim=True), "max", group)
+    scores = logits - all_reduce(logits.exp().sum(1, keepdim=True), "sum", group).log()
+    column = wanted - first
+    here = (column >= 0) & (column < logits.size(1))
+    return scores, column.where(here, 0), here.to(scores.dtype)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocabulary: int, group: Group = ALONE) -> Tensor:
+    """Mean cross-entropy of the tokens x (B, T, D) under the first `vocabulary` rows of the output weight (V, D).
+
+    Targets are (B, T). Each rank of a `group` holds as many rows, in its order.
+    """
+    mine = local(weight)
+    mine = mine[:vocabulary] if group.size == 1 else mine
+    chunk = max(16, LOGITS_CHUNK // mine.size(0))
+    tokens, first = x.flatten(0, -2), group.rank * mine.size(0)
+    loss: Tensor = LinearCrossEntropy.apply(
+        tokens, mine.to(x.dtype), targets.flatten(), chunk, first, vocabulary, group
+    )
     return loss

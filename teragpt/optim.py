@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from teragpt.config import Config
+from teragpt.mesh import Mesh
+from teragpt.ops import local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -33,10 +35,11 @@ def learning_rate(step: int, config: Config) -> float:
 class Optimizer:
     """AdamW (Loshchilov & Hutter 2019) with decay on matrices only, over the local shards of a model's parameters."""
 
-    def __init__(self, model: nn.Module, config: Config) -> None:
-        self.config = config
+    def __init__(self, model: nn.Module, mesh: Mesh, config: Config) -> None:
+        self.mesh, self.config = mesh, config
         self.parameters = dict(model.named_parameters())
         self.shards = {name: nn.Parameter(local(value.detach())) for name, value in self.parameters.items()}
+        self.shared = set() if mesh.size("tp") == 1 else {n for n, p in self.parameters.items() if not cut_by_tp(p)}
         groups = [
             {
                 "params": [s for n, s in self.shards.items() if self.parameters[n].ndim >= 2],
@@ -52,12 +55,24 @@ class Optimizer:
 
         Returns [loss, gradient norm] and the sum of what the ranks asked.
         """
-        grads = [grad for _, grad in self.gradients()]
-        square = get_total_norm(grads, foreach=True).double().square() / self.config.dp_replicate
+        cut: list[Tensor] = []
+        shared: list[Tensor] = []
+        for name, grad in self.gradients():
+            (shared if name in self.shared else cut).append(grad)
+        if shared:
+            self.add_up(shared)
+        square = (squares(cut) + squares(shared) / self.mesh.size("tp")) / self.mesh.size("dp_replicate")
         summary = torch.stack([loss.double(), square, torch.full_like(square, asked)])
         if dist.get_world_size() > 1:
             dist.all_reduce(summary)
         return torch.stack([summary[0], summary[1].sqrt()]), summary[2]
+
+    def add_up(self, grads: list[Tensor]) -> None:
+        """Sum gradients, of which each rank of `tp` holds its tokens' part, in one collective."""
+        joint = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(joint, group=self.mesh.process_group("tp"))
+        for grad, summed in zip(grads, joint.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(summed.view_as(grad))
 
     def step(self, step: int, norm: Tensor) -> None:
         """Clip the gradients, whose global norm is `norm`, update the parameters, and drop the gradients."""
@@ -93,9 +108,14 @@ class Optimizer:
             self.adamw.state[shard]["step"].fill_(float(steps))
 
 
-def local(value: Tensor) -> Tensor:
-    """This rank's shard of a tensor, sharing its memory."""
-    return value.to_local() if isinstance(value, DTensor) else value
+def cut_by_tp(parameter: Tensor) -> bool:
+    """Whether the ranks of `tp` hold parts of a parameter, not each the whole."""
+    return isinstance(parameter, DTensor) and "tp" in (parameter.device_mesh.mesh_dim_names or ())
+
+
+def squares(grads: list[Tensor]) -> Tensor:
+    """The sum of all squares, a scalar in fp64."""
+    return get_total_norm(grads, foreach=True).double().square()
 
 
 def like(parameter: Tensor, shard: Tensor) -> Tensor:

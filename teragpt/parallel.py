@@ -1,4 +1,4 @@
-"""Everything a mesh does to the model, from outside it and in one order: compile, shard (FSDP2), draw the weights.
+"""Everything a mesh does to the model, from outside it and in one order: tensor and context parallel, compile, FSDP2.
 
 The model and the loop know nothing of what stands here. A mesh never changes what is computed: initial weights depend
 on (seed, name, row) alone, and gradients are the global batch's whatever the number of ranks.
@@ -18,12 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from teragpt.config import Config, ConfigError, Problem
+from teragpt.context_parallel import context_parallel
 from teragpt.environment import World
+from teragpt.mesh import Mesh
+from teragpt.ops import local
+from teragpt.tensor_parallel import tensor_parallel
 
 ROW_BLOCK = 1024  # rows of a matrix that one generator draws
 GATHERED_BYTES = (
@@ -70,15 +73,6 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-def build_mesh(config: Config, device: torch.device) -> DeviceMesh:
-    """The mesh (dp_replicate, dp_shard) over all ranks. Raises ConfigError when the replicas don't divide them."""
-    ranks = dist.get_world_size()
-    if ranks % config.dp_replicate:
-        raise ConfigError([Problem("dp_replicate", config.dp_replicate, f"a divisor of the world size {ranks}")])
-    shape = (config.dp_replicate, ranks // config.dp_replicate)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("dp_replicate", "dp_shard"))
-
-
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The dtype that activations are computed in: bf16 on GPU and fp32 on CPU, unless the precision says otherwise."""
     automatic = "bf16" if device.type == "cuda" else "fp32"
@@ -102,29 +96,31 @@ def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: to
         )
 
 
-def parallelize(model: nn.Module, mesh: DeviceMesh, config: Config, dtype: torch.dtype) -> None:
-    """Compile a model on the meta device where that pays, and shard it over the mesh.
+def parallelize(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype) -> None:
+    """Cut a model on the meta device over the mesh, compile it where that pays, and shard what is left.
 
     On GPU each block is compiled and sharded by itself, so that its parameters travel while others compute. On CPU,
     where nothing overlaps, a model that stays gathered is one graph and one group: one collective each way a step.
     Masters stay fp32 (fp64 in fp64 runs); FSDP gathers them in `dtype` and averages gradients in fp32.
     """
+    tensor_parallel(model, mesh)
+    context_parallel(model, mesh)
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
     gathered = stays_gathered(model)
-    parts = [] if gathered and mesh.device_type == "cpu" else blocks
-    if config.compile == "on" or (config.compile == "auto" and mesh.device_type == "cuda"):
+    on_cpu = mesh.devices.device_type == "cpu"
+    parts = [] if gathered and on_cpu else blocks
+    if config.compile == "on" or (config.compile == "auto" and not on_cpu):
         for part in parts:
             part.compile(dynamic=False)
         if not parts:
             model.forward = torch.compile(model.forward, dynamic=False)  # within FSDP's hooks, which break a graph
-    if mesh.size() == 1:
+    if mesh.devices.size() == 1:
         return
     wide = torch.promote_types(dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
-    data_parallel = mesh if config.dp_replicate > 1 else mesh["dp_shard"]
     for part in parts:
-        fully_shard(part, mesh=data_parallel, mp_policy=policy, reshard_after_forward=not gathered)
-    fully_shard(model, mesh=data_parallel, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(part, mesh=mesh.data_parallel, mp_policy=policy, reshard_after_forward=not gathered)
+    fully_shard(model, mesh=mesh.data_parallel, mp_policy=policy, reshard_after_forward=False)
 
 
 def stays_gathered(model: nn.Module) -> bool:
@@ -142,52 +138,59 @@ def materialize(model: nn.Module, config: Config, device: torch.device) -> None:
     std: Callable[[str, int], float] = getattr(model, "initial_std", lambda _, columns: 0.5 * columns**-0.5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            offset, local = local_rows(parameter)
+            mine, (rows, *columns) = local(parameter), region(parameter)
             if parameter.ndim < 2:
-                local.fill_(0.0 if name.endswith("bias") else 1.0)
-            elif local.numel():
-                draw_rows(local, offset, parameter.size(0), std(name, parameter.size(-1)), f"{config.seed}:{name}")
+                mine.fill_(0.0 if name.endswith("bias") else 1.0)
+            elif mine.numel():
+                draw(mine, rows, columns, parameter.shape, std(name, parameter.size(-1)), f"{config.seed}:{name}")
 
 
-def local_rows(parameter: Tensor) -> tuple[int, Tensor]:
-    """The first global row that this rank owns of a parameter, and its own rows of it."""
+def region(parameter: Tensor) -> list[slice]:
+    """What this rank owns of a parameter, by dimension: its part of what `tp` cuts, and of that its part in `fsdp`."""
+    found = [slice(0, size) for size in parameter.shape]
     if not isinstance(parameter, DTensor):
-        return 0, parameter
-    shard = parameter.device_mesh.ndim - 1
-    ranks, rank = parameter.device_mesh.size(shard), parameter.device_mesh.get_local_rank(shard)
-    return min(rank * math.ceil(parameter.size(0) / ranks), parameter.size(0)), parameter.to_local()
+        return found
+    mesh = parameter.device_mesh
+    for index in reversed(range(mesh.ndim)):
+        dim = getattr(parameter.placements[index], "dim", None)
+        if dim is not None:
+            start, stop = found[dim].start, found[dim].stop
+            width = math.ceil((stop - start) / mesh.size(index))
+            first = min(start + mesh.get_local_rank(index) * width, stop)
+            found[dim] = slice(first, min(first + width, stop))
+    return found
 
 
-def draw_rows(local: Tensor, offset: int, rows: int, std: float, key: str) -> None:
-    """Fill `local`, the rows from `offset` on of a matrix of `rows`, from generators keyed by (key, row block)."""
-    for block in range(offset // ROW_BLOCK, math.ceil((offset + local.size(0)) / ROW_BLOCK)):
-        start, stop = block * ROW_BLOCK, min((block + 1) * ROW_BLOCK, rows)
+def draw(mine: Tensor, rows: slice, columns: Sequence[slice], shape: Sequence[int], std: float, key: str) -> None:
+    """Fill `mine`, a region of a matrix of `shape`, from generators keyed by (key, block of rows)."""
+    for block in range(rows.start // ROW_BLOCK, math.ceil(rows.stop / ROW_BLOCK)):
+        start, stop = block * ROW_BLOCK, min((block + 1) * ROW_BLOCK, shape[0])
         seed = int.from_bytes(hashlib.blake2b(f"{key}:{block}".encode(), digest_size=7).digest())
-        values = torch.empty(stop - start, *local.shape[1:], dtype=torch.float32)
+        values = torch.empty(stop - start, *shape[1:], dtype=torch.float32)
         values.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
-        first, last = max(start, offset), min(stop, offset + local.size(0))
-        local[first - offset : last - offset] = values[first - start : last - start]
+        first, last = max(start, rows.start), min(stop, rows.stop)
+        mine[first - rows.start : last - rows.start] = values[first - start : last - start][:, *columns]
 
 
 def micro_batches(
-    batch: Sequence[Tensor], sequences: int, config: Config, setting: str
+    batch: Sequence[Tensor], sequences: int, mesh: Mesh, config: Config, setting: str
 ) -> list[tuple[Tensor, Tensor, float]]:
     """This rank's ids and targets (n, T) of a batch of `sequences` in all, cut, each piece with its part of that batch.
 
     Every rank makes as many pieces, none of them empty where ranks hold uneven parts. Raises ConfigError, naming the
     `setting` that the batch comes from, when there are fewer sequences than ranks.
     """
-    ranks = dist.get_world_size()
+    ranks = mesh.data_ranks
     least, most = sequences // ranks, math.ceil(sequences / ranks)
     if least == 0:
-        allowed = f"at least a sequence of {config.context} tokens for each of {ranks} ranks"
+        allowed = f"at least a sequence of {config.context} tokens for each of {ranks} parts of the batch"
         raise ConfigError([Problem(setting, getattr(config, setting), allowed)])
     count = min(math.ceil(most / config.micro_batch), least)
     pieces = zip(*(whole.tensor_split(count) for whole in batch), strict=True)
     return [(ids, targets, ids.size(0) / sequences) for ids, targets in pieces]
 
 
-def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, config: Config) -> Tensor:
+def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, mesh: Mesh, config: Config) -> Tensor:
     """Accumulate the gradients of the mean loss over the global batch, of which this rank holds ids and targets (n, T).
 
     Returns this rank's share of that loss; the shares of all ranks add up to it. Gradients of a model that stays
@@ -195,25 +198,25 @@ def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, config: Con
     """
     total = torch.zeros((), device=ids.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
     once = isinstance(model, FSDPModule) and stays_gathered(model)
-    pieces = micro_batches((ids, targets), config.sequences, config, "global_batch_tokens")
+    pieces = micro_batches((ids, targets), config.sequences, mesh, config, "global_batch_tokens")
     for left, (some_ids, some_targets, part) in zip(reversed(range(len(pieces))), pieces, strict=True):
         if once:
             cast("FSDPModule", model).set_requires_gradient_sync(left == 0)
             cast("FSDPModule", model).set_reshard_after_backward(left == 0)
-        loss = model(some_ids, targets=some_targets) * part
-        (loss * dist.get_world_size()).backward()  # FSDP divides by it again
+        loss = model(some_ids, targets=some_targets) * (part / mesh.cp)
+        (loss * mesh.data_ranks * mesh.cp).backward()  # FSDP divides by them again
         total += loss.detach()
-    return total
+    return total / mesh.size("tp")
 
 
-def evaluate(model: nn.Module, ids: Tensor, targets: Tensor, config: Config) -> Tensor:
+def evaluate(model: nn.Module, ids: Tensor, targets: Tensor, mesh: Mesh, config: Config) -> Tensor:
     """This rank's share of the mean loss over the held-out sequences; the shares of all ranks add up to it."""
     total = torch.zeros((), device=ids.device, dtype=torch.float64)
     with torch.no_grad():
-        pieces = micro_batches((ids, targets), config.eval_sequences, config, "eval_sequences")
+        pieces = micro_batches((ids, targets), config.eval_sequences, mesh, config, "eval_sequences")
         for some_ids, some_targets, part in pieces:
             total += model(some_ids, targets=some_targets) * part
-    return total
+    return total / (mesh.cp * mesh.size("tp"))
 
 
 def load_attribute(name: str, setting: str) -> Any:

@@ -25,10 +25,10 @@ from torch import Tensor
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_json
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
 from teragpt.environment import ranks_grace, read_attempt, read_grace, read_world
+from teragpt.mesh import build_mesh
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
 from teragpt.parallel import (
-    build_mesh,
     build_model,
     compute_dtype,
     connect,
@@ -99,14 +99,14 @@ class Trainer:
     def set_up(self) -> None:
         """Claim the run folder, build and shard the model, and restore the last checkpoint."""
         config = self.config
+        self.mesh = build_mesh(config, self.device)
         self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
-        mesh = build_mesh(config, self.device)
         dtype = compute_dtype(config, self.device)
         self.model = build_model(self.constructor, config, dtype)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        parallelize(self.model, mesh, config, dtype)
+        parallelize(self.model, self.mesh, config, dtype)
         materialize(self.model, config, self.device)
-        self.optimizer = Optimizer(self.model, config)
+        self.optimizer = Optimizer(self.model, self.mesh, config)
         self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)
         if self.world.rank == 0:
             self.checkpoints.run.write("config.json", as_json(asdict(config)))
@@ -154,11 +154,11 @@ class Trainer:
                 config.sequences,
                 config.context,
                 config.seed,
-                self.world.rank,
-                self.world.world_size,
+                self.mesh.data_rank,
+                self.mesh.data_ranks,
             )
         )
-        share = forward_backward(self.model, ids, targets, config)
+        share = forward_backward(self.model, ids, targets, self.mesh, config)
         asked = FENCED if self.checkpoints.superseded() else self.asked
         summary, stops = self.optimizer.reduce(share, asked)
         self.optimizer.step(progress.step, summary[1])
@@ -167,12 +167,12 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Report the loss over the held-out sequences."""
-        config, world = self.config, self.world
+        config, mesh = self.config, self.mesh
         ids, targets = self.to_device(
-            self.dataset.validation(config.eval_sequences, config.context, world.rank, world.world_size)
+            self.dataset.validation(config.eval_sequences, config.context, mesh.data_rank, mesh.data_ranks)
         )
-        share = evaluate(self.model, ids, targets, config)
-        if world.world_size > 1:
+        share = evaluate(self.model, ids, targets, mesh, config)
+        if self.world.world_size > 1:
             dist.all_reduce(share)
         self.metrics.evaluation(self.progress.step, share.item())
         self.metrics.restart_clock()

@@ -64,7 +64,7 @@ def test_chunked_cross_entropy_is_the_dense_one(tokens: int, monkeypatch: pytest
     x, weight = numbers(1, tokens, 6), numbers(11, 6)
     targets = torch.arange(tokens).remainder(11).unsqueeze(0)
     dense = F.cross_entropy((x @ weight.T).flatten(0, 1), targets.flatten())
-    loss = linear_cross_entropy(x, weight, targets)
+    loss = linear_cross_entropy(x, weight, targets, 11)
     assert torch.allclose(loss, dense)
     for mine, plain in zip(
         torch.autograd.grad(loss * 3, (x, weight)), torch.autograd.grad(dense * 3, (x, weight)), strict=True
@@ -76,9 +76,9 @@ def test_cross_entropy_without_gradients_and_in_bf16() -> None:
     x, weight = numbers(2, 8, 6), numbers(11, 6)
     targets = torch.zeros(2, 8, dtype=torch.long)
     with torch.no_grad():
-        exact = linear_cross_entropy(x, weight, targets)
+        exact = linear_cross_entropy(x, weight, targets, 11)
     half = x.detach().bfloat16().requires_grad_()
-    loss = linear_cross_entropy(half, weight.float(), targets)
+    loss = linear_cross_entropy(half, weight.float(), targets, 11)
     torch.autograd.backward(loss)
     assert loss.dtype == torch.float32
     assert abs(loss.item() - exact.item()) < 0.05

@@ -9,7 +9,10 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 
 from teragpt.config import resolve
+from teragpt.mesh import build_mesh
 from teragpt.optim import Optimizer, learning_rate
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +38,7 @@ def test_a_step_is_torchs_adamw_with_clipping_and_decay_on_matrices_only() -> No
     torch.manual_seed(0)
     ours, plain = nn.Linear(4, 3), nn.Linear(4, 3)
     plain.load_state_dict(ours.state_dict())
-    optimizer = Optimizer(ours, config)
+    optimizer = Optimizer(ours, build_mesh(config, CPU), config)
     reference = torch.optim.AdamW(
         [{"params": [plain.weight], "weight_decay": 0.3}, {"params": [plain.bias], "weight_decay": 0.0}],
         lr=0.1, betas=(config.beta1, config.beta2), eps=config.epsilon,
@@ -60,7 +63,7 @@ def test_a_step_is_torchs_adamw_with_clipping_and_decay_on_matrices_only() -> No
 
 def test_the_state_names_every_moment_and_shares_its_memory() -> None:
     model = nn.Linear(4, 3)
-    optimizer = Optimizer(model, resolve({}))
+    optimizer = Optimizer(model, build_mesh(resolve({}), CPU), resolve({}))
     state = optimizer.state()
     assert set(state) == {f"{name}.{moment}" for name in ("weight", "bias") for moment in ("exp_avg", "exp_avg_sq")}
     state["weight.exp_avg"].fill_(3.0)

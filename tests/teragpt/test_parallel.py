@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from teragpt.config import Config, ConfigError, resolve
+from teragpt.mesh import build_mesh
 from teragpt.model import TeraGPT
-from teragpt.parallel import compute_dtype, draw_rows, evaluate, forward_backward, load_attribute, materialize
+from teragpt.parallel import compute_dtype, draw, evaluate, forward_backward, load_attribute, materialize
 from tests.teragpt import ranks
 
 GRADIENTS = """
@@ -31,8 +33,9 @@ trainer.set_up()
 trainer.metrics.close()
 config = trainer.config
 ids, targets = trainer.dataset.batch(
-    0, config.sequences, config.context, 0, trainer.world.rank, trainer.world.world_size)
-loss = forward_backward(trainer.model, ids, targets, config).double()
+    0, config.sequences, config.context, 0, trainer.mesh.data_rank, trainer.mesh.data_ranks)
+loss = forward_backward(trainer.model, ids, targets, trainer.mesh, config).double()
+trainer.optimizer.reduce(loss, 0)
 dist.all_reduce(loss)
 whole = lambda t: t.full_tensor() if isinstance(t, DTensor) else t
 found = {name: whole(p.grad).clone() for name, p in trainer.model.named_parameters()}
@@ -101,10 +104,10 @@ def test_what_is_compiled_has_the_gradients_of_what_is_not(
 
 
 def test_initial_rows_do_not_depend_on_who_draws_them() -> None:
-    whole, part = torch.empty(3000, 4), torch.empty(1500, 4)
-    draw_rows(whole, 0, 3000, 0.1, "key")
-    draw_rows(part, 1200, 3000, 0.1, "key")
-    assert torch.equal(whole[1200:2700], part)
+    whole, part = torch.empty(3000, 4), torch.empty(1500, 2)
+    draw(whole, slice(0, 3000), [slice(0, 4)], (3000, 4), 0.1, "key")
+    draw(part, slice(1200, 2700), [slice(1, 3)], (3000, 4), 0.1, "key")
+    assert torch.equal(whole[1200:2700, 1:3], part)
     assert abs(float(whole.std()) - 0.1) < 0.01
 
 
@@ -165,11 +168,12 @@ def test_memory_that_was_freed_is_taken_again_without_faults() -> None:
 @pytest.mark.parametrize(
     ("setting", "given", "run"), [("global_batch_tokens", 32, forward_backward), ("eval_sequences", 1, evaluate)]
 )
-def test_fewer_sequences_than_ranks_are_refused(
-    monkeypatch: pytest.MonkeyPatch, setting: str, given: int, run: Callable[..., torch.Tensor]
-) -> None:
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+def test_fewer_sequences_than_ranks_are_refused(setting: str, given: int, run: Callable[..., torch.Tensor]) -> None:
     config, batch = resolve({**ranks.SMALL, setting: given}), torch.zeros(0, 32)
-    allowed = f"{setting}: got {given}; allowed: at least a sequence of 32 tokens for each of 2 ranks"
-    with pytest.raises(ConfigError, match=allowed):
-        run(nn.Identity(), batch, batch, config)
+    allowed = f"{setting}: got {given}; allowed: at least a sequence of 32 tokens for each of 2 parts of the batch"
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(ConfigError, match=allowed):
+            run(nn.Identity(), batch, batch, build_mesh(config, torch.device("cpu")), config)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,63 @@
+"""Context parallel: the ranks of `cp` hold pieces of each sequence, and gather the keys and values of all of it.
+
+Of 2 x cp pieces a rank takes one from each end (zig-zag), since a late token attends to more than an early one. Only
+attention looks beyond a token, so only attention communicates: two all-gathers a layer, whose gradients are scattered
+back (Dubey et al. 2024, section 3.3.2).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from teragpt.collectives import Group, gather
+from teragpt.mesh import Mesh
+
+
+def context_parallel(model: nn.Module, mesh: Mesh) -> None:
+    """Have a model take this rank's pieces of the sequences it is given, and attend over all of them."""
+    if mesh.cp == 1:
+        return
+    model.register_forward_pre_hook(partial(take_pieces, mesh.context), with_kwargs=True)
+    for module in model.modules():
+        if hasattr(module, "attend"):
+            cast("Any", module).attend = partial(attention, mesh.context)
+
+
+def take_pieces(
+    group: Group, _: nn.Module, args: tuple[Tensor, ...], named: dict[str, Any]
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Cut the ids (B, T) and targets (B, T) of a call to this rank's pieces, and give it their positions (T)."""
+    ids, *rest = args
+    named = {**named, "positions": pieces(torch.arange(ids.size(1), device=ids.device), 0, group)}
+    if "targets" in named:
+        named["targets"] = pieces(named["targets"], 1, group)
+    return (pieces(ids, 1, group), *rest), named
+
+
+def pieces(x: Tensor, dim: int, group: Group) -> Tensor:
+    """This rank's two pieces of x along a dimension."""
+    cut = x.chunk(2 * group.size, dim)
+    return torch.cat([cut[group.rank], cut[-1 - group.rank]], dim)
+
+
+def attention(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of this rank's queries (B, H, T / cp, K) over all keys and values, here (B, G, T / cp, K)."""
+    joint = gather(torch.stack([k, v]), 3, group)  # (2, B, G, T, K), rank by rank
+    cut = joint.chunk(2 * group.size, 3)
+    k, v = torch.cat([*cut[::2], *cut[::-2]], 3).unbind(0)
+    early, late = q.chunk(2, 2)
+    ends = group.rank + 1, 2 * group.size - group.rank  # pieces seen by each
+    seen = [(part, end * part.size(2)) for part, end in zip((early, late), ends, strict=True)]
+    return torch.cat([attend_last(part, k[:, :, :end], v[:, :, :end]) for part, end in seen], 2)
+
+
+def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of queries that belong to the last keys."""
+    here = torch.arange(k.size(2), device=q.device)
+    mask = here <= here[k.size(2) - q.size(2) :].unsqueeze(1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1))

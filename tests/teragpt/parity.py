@@ -1,0 +1,128 @@
+"""Loss and every gradient on any mesh, beside one rank's: the cells of a matrix, all of one launch in its processes.
+
+As a rank: `python -m tests.teragpt.parity FOLDER CELL.json` computes the cells of the file and leaves each one's loss
+and whole gradients, at steps 1 and 5, in the folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from teragpt.config import Config, resolve
+from teragpt.data import open_dataset
+from teragpt.environment import read_world
+from teragpt.mesh import Mesh, build_mesh
+from teragpt.model import TeraGPT
+from teragpt.optim import Optimizer
+from teragpt.parallel import build_model, compute_dtype, connect, forward_backward, materialize, parallelize
+from tests.teragpt import ranks
+
+STEPS, LOOKED_AT = 5, (1, 5)
+SHAPE = {**ranks.SMALL, "dim": 64, "heads": 4, "kv_heads": 2, "depth": 4, "learning_rate": 1e-3, "precision": "fp64"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: how many ranks, and what differs from one rank's settings. `backend`: torch.compile's."""
+
+    ranks: int
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    backend: str = ""
+
+    @property
+    def name(self) -> str:
+        """A file's name."""
+        told = {**self.mesh, **self.settings, "backend": self.backend}
+        return "-".join([f"{self.ranks}", *(f"{key}={value}" for key, value in told.items() if value != "")])
+
+    @property
+    def model(self) -> Cell:
+        """The cell of one rank that has the same model and data, eager."""
+        kept = {key: value for key, value in self.settings.items() if key in {"tied", "packed"}}
+        return Cell(1, {}, kept)
+
+
+def compute(cells: Iterable[Cell], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The numbers of each cell, by its name, from a launch for each count of ranks."""
+    found: dict[str, dict[str, Tensor]] = {}
+    wanted = {cell.name: cell for cell in cells}
+    for count in sorted({cell.ranks for cell in wanted.values()}):
+        some = [cell for cell in wanted.values() if cell.ranks == count]
+        listed = folder / f"cells-{count}.json"
+        listed.write_text(json.dumps([[dict(one.mesh), dict(one.settings), one.backend] for one in some]))
+        process = ranks.start(["-m", "tests.teragpt.parity", str(folder), str(listed)], count)
+        output, _ = process.communicate(timeout=ranks.PATIENCE_S * 4)
+        assert process.returncode == 0, output
+        found |= {cell.name: torch.load(folder / f"{cell.name}.pt") for cell in some}
+    return found
+
+
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """The largest difference of any gradient or loss, against the largest number of its tensor."""
+    assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())
+    return max(float((one[name] - other[name]).abs().max() / one[name].abs().max()) for name in one)
+
+
+def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
+    """This cell's losses and gradients, whole, on every rank."""
+    dataset = open_dataset(config.data)
+    mesh, dtype = build_mesh(config, device), compute_dtype(config, device)
+    model = build_model(TeraGPT, config, dtype)
+    parallelize(model, mesh, config, dtype)
+    materialize(model, config, device)
+    optimizer = Optimizer(model, mesh, config)
+    found: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        ids, targets = dataset.batch(
+            step, config.sequences, config.context, config.seed, mesh.data_rank, mesh.data_ranks
+        )
+        share = forward_backward(model, ids, targets, mesh, config)
+        summary, _ = optimizer.reduce(share, 0.0)
+        if step + 1 in LOOKED_AT:
+            found |= whole(step + 1, optimizer, mesh) | {f"{step + 1} loss": summary[0], f"{step + 1} norm": summary[1]}
+        optimizer.step(step, summary[1])
+    return found
+
+
+def whole(step: int, optimizer: Optimizer, mesh: Mesh) -> dict[str, Tensor]:
+    """Every parameter's gradient, those of other pipeline stages too."""
+    grads = {
+        f"{step} {name}": (one.grad.full_tensor() if isinstance(one.grad, DTensor) else one.grad).clone()
+        for name, one in optimizer.parameters.items()
+        if one.grad is not None
+    }
+    stages: list[Any] = [None] * mesh.size("pp")
+    dist.all_gather_object(stages, grads, group=mesh.process_group("pp"))
+    return {name: grad for stage in stages for name, grad in stage.items()}
+
+
+def main(folder: Path, listed: Path) -> None:
+    """Compute the cells of a file on this launch's ranks."""
+    device = connect(read_world(os.environ, torch.cuda.device_count()))
+    compile_ = torch.compile
+    for mesh, settings, backend in json.loads(listed.read_text()):
+        cell = Cell(dist.get_world_size(), mesh, settings, backend)
+        torch.compile = functools.partial(compile_, backend=backend or "inductor")
+        torch.compiler.reset()
+        given = {**SHAPE, **mesh, **settings, "compile": "on" if backend else "off"}
+        found = numbers(resolve(given), device)
+        if dist.get_rank() == 0:
+            torch.save(found, folder / f"{cell.name}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

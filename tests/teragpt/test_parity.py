@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.teragpt.parity import Cell, compute, difference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CELLS = [
+    Cell(2, {"tp": 2}),
+    Cell(2, {"tp": 2}, {"tied": False}),
+    Cell(2, {"tp": 2}, {"tied": True}, "aot_eager"),
+    Cell(2, {"cp": 2}),
+    Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
+    Cell(4, {"tp": 2}),
+    Cell(4, {"tp": 2}, {"tied": False}, "aot_eager"),
+    Cell(4, {"cp": 2}, {"tied": False}),
+    Cell(4, {"tp": 2, "dp_replicate": 2}),
+    Cell(4, {"tp": 2, "cp": 2}, {"tied": False}, "aot_eager"),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    return compute([*CELLS, *(cell.model for cell in CELLS)], tmp_path_factory.mktemp("parity"))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_a_mesh_has_one_ranks_loss_and_gradients(cell: Cell, found: dict[str, dict[str, Tensor]]) -> None:
+    assert difference(found[cell.model.name], found[cell.name]) <= 1e-10
