@@ -59,8 +59,9 @@ def attention(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of queries that belong to the last keys; GPUs have a kernel for it that needs no mask."""
-    mask: Tensor = causal_lower_right(q.size(2), k.size(2))
-    if not q.is_cuda:
-        here = torch.arange(k.size(2), device=q.device)
+    if q.is_cuda:
+        mask: Tensor = causal_lower_right(q.size(2), k.size(2))
+    else:
+        here = torch.arange(k.size(2))
         mask = here <= here[k.size(2) - q.size(2) :].unsqueeze(1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1))
