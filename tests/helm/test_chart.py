@@ -199,11 +199,19 @@ def test_process_is_told_where_runs_go() -> None:
 
 def test_every_setting_of_the_control_plane_has_its_value() -> None:
     names = {leaf.field.name: leaf.variable for leaf in leaves()}
-    own = {"TERAGPT_KUBECONFIG", "TERAGPT_REQUIRE_TOKEN"}  # the pod has an account; every caller needs the token anyhow
+    own = {  # the pod has an account; every caller needs the token anyhow; each replica does everything
+        *("TERAGPT_KUBECONFIG", "TERAGPT_REQUIRE_TOKEN", "TERAGPT_ROLE"),
+        *("TERAGPT_DATABASE_URL", "TERAGPT_DATABASE_URL_FILE"),  # from a Secret
+    }
     camel = {re.sub(r"_(\w)", lambda found: found[1].upper(), name) for name in names}
     schema = yaml.safe_load((CHART / "schema.yaml").read_text("utf-8"))["properties"]["settings"]["properties"]
     assert schema.keys() <= camel, "values that are no settings"
-    chosen = {"settings": dict.fromkeys(schema, 4096) | {"logLevel": "debug"}, "runs": {"queue": "q"}}
+    numbers = dict.fromkeys(schema, 4096) | {"leaseS": 5, "databaseConnections": 32}
+    chosen = {
+        "settings": numbers | {"logLevel": "debug"},
+        "runs": {"queue": "q"},
+        "database": {"existingSecret": "database"},
+    }
     given = environment(chosen)
     missing = set(names.values()) - own - given.keys()
     assert not missing, "settings that no value reaches"
@@ -232,6 +240,29 @@ def test_images_by_registry_tag_and_digest() -> None:
     assert deployment["containers"][0]["image"] == f"registry.example.com:5000/mirror/controlplane@{digest}"
     assert environment(case)["TERAGPT_IMAGE"] == "registry.example.com:5000/mirror/trainer:cuda-13"
     assert [each["name"] for each in deployment["imagePullSecrets"]] == ["shared", "own"]
+
+
+def test_replicas_share_a_database_and_no_volume() -> None:
+    case = values(next(path for path in CASES if path.stem == "replicas"))
+    deployment = one("Deployment", case)["spec"]
+    assert deployment["replicas"] == 3
+    assert deployment["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    pod = deployment["template"]["spec"]
+    assert {"name": "data", "emptyDir": {"sizeLimit": "10Gi"}} in pod["volumes"]
+    assert pod["topologySpreadConstraints"][0]["labelSelector"] == deployment["selector"]
+    url = next(each for each in pod["containers"][0]["env"] if each["name"] == "TERAGPT_DATABASE_URL")
+    assert url["valueFrom"] == {"secretKeyRef": {"name": "teragpt-database", "key": "uri"}}
+    budget = one("PodDisruptionBudget", case)["spec"]
+    assert budget == {"maxUnavailable": 1, "selector": deployment["selector"]}
+    assert {each["metadata"]["name"] for each in objects(case) if each["kind"] == "PersistentVolumeClaim"} == {
+        "teragpt-runs"
+    }
+
+
+def test_one_control_plane_on_postgres_keeps_its_volume() -> None:
+    deployment = one("Deployment", {"database": {"existingSecret": "database"}})["spec"]
+    assert deployment["strategy"] == {"type": "Recreate"}
+    assert deployment["template"]["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "teragpt-store"}
 
 
 def test_a_token_from_a_secret_lies_where_the_control_plane_reads_it() -> None:

@@ -24,7 +24,7 @@ SCHEMA = [  # values, and what the sentence names
     ({"settings": {"loglevel": "info"}}, "at '/settings': additional properties 'loglevel' not allowed"),
     ({"settings": {"logLevel": "loud"}}, "at '/settings/logLevel': value must be one of 'debug', 'info'"),
     ({"settings": {"heartbeatS": 0}}, "at '/settings/heartbeatS'"),
-    ({"replicas": 2}, "at '/replicas': value must be one of 0, 1"),
+    ({"replicas": -1}, "at '/replicas': minimum: got -1, want 0"),
     ({"replicas": "1"}, "at '/replicas'"),
     ({"runs": {"kind": "MPIJob"}}, "at '/runs/kind': value must be one of 'auto', 'PyTorchJob', 'TrainJob', 'Job'"),
     ({"runs": {"namespace": "Team_A"}}, "at '/runs/namespace'"),
@@ -52,6 +52,25 @@ SCHEMA = [  # values, and what the sentence names
     ({"fullnameOverride": "x" * 41}, "at '/fullnameOverride': maxLength: got 41, want 40"),
 ]
 CONTRADICTIONS = [
+    ({"replicas": 2}, "replicas: got 2 with SQLite, which one process at a time may hold; set replicas to 1, or name"),
+    (
+        {"replicas": 3, "database": {"existingSecret": "db"}},
+        "replicas: got 3, each of which would make an access token of its own; put one into a Secret and name that",
+    ),
+    (
+        {
+            "replicas": 2,
+            "database": {"existingSecret": "db"},
+            "auth": {"existingSecret": "a"},
+            "store": {"existingClaim": "state"},
+        },
+        "store.existingClaim: got state with replicas 2, which share a database and no volume; leave it empty",
+    ),
+    (
+        {"podDisruptionBudget": {"enabled": True}},
+        "podDisruptionBudget: enabled with replicas 1, so that no node of it could be drained; set replicas to 2",
+    ),
+    ({"settings": {"leaseS": 5}}, "settings: leaseS and databaseConnections are Postgres' alone; name the Secret"),
     (
         {"extraEnv": [{"name": "TERAGPT_IMAGE", "value": "x"}]},
         "extraEnv: TERAGPT_IMAGE is set by the chart; use the value that stands for it",

@@ -85,6 +85,11 @@ annotations:
 {{ default .Release.Namespace .Values.runs.namespace }}
 {{- end }}
 
+{{/* Whether several control planes share a database; empty where one has the store to itself. */}}
+{{- define "teragpt.shared" -}}
+{{- if gt (int .Values.replicas) 1 }}true{{ end }}
+{{- end }}
+
 {{/* The claims, made or given. */}}
 {{- define "teragpt.storeClaim" -}}
 {{ default (printf "%s-store" (include "teragpt.fullname" .)) .Values.store.existingClaim }}
