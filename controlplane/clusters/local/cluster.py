@@ -199,10 +199,10 @@ class LocalCluster:
 
     def _admit(self) -> None:
         """Start the head of the queue while it fits; tell the others what they wait for."""
-        first = None
+        first, free = None, self._free()
         waiting = (found for found in self._objects.values() if not (found.admitted or found.over))
         for found in sorted(waiting, key=lambda found: found.number):
-            needed, free = total(pod.share for pod in found.pods), self._free()
+            needed = total(pod.share for pod in found.pods)
             short = ", ".join(f"{needs}, {left.split()[0]} free" for _, needs, left in lacks(needed, free))
             if lacks(needed, whole(self._machine)):
                 for pod in found.pods:
@@ -213,6 +213,8 @@ class LocalCluster:
             elif problem := self._take_on(found):
                 first = found.name
                 found.waits(problem)
+            else:
+                free = self._free()
 
     def _take_on(self, found: LocalObject) -> str:
         """Write down that the object is admitted, then start it; why that could not be, otherwise."""
