@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from controlplane.settings import leaves
 from tests.helm.rendered import CASES, CHART, CRDS, Manifest, environment, helm, notes, objects, one, pods, text
@@ -17,7 +19,10 @@ from tests.helm.rendered import CASES, CHART, CRDS, Manifest, environment, helm,
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 TWO = pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=lambda path: path.stem)
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret", "downwardAPI", "csi", "ephemeral"}
-NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")  # a Service's: the strictest of all
+LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+RELEASE = re.compile(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,10}[a-z0-9])?){0,2}")  # Helm's rule
+LONGEST_RELEASE = 53
 
 
 def values(case: Path) -> dict[str, Any]:
@@ -106,7 +111,12 @@ def test_no_secret_is_made_and_none_stands_in_a_value(case: Path) -> None:
     assert "randAlphaNum" not in "".join(path.read_text("utf-8") for path in (CHART / "templates").rglob("*.*"))
 
 
-@pytest.mark.parametrize("release", ["a", "a" * 53, "teragpt-" + "b" * 45, "dash-" * 10 + "x"])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.from_regex(RELEASE, fullmatch=True).filter(lambda name: len(name) <= LONGEST_RELEASE))
+@example("a" * LONGEST_RELEASE)
+@example("teragpt-" + "b" * 45)
+@example("dash-" * 10 + "x")
+@example("9.lives")
 def test_names_fit_whatever_the_release_is_called(release: str) -> None:
     everything = {
         "dashboard": {"enabled": True},
@@ -116,7 +126,12 @@ def test_names_fit_whatever_the_release_is_called(release: str) -> None:
     for each in objects(everything, release=release):
         name = each["metadata"]["name"].rpartition(":")[2]
         assert NAME.fullmatch(name), name
-        assert all(len(str(label)) <= 63 for label in each["metadata"]["labels"].values())
+        assert all(LABEL.fullmatch(str(label)) for label in each["metadata"]["labels"].values())
+
+
+def test_releases_whose_long_names_begin_alike_share_nothing() -> None:
+    first, second = ({by_name(each) for each in objects(release="a" * 50 + end)} for end in ("-x", "-y"))
+    assert not first & second
 
 
 def test_releases_of_one_name_in_two_namespaces_share_nothing() -> None:

@@ -3,16 +3,19 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
-{{/* What every object is called; 40 characters, so that no suffix makes it longer than a label may be. */}}
+{{/*
+What every object is called: a Service's name, which begins with a letter and holds no dot, of at most 40 characters, so
+that no suffix makes it longer than a label may be. A longer one ends in its own digest, so that no two become the same.
+*/}}
 {{- define "teragpt.fullname" -}}
 {{- $name := include "teragpt.name" . }}
-{{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
-{{- else if contains $name .Release.Name }}
-{{- .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
+{{- $full = default $full .Values.fullnameOverride | replace "." "-" }}
+{{- $full = ternary (printf "t-%s" $full) $full (regexMatch "^[0-9]" $full) }}
+{{- if gt (len $full) 40 }}
+{{- $full = printf "%s-%s" (trunc 31 $full) (sha256sum $full | trunc 8) }}
 {{- end }}
+{{- $full }}
 {{- end }}
 
 {{/* The API's Service. Not the full name: runs have a headless Service named teragpt of their own. */}}
