@@ -34,7 +34,7 @@ from teragpt.storage import Disk, Folder, folder_at
 
 META = "meta.json"
 OWNER, STEP = re.compile(r"owner-(\d+)\.json"), re.compile(r"step-\d+-attempt-\d+")
-SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied")
+FIXED = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "optimizer")  # what a state's tensors follow
 
 
 class SaveFailed(OSError):
@@ -55,11 +55,11 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def verify(self, config: Config, data: str = "") -> None:
-        """Raise ConfigError when it is of another shape or other data than the run, or a file is missing or cut."""
-        theirs = self.meta["config"]
+        """Raise ConfigError when it has other tensors or other data than the run, or a file is missing or cut."""
+        theirs = {**asdict(Config()), **self.meta["config"]}  # it may be older than a setting
         problems = [
             Problem(name, getattr(config, name), f"{theirs[name]!r}, as in the checkpoint {self.folder}")
-            for name in SHAPE
+            for name in FIXED
             if theirs[name] != getattr(config, name)
         ]
         if data and self.meta["data"] != data:

@@ -93,6 +93,9 @@ class Config:
     )
     steps: int = setting(0, "Optimizer steps; tokens / global_batch_tokens unless given.", low=1, high=10**9)
     micro_batch: int = setting(0, "Sequences a rank takes through the model at once.", low=1, high=1 << 20)
+    optimizer: str = setting(
+        "adamw", "What updates the blocks' matrices; adamw updates all else.", choices=("adamw", "muon")
+    )
     learning_rate: float = setting(0.0, "Peak learning rate.", low=1e-9, high=10.0)
     final_learning_rate: float = setting(
         0.1, "Learning rate at the last step, as a part of the peak.", low=0.0, high=1.0

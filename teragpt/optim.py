@@ -1,7 +1,7 @@
-"""AdamW, gradient clipping and the learning-rate schedule, over each rank's own shards.
+"""AdamW or Muon, gradient clipping and the learning-rate schedule, over each rank's own shards.
 
-The optimizer sees plain local tensors: a step is elementwise, so shards need no communication, and DTensor's dispatch
-(slow, and leaking in torch 2.11's fused AdamW, pytorch#188174) stays out of it.
+The optimizer sees plain local tensors: AdamW's step is elementwise, so shards need no communication, and DTensor's
+dispatch (slow, and leaking in torch 2.11's fused AdamW, pytorch#188174) stays out of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch.nn.utils import get_total_norm
 
 from teragpt.config import Config
 from teragpt.mesh import Mesh
+from teragpt.muon import Muon
 from teragpt.ops import local
+from teragpt.placement import like
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -33,20 +35,23 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) with decay on matrices only, over the local shards of a model's parameters."""
+    """Updates the local shards of a model's parameters: the blocks' matrices by Muon where it is chosen, else by AdamW.
+
+    AdamW is Loshchilov & Hutter's (2019); what is no matrix does not decay.
+    """
 
     def __init__(self, model: nn.Module, mesh: Mesh, config: Config) -> None:
         self.mesh, self.config = mesh, config
         self.parameters = dict(model.named_parameters())
         self.shards = {name: nn.Parameter(local(value.detach())) for name, value in self.parameters.items()}
         self.shared = set() if mesh.size("tp") == 1 else {n for n, p in self.parameters.items() if not cut_by_tp(p)}
-        groups = [
-            {
-                "params": [s for n, s in self.shards.items() if self.parameters[n].ndim >= 2],
-                "weight_decay": config.weight_decay,
-            },
-            {"params": [s for n, s in self.shards.items() if self.parameters[n].ndim < 2], "weight_decay": 0.0},
-        ]
+        matrices = {name: value for name, value in self.parameters.items() if value.ndim >= 2}
+        blocks = {n: p for n, p in matrices.items() if config.optimizer == "muon" and n.startswith("layers.")}
+        self.muon = Muon(blocks, self.shards, mesh, config)
+        self.plain = {name: shard for name, shard in self.shards.items() if name not in blocks}
+        decayed = [shard for name, shard in self.plain.items() if name in matrices]
+        others = [shard for name, shard in self.plain.items() if name not in matrices]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         betas = (config.beta1, config.beta2)
         self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
@@ -80,10 +85,13 @@ class Optimizer:
         for name, grad in self.gradients():
             self.shards[name].grad = grad.mul_(scale.to(grad.dtype))
             self.parameters[name].grad = None
+        rate = learning_rate(step, self.config)
         for group in self.adamw.param_groups:
-            group["lr"] = learning_rate(step, self.config)
+            group["lr"] = rate
         self.adamw.step()
-        self.adamw.zero_grad()
+        self.muon.step(rate)
+        for shard in self.shards.values():
+            shard.grad = None
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter's name and its local gradient."""
@@ -92,9 +100,9 @@ class Optimizer:
                 yield name, local(value.grad)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments of every parameter as `NAME.exp_avg` and `NAME.exp_avg_sq`, placed on the mesh as it is."""
-        state: dict[str, Tensor] = {}
-        for name, shard in self.shards.items():
+        """AdamW's moments as `NAME.exp_avg` and `NAME.exp_avg_sq`, Muon's as `NAME.momentum`, placed as NAME is."""
+        state = {f"{name}.momentum": like(self.parameters[name], one) for name, one in self.muon.momentum.items()}
+        for name, shard in self.plain.items():
             moments = self.adamw.state[shard]
             if not moments:
                 moments |= {"step": torch.zeros((), device=shard.device, dtype=torch.float32)}
@@ -104,7 +112,7 @@ class Optimizer:
 
     def set_steps(self, steps: int) -> None:
         """Tell AdamW's bias correction how many steps the moments hold."""
-        for shard in self.shards.values():
+        for shard in self.plain.values():
             self.adamw.state[shard]["step"].fill_(float(steps))
 
 
@@ -116,17 +124,3 @@ def cut_by_tp(parameter: Tensor) -> bool:
 def squares(grads: list[Tensor]) -> Tensor:
     """The sum of all squares, a scalar in fp64."""
     return get_total_norm(grads, foreach=True).double().square()
-
-
-def like(parameter: Tensor, shard: Tensor) -> Tensor:
-    """A local shard as a tensor that is placed on the mesh as `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return shard
-    return DTensor.from_local(
-        shard,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )

@@ -19,13 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.context_parallel import context_parallel
 from teragpt.environment import World
 from teragpt.mesh import Mesh
 from teragpt.ops import local
+from teragpt.placement import region
 from teragpt.tensor_parallel import tensor_parallel
 
 ROW_BLOCK = 1024  # rows of a matrix that one generator draws
@@ -143,22 +143,6 @@ def materialize(model: nn.Module, config: Config, device: torch.device) -> None:
                 mine.fill_(0.0 if name.endswith("bias") else 1.0)
             elif mine.numel():
                 draw(mine, rows, columns, parameter.shape, std(name, parameter.size(-1)), f"{config.seed}:{name}")
-
-
-def region(parameter: Tensor) -> list[slice]:
-    """What this rank owns of a parameter, by dimension: its part of what `tp` cuts, and of that its part in `fsdp`."""
-    found = [slice(0, size) for size in parameter.shape]
-    if not isinstance(parameter, DTensor):
-        return found
-    mesh = parameter.device_mesh
-    for index in reversed(range(mesh.ndim)):
-        dim = getattr(parameter.placements[index], "dim", None)
-        if dim is not None:
-            start, stop = found[dim].start, found[dim].stop
-            width = math.ceil((stop - start) / mesh.size(index))
-            first = min(start + mesh.get_local_rank(index) * width, stop)
-            found[dim] = slice(first, min(first + width, stop))
-    return found
 
 
 def draw(mine: Tensor, rows: slice, columns: Sequence[slice], shape: Sequence[int], std: float, key: str) -> None:

@@ -53,7 +53,7 @@ class Cell:
     @property
     def model(self) -> Cell:
         """The cell of one rank that has the same model and data, eager."""
-        kept = {key: value for key, value in self.settings.items() if key in {"tied", "packed"}}
+        kept = {key: value for key, value in self.settings.items() if key in {"tied", "packed", "optimizer"}}
         return Cell(1, {}, kept)
 
 
