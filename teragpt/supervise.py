@@ -175,18 +175,24 @@ class Supervisor:
 
     @contextmanager
     def signals(self) -> Generator[None, None, None]:
-        """Stop on stop signals (but for those ignored from before, as under nohup); ring when a child ends."""
+        """Stop on stop signals (but for those ignored from before, as under nohup); ring when a child ends.
+
+        Afterwards stop signals are ignored: all has ended, and one that comes while this process leaves (the operator
+        ends workers as soon as the master has ended) must not change how.
+        """
         handlers: dict[signal.Signals, Callable[..., None]]
         handlers = {number: self.stop for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
         handlers[signal.SIGCHLD] = lambda *_: None
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        handlers[signal.SIGUSR1] = self.save
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         bell = signal.set_wakeup_fd(self.bell, warn_on_full_buffer=False)
         try:
             yield
         finally:
             signal.set_wakeup_fd(bell)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in handlers:
+                signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
 
     def settled(self) -> bool:
         """Whether nothing is left to wait for: not for an agent that waits for other nodes, once told to stop."""
@@ -279,6 +285,12 @@ class Supervisor:
             self.kill()
         self.stopping = True
         self.terminate(self.grace_s)
+
+    def save(self, *_: object) -> None:
+        """A checkpoint is asked for: one rank is enough to tell, since what one notes all act on."""
+        for rank in self.alive()[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(rank.pid, signal.SIGUSR1)
 
     def end_ranks(self) -> None:
         """The agent gave up: end its ranks, and blame none for it."""

@@ -381,6 +381,23 @@ def test_help_is_no_failure(pods: Pods) -> None:
     assert "python -m teragpt.launch" in out
 
 
+LEAVES = """
+import atexit, os, signal, sys
+from teragpt.launch import main
+atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGINT)])
+main(["rank.py", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_told_to_stop_as_it_leaves_the_launcher_says_how_its_ranks_ended(pods: Pods, code: int) -> None:
+    (pods.folder / "rank.py").write_text("import sys; sys.exit(int(sys.argv[1]))", "utf-8")
+    (pods.folder / "leaves.py").write_text(LEAVES, "utf-8")
+    launcher = Launcher(pods.folder, [str(code)], {}, program=["leaves.py"])
+    pods.launchers.append(launcher)
+    assert launcher.end()[0] == code
+
+
 def test_signals_reach_the_launcher_as_its_own(pods: Pods) -> None:
     launcher = pods.launch(SAVES)
     appeared(pods.folder / "ready0")

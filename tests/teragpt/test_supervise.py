@@ -7,17 +7,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from teragpt import supervise
 from teragpt.config import ConfigError, Problem
-from teragpt.supervise import Exit, Rank, Supervisor, fate, likely_cause
+from teragpt.supervise import STOP_SIGNALS, Exit, Rank, Supervisor, fate, likely_cause
 from teragpt.termination import Ending
 
 DEAF = "trap '' TERM"  # a shell that does not end when told
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A supervisor leaves stop signals ignored, for its process ends with it; this one goes on."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def begin(supervisor: Supervisor, scripts: Sequence[str], first: int = 0) -> list[subprocess.Popen[bytes]]:

@@ -18,18 +18,22 @@ MACHINE = Machine(cpus=4, memory=8 << 30)
 FOREVER = "import time; time.sleep(1000)"
 
 
-def until(true: Callable[[], Any], what: str = "") -> Any:
-    """Poll until something is true and return it; fail the test after the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
+def until(
+    true: Callable[[], Any], told: Callable[[], str] = lambda: "it did not happen", deadline_s: float = DEADLINE_S
+) -> Any:
+    """Poll until something is true and return it; fail the test after the deadline with what is `told` then."""
+    deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:
         if found := true():
             return found
         time.sleep(0.01)
-    raise TimeoutError(what or "it did not happen")
+    raise TimeoutError(told())
 
 
 class Bench:
     """A local cluster under `root` that can be closed and opened again, and short ways to use it."""
+
+    deadline_s = DEADLINE_S  # for pods to come to a phase
 
     def __init__(self, root: Path, **settings: Any) -> None:
         self.root, self.settings = root, {"machine": MACHINE, "environment": {"PATH": os.environ["PATH"]}, **settings}
@@ -75,11 +79,16 @@ class Bench:
             pods = self.pods(name)
             return pods if pods and all(pod.phase == phase for pod in pods) else ()
 
-        return tuple(until(look, f"{name} {phase}: {self.pods(name)}"))
+        return tuple(until(look, lambda: f"{name} not {phase}: {self.told(name)}", self.deadline_s))
 
     def pod(self, name: str, phase: str) -> ObservedPod:
         (pod,) = self.in_phase(name, phase)
         return pod
+
+    def told(self, name: str) -> str:
+        """The object's pods as they are now, and what each of them has written."""
+        pods = self.pods(name)
+        return "\n".join(f"{pod}\n{self.cluster.logs(name, pod.name).decode()}" for pod in pods)
 
     def folder(self, name: str, pod: str = "master-0") -> Path:
         return self.root / "objects" / name / f"{name}-{pod}"
@@ -90,10 +99,10 @@ class Bench:
 
     def process(self, name: str, pod: str = "master-0") -> int:
         """Pid of the pod's first process, once it runs its command."""
-        return int(until(lambda: self.processes(name, pod), f"a process of {name}")[0])
+        return int(until(lambda: self.processes(name, pod), lambda: f"no process of {name}")[0])
 
     def gone(self, name: str) -> None:
-        until(lambda: self.job(name) is None, f"{name} gone")
+        until(lambda: self.job(name) is None, lambda: f"{name} is still there")
 
     def finish(self) -> None:
         for job in self.cluster.observe():
@@ -101,10 +110,10 @@ class Bench:
             for path in (self.root / "objects" / job.name).glob("*/pod.json"):
                 for pid in shim.members(str(path.parent / shim.TERMINATION)):
                     shim._kill({pid})
-        until(lambda: not self.cluster.observe(), "every object gone")
+        until(lambda: not self.cluster.observe(), lambda: f"left: {self.cluster.observe()}")
         self.cluster.close()
         for lock in self.root.glob("*/*/*/lock"):
-            until(functools.partial(_free, lock), f"{lock} free")
+            until(functools.partial(_free, lock), functools.partial("{} is held".format, lock))
 
 
 def _free(path: Path) -> bool:

@@ -83,7 +83,10 @@ def test_after_kill_9_the_same_processes_go_on_and_their_ends_are_known(closed: 
     before = [closed.process("pair", pod) for pod in ("master-0", "worker-0")]
     host.kill()
     size = (closed.folder("pair") / "log").stat().st_size
-    until(lambda: (closed.folder("pair") / "log").stat().st_size > size, "the pod goes on without its control plane")
+    until(
+        lambda: (closed.folder("pair") / "log").stat().st_size > size,
+        lambda: "the pod did not go on without its control plane",
+    )
     take_over(closed)
     closed.in_phase("pair", "Running")
     assert [closed.process("pair", pod) for pod in ("master-0", "worker-0")] == before
