@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from controlplane import logfmt
 from controlplane.clusters.base import ClusterError
-from controlplane.domain.errors import StoreError
+from controlplane.domain.errors import InvalidSpec, StoreError
 from controlplane.settings import Listen, Settings, SettingsError, read
 
 if TYPE_CHECKING:
@@ -105,10 +105,15 @@ def run(settings: Settings, listener: socket.socket) -> None:
 @contextmanager
 def opened(settings: Settings, url: str) -> Generator[Context]:
     """The store and the cluster. Raises StoreError and StartError."""
+    from controlplane.domain.defaults import parse_defaults
     from controlplane.services.context import Context
     from controlplane.store.store import Store
 
     runs = settings.execution
+    try:
+        defaults = parse_defaults(json.loads(runs.run_defaults))
+    except InvalidSpec as error:
+        raise StartError(f"--run-defaults: {error}") from None
     with closing(Store(settings.home)) as store:
         try:
             cluster = cluster_of(settings, store.installation)
@@ -124,6 +129,7 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
                 kind=runs.kind,
                 queue=runs.queue,
                 storage=runs.storage,
+                defaults=defaults,
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import json
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,6 +135,17 @@ def text(value: str) -> str:
     return value
 
 
+def json_object(value: str) -> str:
+    """Reads a JSON object."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("a JSON object")  # noqa: TRY004 (the reader's contract)
+    return value
+
+
 def label(value: str) -> str:
     """Reads the name of a namespace; empty is none."""
     if value and not LABEL.fullmatch(value):
@@ -199,6 +211,11 @@ class Execution:
     public_url: str = option("", "URL under which pods reach this control plane; its own unless given.", url)
     audience: str = option("teragpt", "Audience of the tokens by which pods prove who they are.", text)
     queue: str = option("", "Kueue LocalQueue of runs that name none.", text)
+    run_defaults: str = option(
+        "{}",
+        "What runs take of compute, scheduling, env, labels and pod_overrides where their specs say nothing, as JSON.",
+        json_object,
+    )
 
 
 @dataclass(frozen=True)

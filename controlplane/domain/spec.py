@@ -64,7 +64,7 @@ def _settings(train: dict[str, Any]) -> dict[str, Any]:
     return train
 
 
-def _shallow(patch: dict[str, Any]) -> dict[str, Any]:
+def shallow(patch: dict[str, Any]) -> dict[str, Any]:
     """A pod is some ten levels deep; far deeper ones are no patches of one."""
     level: list[Any] = [patch]
     for _ in range(DEEPEST_PATCH):
@@ -245,7 +245,7 @@ class RunSpec(Section):
     kubernetes: Kubernetes = Field(
         default_factory=Kubernetes, description="What kind of object it is.", examples=[{"kind": "PyTorchJob"}]
     )
-    pod_overrides: Annotated[dict[str, Any], AfterValidator(_shallow)] = Field(
+    pod_overrides: Annotated[dict[str, Any], AfterValidator(shallow)] = Field(
         default_factory=dict,
         description="On Kubernetes, a patch of the pod template: maps merge, containers, volumes and variables do by "
         "name; null removes. What would give the pod more rights is refused.",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from controlplane.clusters.base import Cluster, Kind
+from controlplane.domain.defaults import RunDefaults
 from controlplane.store.store import Store
 from controlplane.submission import IMAGE
 
@@ -17,7 +18,7 @@ from controlplane.submission import IMAGE
 class Context:
     """`home` is the data folder, `url` the control plane's as pods reach it, `clock` seconds since the epoch.
 
-    `image`, `kind`, `queue` and `storage` are the installation's defaults for runs that say nothing else.
+    `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else.
     """
 
     store: Store
@@ -28,4 +29,5 @@ class Context:
     kind: Kind | Literal["auto"] = "auto"
     queue: str = ""
     storage: str = ""
+    defaults: RunDefaults = field(default_factory=RunDefaults)
     clock: Callable[[], float] = time.time

@@ -39,6 +39,7 @@ def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "")
 
     A number of nodes that nobody asked for is one where only one node can write the run's storage.
     """
+    spec = context.defaults.under(spec)
     run, problems = _laid_out(context, spec, run_id, start_from)
     if spec.compute.nodes is None and any(problem.code == NOT_SHARED for problem in problems):
         alone = spec.model_copy(update={"compute": spec.compute.model_copy(update={"nodes": 1})})

@@ -13,7 +13,13 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from controlplane.clusters.base import Capacity
+from controlplane.domain.defaults import parse_defaults
+from controlplane.domain.resolve import lay_out
+from controlplane.domain.spec import parse_spec
+from controlplane.render import render
 from controlplane.settings import leaves
+from controlplane.submission import attempt_of
 from tests.helm.rendered import CASES, CHART, CRDS, Manifest, environment, helm, notes, objects, one, pods, text
 
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
@@ -221,10 +227,11 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
     camel = {re.sub(r"_(\w)", lambda found: found[1].upper(), name) for name in names}
     schema = yaml.safe_load((CHART / "schema.yaml").read_text("utf-8"))["properties"]["settings"]["properties"]
     assert schema.keys() <= camel, "values that are no settings"
+    defaults = {"labels": {"team": "lm"}}
     numbers = dict.fromkeys(schema, 4096) | {"leaseS": 5, "databaseConnections": 32}
     chosen = {
         "settings": numbers | {"logLevel": "debug"},
-        "runs": {"queue": "q"},
+        "runs": {"queue": "q", "defaults": defaults},
         "database": {"existingSecret": "database"},
     }
     given = environment(chosen)
@@ -255,6 +262,34 @@ def test_images_by_registry_tag_and_digest() -> None:
     assert deployment["containers"][0]["image"] == f"registry.example.com:5000/mirror/controlplane@{digest}"
     assert environment(case)["TERAGPT_IMAGE"] == "registry.example.com:5000/mirror/trainer:cuda-13"
     assert [each["name"] for each in deployment["imagePullSecrets"]] == ["shared", "own"]
+    assert defaults_of_runs(case) == {"compute": {"image_pull_secrets": ["shared", "own"]}}
+
+
+def defaults_of_runs(case: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(environment(case)["TERAGPT_RUN_DEFAULTS"])
+    return found
+
+
+def test_defaults_of_runs_reach_their_pods() -> None:
+    case = values(next(path for path in CASES if path.stem == "run-defaults"))
+    told = defaults_of_runs(case)
+    assert told["compute"]["image_pull_secrets"] == ["registry"]
+    spec = parse_defaults(told).under(parse_spec({"size": "tiny", "checkpoint": {"uri": "pvc://runs"}}))
+    run = lay_out(spec, Capacity(4, 8 << 30, 0, None, 4, 8 << 30, 0), "", shared_folders=False)
+    manifest = render(attempt_of("run_1", "tiny-1", 1, run, spec_hash="", url="http://a", image="trainer", token="-"))
+    template = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    pod = template["spec"]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
+    assert pod["priorityClassName"] == "research"
+    assert template["metadata"]["labels"]["team"] == "lm"
+    container = pod["containers"][0]
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in container["env"]
+    assert {"name": "ca", "mountPath": "/ca", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "ca", "configMap": {"name": "company-ca"}} in pod["volumes"]
+    own = parse_defaults(defaults_of_runs(case | {"runs": {"defaults": {"compute": {"image_pull_secrets": ["x"]}}}}))
+    assert own.compute.image_pull_secrets == ["x"]
 
 
 def test_replicas_share_a_database_and_no_volume() -> None:

@@ -79,6 +79,24 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{/* What runs take where their specs say nothing, as JSON; the chart's pull secrets unless others are given. */}}
+{{- define "teragpt.runDefaults" -}}
+{{- $given := dict }}
+{{- range $name, $value := .Values.runs.defaults }}
+{{- with $value }}
+{{- $_ := set $given $name . }}
+{{- end }}
+{{- end }}
+{{- with include "teragpt.pullSecrets" . | fromYamlArray }}
+{{- $names := list }}
+{{- range . }}
+{{- $names = append $names .name }}
+{{- end }}
+{{- $_ := set $given "compute" (merge dict ($given.compute | default dict) (dict "image_pull_secrets" $names)) }}
+{{- end }}
+{{- toJson $given }}
+{{- end }}
+
 {{- define "teragpt.serviceAccount" -}}
 {{- default (ternary (include "teragpt.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
 {{- end }}
@@ -139,6 +157,9 @@ TERAGPT_HOST: 0.0.0.0
 TERAGPT_PORT: "8000"
 {{- with .Values.runs.queue }}
 TERAGPT_QUEUE: {{ . | quote }}
+{{- end }}
+{{- with include "teragpt.runDefaults" . | fromJson }}
+TERAGPT_RUN_DEFAULTS: {{ toJson . | quote }}
 {{- end }}
 {{- range $name, $value := .Values.settings }}
 TERAGPT_{{ snakecase $name | upper }}: {{ kindIs "float64" $value | ternary (toJson $value) $value | quote }}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controlplane.clusters.base import Traits, Unavailable
+from controlplane.domain.defaults import parse_defaults
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.spec import parse_spec
 from controlplane.services import ground, runs
@@ -47,6 +48,14 @@ def test_a_claim_that_is_not_there_is_named_with_its_field(volumes: Context, fie
         ground.fitting(volumes, parse_spec({"size": "tiny", field: {"uri": "pvc://none/x"}}), "run_1")
     (problem,) = refused.value.problems
     assert (problem.pointer, problem.code) == (pointer, "no_such_claim")
+
+
+def test_the_installations_defaults_reach_every_run(volumes: Context) -> None:
+    given = {"compute": {"image_pull_secrets": ["registry"]}, "env": [{"name": "HTTPS_PROXY", "value": "http://p"}]}
+    object.__setattr__(volumes, "defaults", parse_defaults(given))
+    run = ground.fitting(volumes, parse_spec({"size": "tiny"}), "run_1")
+    assert run.placement.image_pull_secrets == ["registry"]
+    assert run.env == {"HTTPS_PROXY": "http://p"}
 
 
 def test_the_vocabulary_of_data_that_only_pods_see_is_left_to_the_trainer(volumes: Context) -> None:
