@@ -86,7 +86,7 @@ def test_no_two_objects_share_a_name_and_each_is_labelled(case: Path) -> None:
 
 @CASE
 def test_every_pod_is_within_the_restricted_security_level(case: Path) -> None:
-    for pod in pods(objects(values(case))):
+    for pod in pods(objects(values(case), "--is-upgrade")):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
@@ -100,7 +100,7 @@ def test_every_pod_is_within_the_restricted_security_level(case: Path) -> None:
 
 @CASE
 def test_our_containers_have_a_read_only_root_and_bounds(case: Path) -> None:
-    for pod in pods(objects(values(case))):
+    for pod in pods(objects(values(case), "--is-upgrade")):
         assert pod["enableServiceLinks"] is False
         for container in [*pod.get("initContainers", []), *pod["containers"]]:
             if container["name"] in {"wait", "proxy"}:  # the user's own
@@ -290,6 +290,30 @@ def test_defaults_of_runs_reach_their_pods() -> None:
     assert {"name": "ca", "configMap": {"name": "company-ca"}} in pod["volumes"]
     own = parse_defaults(defaults_of_runs(case | {"runs": {"defaults": {"compute": {"image_pull_secrets": ["x"]}}}}))
     assert own.compute.image_pull_secrets == ["x"]
+
+
+def test_an_upgrade_is_rehearsed_on_a_copy_of_the_store() -> None:
+    job = one("Job", {}, "--is-upgrade")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == one("Deployment")["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert container["command"][2].strip() == (CHART / "files/rehearse.py").read_text("utf-8").strip()
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "teragpt-store"}
+    selector = one("Deployment")["spec"]["selector"]["matchLabels"]
+    assert not selector.items() <= job["spec"]["template"]["metadata"]["labels"].items(), "the Service would send to it"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"upgrade": {"rehearse": False}},
+        {"database": {"existingSecret": "database"}},
+        {"store": {"accessModes": ["ReadWriteOncePod"]}},
+    ],
+)
+def test_and_is_not_where_it_cannot_or_need_not_be(case: dict[str, Any]) -> None:
+    assert "Job" not in {each["kind"] for each in objects(case, "--is-upgrade")}
 
 
 def test_replicas_share_a_database_and_no_volume() -> None:
