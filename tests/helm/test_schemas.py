@@ -11,7 +11,7 @@ import yaml
 
 from controlplane.render import companions_of, render
 from tests.controlplane.render.attempts import attempt
-from tests.helm import golden, schemas
+from tests.helm import renders, schemas
 from tests.helm.rendered import CASES, CHART, objects
 from tools.blocks import ROOT
 
@@ -23,8 +23,8 @@ MINIMUM = re.compile(r">=1\.(\d+)")
 def manifests() -> list[dict[str, Any]]:
     """Those of the chart for every case, those for kubectl, and those that the control plane makes of a run."""
     found = [each for case in CASES for each in objects(yaml.safe_load(case.read_text("utf-8")))]
-    for name in golden.RELEASES:
-        found += yaml.safe_load_all((ROOT / golden.MANIFESTS / name).read_text("utf-8"))
+    for name in renders.RELEASES:
+        found += yaml.safe_load_all((ROOT / renders.MANIFESTS / name).read_text("utf-8"))
     job = render(attempt(kind="Job", nodes=2))
     found += [job, *companions_of(job)]
     distinct = {json.dumps(each, sort_keys=True): each for each in found if each}

@@ -1,4 +1,4 @@
-"""What the chart renders, kept to be compared with: `python -m tests.helm.golden` writes it anew, after a change.
+"""What the chart renders, kept to be compared with: `python -m tests.helm.renders` writes it anew, after a change.
 
 `deploy/manifests` holds whole renders, for those who install with kubectl alone. `tests/helm/golden` holds, for each of
 the cases, what its values change in the default render, as a reviewer of the chart wants to see it.
@@ -19,7 +19,7 @@ from tools.blocks import ROOT
 
 GOLDEN = Path("tests/helm/golden")
 MANIFESTS = Path("deploy/manifests")
-NOTE = "# Rendered from helm/teragpt by `python -m tests.helm.golden`: change that. To apply it: docs/install.md\n"
+NOTE = "# Rendered from helm/teragpt by `python -m tests.helm.renders`: change that. To apply it: docs/install.md\n"
 RELEASES: dict[str, dict[str, Any]] = {
     "teragpt.yaml": {},
     "teragpt-postgres.yaml": {

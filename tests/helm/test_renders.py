@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helm import golden
+from tests.helm import renders
 from tests.helm.rendered import CASES, objects
 from tools.blocks import ROOT
 
-STALE = "look at the difference; if it is meant: python -m tests.helm.golden"
+STALE = "look at the difference; if it is meant: python -m tests.helm.renders"
 
 
 @pytest.fixture(scope="module")
 def texts() -> dict[Path, str]:
-    return golden.texts()
+    return renders.texts()
 
 
 def test_every_render_is_the_golden_one(texts: dict[Path, str]) -> None:
     kept = {
-        path.relative_to(ROOT) for folder in (golden.GOLDEN, golden.MANIFESTS) for path in (ROOT / folder).iterdir()
+        path.relative_to(ROOT) for folder in (renders.GOLDEN, renders.MANIFESTS) for path in (ROOT / folder).iterdir()
     }
     assert kept == texts.keys(), STALE
     for path, content in texts.items():
@@ -33,14 +33,14 @@ def test_there_is_a_case_for_each_way_to_run_it() -> None:
 
 
 def test_a_change_shows_in_a_golden_file() -> None:
-    assert golden.changed("a: 1\nb: 2\nc: 3\n", "a: 1\nb: 2\nc: 4\n") == "@@\n a: 1\n b: 2\n-c: 3\n+c: 4\n"
-    assert golden.changed("---\n", "") == "@@\n----\n"
-    assert not golden.changed("a: 1\n", "a: 1\n")
+    assert renders.changed("a: 1\nb: 2\nc: 3\n", "a: 1\nb: 2\nc: 4\n") == "@@\n a: 1\n b: 2\n-c: 3\n+c: 4\n"
+    assert renders.changed("---\n", "") == "@@\n----\n"
+    assert not renders.changed("a: 1\n", "a: 1\n")
 
 
-@pytest.mark.parametrize("name", golden.RELEASES)
+@pytest.mark.parametrize("name", renders.RELEASES)
 def test_manifests_for_kubectl_hold_the_releases_objects(name: str) -> None:
-    made = [each for each in yaml.safe_load_all((ROOT / golden.MANIFESTS / name).read_text("utf-8")) if each]
-    assert made == objects(golden.RELEASES[name], "--skip-tests", namespace="teragpt")
+    made = [each for each in yaml.safe_load_all((ROOT / renders.MANIFESTS / name).read_text("utf-8")) if each]
+    assert made == objects(renders.RELEASES[name], "--skip-tests", namespace="teragpt")
     assert {"Deployment", "Role", "Service"} <= {each["kind"] for each in made}
     assert "Pod" not in {each["kind"] for each in made}
