@@ -1,8 +1,12 @@
-"""The control plane's image from the inside: what it is made of, how large it is, and that two builds are the same."""
+"""The control plane's image from the inside: what it is made of, how large it is, and that two builds are the same.
+
+And the trainer's code layer, whose libraries tests/cluster/test_image.py looks at.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -10,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.cluster import images
 from tests.cluster.layout import CHECKOUT, HOME, IMAGES
-from tools import lock
+from tools import lock, sbom
 
+pytestmark = pytest.mark.timeout(900)  # two builds from nothing, each of which a busy machine takes minutes for
 LARGEST_MB = 250  # over its base
 SOURCE = (
     "Dockerfile",
@@ -26,6 +33,7 @@ SOURCE = (
     "deploy/locks",
     "controlplane",
     "teragpt",
+    "tools/sbom.py",
 )
 UNCHECKED = b"\x01\x00\x00\x00"  # a .pyc's flags: by hash, and never compared with its source
 LOOK = """
@@ -37,20 +45,12 @@ cd "$folder"
 """
 
 
-def built(source: Path) -> str:
-    """The id of the image, built from nothing with every date set to the epoch."""
+def built(source: Path, target: str = "controlplane", *options: str) -> str:
+    """The id of a target's image with every date set to the epoch; with `--no-cache` built from nothing."""
     with tempfile.TemporaryDirectory(dir=images._folder()) as scratch:
         identity = Path(scratch) / "id"
         images._buildah(
-            *(
-                "build",
-                "--layers",
-                "--force-rm",
-                "--network=host",
-                "--timestamp=0",
-                "--target=controlplane",
-                "--no-cache",
-            ),
+            *("build", "--layers", "--force-rm", "--network=host", "--timestamp=0", f"--target={target}", *options),
             *(f"--build-arg=BASE={images._base()}", "--build-arg=REVISION=abc123", f"--iidfile={identity}"),
             *(f"--volume={images.CERTIFICATES}:{images.CERTIFICATES}:ro", *images._secrets(Path(scratch))),
             *("--file", str(source / "Dockerfile"), str(source)),
@@ -71,7 +71,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def image(source: Path) -> str:
-    return built(source)
+    return built(source, "controlplane", "--no-cache")
 
 
 def inside(image: str, script: str) -> str:
@@ -89,8 +89,32 @@ def facts(image: str) -> dict[str, Any]:
     return inspected
 
 
+def distributions(image: str) -> set[str]:
+    names = inside(image, "ls -d opt/teragpt/lib/python3*/site-packages/*.dist-info").split()
+    return {sbom.canonical(Path(name).name.removesuffix(".dist-info").partition("-")[0]) for name in names}
+
+
 def test_two_builds_give_the_same_bytes(image: str, source: Path) -> None:
-    assert built(source) == image
+    assert built(source, "controlplane", "--no-cache") == image
+
+
+def test_two_builds_give_the_trainer_the_same_code_layer(source: Path) -> None:
+    first = built(source, "code", "--no-cache")
+    for path in [source / "teragpt", *(source / "teragpt").rglob("*")]:
+        os.utime(path, (1, 1))
+    assert built(source, "code", "--no-cache") == first
+    assert len(facts(first)["rootfs"]["diff_ids"]) > 1
+
+
+def test_its_bill_of_materials_names_what_it_holds(source: Path, image: str, tmp_path: Path) -> None:
+    built(source, "controlplane-sbom", "--build-arg=VERSION=0.1.0", f"--output={tmp_path}")
+    told = (tmp_path / "controlplane.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(told) is None
+    components = json.loads(told)["components"]
+    python = {each["name"] for each in components if each["purl"].startswith("pkg:pypi/")}
+    assert python == distributions(image)
+    debian = {each["name"] for each in components if each["purl"].startswith("pkg:deb/")}
+    assert debian >= {"ca-certificates", "libc6", "python3"}
 
 
 def test_it_says_what_it_is_and_runs_as_a_number(image: str) -> None:
@@ -110,9 +134,7 @@ def test_it_is_small(image: str) -> None:
 
 
 def test_it_holds_the_locked_distributions_and_nothing_else(image: str) -> None:
-    names = inside(image, "ls -d opt/teragpt/lib/python3*/site-packages/*.dist-info").split()
-    found = {Path(name).name.removesuffix(".dist-info").partition("-")[0].lower().replace("_", "-") for name in names}
-    assert found == {*(name.replace(".", "-") for name in lock.locked("controlplane")), "teragpt"}
+    assert distributions(image) == {*(sbom.canonical(name) for name in lock.locked("controlplane")), "teragpt"}
 
 
 def test_its_bytecode_is_whole_and_never_compared_with_its_source(image: str) -> None:
