@@ -1,4 +1,4 @@
-"""The chart's values.yaml, values.schema.json and table of values, from their one source `helm/teragpt/schema.yaml`.
+"""The chart's values.yaml, values.schema.json, rules and table of values, from their one source `schema.yaml`.
 
 `python -m tools.chart --write` writes them, `--check` fails where one is stale.
 """
@@ -17,8 +17,8 @@ import yaml
 from tools.blocks import ROOT, Block
 
 CHART = Path("helm/teragpt")
-SOURCE, VALUES, SCHEMA, README = (
-    CHART / name for name in ("schema.yaml", "values.yaml", "values.schema.json", "README.md")
+SOURCE, VALUES, SCHEMA, RULES, README = (
+    CHART / name for name in ("schema.yaml", "values.yaml", "values.schema.json", "files/allowed.json", "README.md")
 )
 NOTE = "Written by `python -m tools.chart --write` from schema.yaml: change that."
 WIDTH = 110
@@ -35,16 +35,32 @@ def source(root: Path = ROOT) -> Node:
 def schema(tree: Node) -> str:
     """values.schema.json: the source as strict JSON Schema."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": NOTE, "title": "Values of teragpt"}
-    return json.dumps(head | {"$defs": tree["$defs"]} | strict(tree), indent=2, ensure_ascii=False) + "\n"
+    defs = {name: plain(node) for name, node in tree["$defs"].items()}
+    return json.dumps(head | {"$defs": defs} | strict(tree), indent=2, ensure_ascii=False) + "\n"
 
 
 def strict(node: Node) -> Node:
     """A node that takes no key which is not there; the source's own words elsewhere."""
     if "properties" not in node or "default" in node:
-        return node
+        return plain(node)
     parts = {name: strict(part) for name, part in node["properties"].items()}
     rest = {key: value for key, value in node.items() if key not in {"properties", "$defs"}}
     return rest | {"type": "object", "additionalProperties": False, "properties": parts}
+
+
+def plain(node: Node) -> Node:
+    """A node less the rule that the chart itself looks at."""
+    return {key: value for key, value in node.items() if "allowed" not in node or key not in {"pattern", "allowed"}}
+
+
+def rules(tree: Node) -> str:
+    """What the chart's template looks at: each value's pattern, and what it means in words."""
+    found: dict[str, Node] = {}
+    for path, node, _ in leaves(tree):
+        rule = tree["$defs"].get(str(node.get("$ref", "")).rpartition("/")[2], node)
+        if "allowed" in rule:
+            found[path] = {key: rule[key] for key in ("pattern", "allowed")}
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
 def values(tree: Node) -> str:
@@ -96,10 +112,10 @@ def leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Node, str]]:
 
 
 def texts(root: Path = ROOT) -> dict[Path, str]:
-    """What the three files should hold."""
+    """What the files should hold."""
     tree = source(root)
     page = Block(str(README), "values", table(tree)).applied((root / README).read_text("utf-8"))
-    return {VALUES: values(tree), SCHEMA: schema(tree), README: page}
+    return {VALUES: values(tree), SCHEMA: schema(tree), RULES: rules(tree), README: page}
 
 
 def main(arguments: list[str]) -> int:

@@ -27,18 +27,12 @@ SCHEMA = [  # values, and what the sentence names
     ({"replicas": -1}, "at '/replicas': minimum: got -1, want 0"),
     ({"replicas": "1"}, "at '/replicas'"),
     ({"runs": {"kind": "MPIJob"}}, "at '/runs/kind': value must be one of 'auto', 'PyTorchJob', 'TrainJob', 'Job'"),
-    ({"runs": {"namespace": "Team_A"}}, "at '/runs/namespace'"),
-    ({"runs": {"storage": {"uri": "/mnt/models"}}}, "at '/runs/storage/uri'"),
-    ({"runs": {"storage": {"size": "10 GB"}}}, "at '/runs/storage/size'"),
     ({"runs": {"storage": {"accessModes": []}}}, "at '/runs/storage/accessModes'"),
     ({"runs": {"storage": {"accessModes": ["RWX"]}}}, "at '/runs/storage/accessModes/0': value must be one of"),
-    ({"store": {"existingClaim": "My Claim"}}, "at '/store/existingClaim'"),
     ({"store": {"keep": "yes"}}, "at '/store/keep': got string, want boolean"),
-    ({"image": {"digest": "sha256:abc"}}, "at '/image/digest'"),
     ({"image": {"repository": ""}}, "at '/image/repository'"),
     ({"image": {"pullPolicy": "always"}}, "at '/image/pullPolicy': value must be one of 'IfNotPresent'"),
     ({"imagePullSecrets": "registry"}, "at '/imagePullSecrets': got string, want array"),
-    ({"publicUrl": "teragpt.example.com"}, "at '/publicUrl'"),
     ({"service": {"port": 70_000}}, "at '/service/port'"),
     ({"service": {"type": "Ingress"}}, "at '/service/type': value must be one of 'ClusterIP', 'NodePort'"),
     ({"nodeSelector": ["gpu"]}, "at '/nodeSelector': got array, want object"),
@@ -46,10 +40,32 @@ SCHEMA = [  # values, and what the sentence names
     ({"extraEnv": [{"value": "x"}]}, "at '/extraEnv/0': missing property 'name'"),
     ({"ingress": {"hosts": [{"host": "a"}]}}, "at '/ingress/hosts/0': got object, want string"),
     ({"monitor": {"kind": "Scrape"}}, "at '/monitor/kind': value must be one of 'ServiceMonitor', 'PodMonitor'"),
-    ({"monitor": {"interval": "often"}}, "at '/monitor/interval'"),
     ({"networkPolicy": {"apiServerPorts": ["https"]}}, "at '/networkPolicy/apiServerPorts/0'"),
     ({"test": {"timeoutSeconds": 1}}, "at '/test/timeoutSeconds'"),
     ({"fullnameOverride": "x" * 41}, "at '/fullnameOverride': maxLength: got 41, want 40"),
+]
+RULES = [
+    ({"runs": {"namespace": "Team_A"}}, "runs.namespace: got Team_A; allowed: the name of a namespace"),
+    (
+        {"runs": {"storage": {"uri": "/mnt/models"}}},
+        "runs.storage.uri: got /mnt/models; allowed: pvc://CLAIM/PATH, or an",
+    ),
+    (
+        {"runs": {"storage": {"size": "10 GB"}}},
+        "runs.storage.size: got 10 GB; allowed: a quantity of Kubernetes, as 100Gi",
+    ),
+    (
+        {"store": {"existingClaim": "My Claim"}},
+        "store.existingClaim: got My Claim; allowed: the name of a PersistentVolume",
+    ),
+    ({"image": {"digest": "sha256:abc"}}, "image.digest: got sha256:abc; allowed: sha256: and 64 hexadecimal digits"),
+    (
+        {"publicUrl": "teragpt.example.com"},
+        "publicUrl: got teragpt.example.com; allowed: a URL that begins with http://",
+    ),
+    ({"monitor": {"interval": "often"}}, "monitor.interval: got often; allowed: a duration such as 30s"),
+    ({"ingress": {"path": "api"}}, "ingress.path: got api; allowed: a path that begins with /"),
+    ({"podDisruptionBudget": {"maxUnavailable": "half"}}, "got half; allowed: a number of replicas, or a percentage"),
 ]
 CONTRADICTIONS = [
     ({"replicas": 2}, "replicas: got 2 with SQLite, which one process at a time may hold; set replicas to 1, or name"),
@@ -98,7 +114,7 @@ def test_values_that_cannot_be_are_refused_by_name(values: Values, sentence: str
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"), CONTRADICTIONS, ids=lambda value: value if isinstance(value, str) else ""
+    ("values", "sentence"), [*RULES, *CONTRADICTIONS], ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_values_that_contradict_each_other_are_refused_with_the_mend(values: Values, sentence: str) -> None:
     assert sentence in refusal(values)
@@ -133,6 +149,7 @@ def test_defaults_and_cases_are_valid_by_the_schema() -> None:
 
 def test_a_stale_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     (tmp_path / chart.CHART).mkdir(parents=True)
+    (tmp_path / chart.RULES).parent.mkdir()
     for path in (chart.SOURCE, chart.README):
         (tmp_path / path).write_text((ROOT / path).read_text("utf-8"), "utf-8")
     (tmp_path / chart.VALUES).write_text("old\n", "utf-8")
