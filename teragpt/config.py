@@ -121,6 +121,11 @@ class Config:
 
     precision: str = setting("auto", "auto: bf16 on GPU, fp32 on CPU.", choices=("auto", "fp32", "bf16", "fp64"))
     compile: str = setting("auto", "auto: blocks are compiled on GPU only.", choices=("auto", "on", "off"))
+    recompute: str = setting(
+        "none",
+        "What backward computes again: nothing; all but products and attention (selective); whole blocks (full).",
+        choices=("none", "selective", "full"),
+    )
     dp_replicate: int = setting(1, "Replicas of the sharded model; must divide the world size.", low=1, high=1 << 20)
     tp: int = setting(1, "Ranks that share each matrix (tensor parallel); must divide kv_heads.", low=1, high=1024)
     cp: int = setting(1, "Ranks that share each sequence (context parallel).", low=1, high=1024)
@@ -199,7 +204,8 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     full.setdefault("warmup_steps", min(WARMUP_STEPS, full["steps"] // 20))
     full.setdefault("eval_every", max(1, full["steps"] // 10))
     full.setdefault("checkpoint_every", max(1, full["steps"] // 10))
-    full.setdefault("micro_batch", micro_batch(shape, full["global_batch_tokens"] // shape.context))
+    sequences = full["global_batch_tokens"] // shape.context
+    full.setdefault("micro_batch", micro_batch(shape, sequences, full.get("recompute", "none")))
     full.setdefault("out", f"runs/{full['size']}")
     return full
 

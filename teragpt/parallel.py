@@ -26,6 +26,7 @@ from teragpt.environment import World
 from teragpt.mesh import Mesh
 from teragpt.ops import local
 from teragpt.placement import region
+from teragpt.recompute import recompute
 from teragpt.tensor_parallel import tensor_parallel
 
 ROW_BLOCK = 1024  # rows of a matrix that one generator draws
@@ -106,6 +107,7 @@ def parallelize(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype
     tensor_parallel(model, mesh)
     context_parallel(model, mesh)
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
+    recompute(blocks, config)
     gathered = stays_gathered(model)
     on_cpu = mesh.devices.device_type == "cpu"
     parts = [] if gathered and on_cpu else blocks

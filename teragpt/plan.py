@@ -11,15 +11,34 @@ from dataclasses import dataclass
 from teragpt.sizes import Shape
 
 ACTIVATION_BUDGET = 16 << 30  # bytes of activations a micro-batch may take on a device of 80 GB
-ACTIVATION_BYTES = 40  # bytes a token, layer and unit of width keeps for backward in bf16 (Korthikanti et al. 2022)
 LARGEST_MICRO_BATCH = 32
 
 
-def micro_batch(shape: Shape, sequences: int) -> int:
+def micro_batch(shape: Shape, sequences: int, recompute: str = "none") -> int:
     """Sequences of one micro-batch: the largest power of two whose activations stay within the budget."""
-    room = ACTIVATION_BUDGET // (shape.context * shape.depth * shape.dim * ACTIVATION_BYTES)
+    room = int(ACTIVATION_BUDGET / (shape.context * shape.depth * activation_bytes(shape, recompute)))
     bound = max(1, min(room, sequences, LARGEST_MICRO_BATCH))
     return int(1 << (bound.bit_length() - 1))
+
+
+def activation_bytes(shape: Shape, recompute: str, bytes_each: int = 2, tp: int = 1, cp: int = 1) -> float:
+    """Bytes that a token of a rank's sequences keeps in each layer from forward to backward, on each rank of `tp`.
+
+    `bytes_each` is the size of an activation; statistics of attention are fp32 at least. Of `recompute`'s modes `full`
+    and `selective` are exact, eager or compiled; `none` is exact where nothing compiles and a bound where blocks are
+    compiled, which keep a norm's input in place of what both its parts need.
+    """
+    dim, kv, ffn = shape.dim, shape.kv_heads * shape.head_dim, shape.ffn
+    statistics = shape.heads * max(4, bytes_each)  # attention's sums, one a head
+    if recompute == "full":  # a block's input
+        return dim * bytes_each / tp
+    if recompute == "selective":  # input; queries, keys and values; attention; its output; gate and up
+        return ((dim + (dim + 2 * kv) + dim + dim + 2 * ffn) * bytes_each + statistics) / tp
+    norms = 2 * dim / tp + 2 * dim  # of both: what is normalised, and the product's input, gathered
+    attention = (dim + 2 * kv) + 2 * (dim + kv) + dim  # the projection; queries and keys normed, and turned; the output
+    gathered = (2 * cp - 3) * kv if cp > 1 else 0  # every rank's keys and values in place of this one's
+    scales = 2 + shape.heads + shape.kv_heads  # one a norm and head
+    return (norms + (attention + gathered + 3 * ffn + scales) / tp) * bytes_each + statistics / tp
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""Recompute: what a block keeps of its forward pass for backward, and what backward computes again.
+
+`none` keeps all that backward reads. `full` keeps a block's input alone (Chen et al. 2016). `selective` keeps what is
+dear to compute, which is the products with weights and attention, and computes norms, rotations, gates and gathers
+again (Korthikanti et al. 2022, section 5). plan.activation_bytes says what each costs.
+
+It is applied from outside to a block's `forward`, inside what tensor parallel hooks to the block's halves and before
+anything is compiled, and must not know the model: products are told apart by their order in a block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from teragpt.config import Config
+
+aten: Any = torch.ops.aten
+PRODUCTS = (aten.mm.default, aten._scaled_mm.default)  # noqa: SLF001 - fp8's, which has no public name in torch 2.11
+ATTENTION = tuple(
+    getattr(aten, f"_scaled_dot_product_{kernel}").default
+    for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+)
+SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default  # noqa: SLF001 - as in collectives.py
+KINDS = dict.fromkeys(PRODUCTS, "product") | dict.fromkeys(ATTENTION, "attention") | {SCATTER: "scattered"}
+QKV, OUT, GATE_UP, DOWN = range(4)  # a block's products, in their order; nothing reads again what the last one makes
+KEPT = {"product": frozenset({QKV, OUT, GATE_UP})}
+KEPT_SPREAD = {"product": frozenset({QKV, GATE_UP}), "scattered": frozenset({0})}  # a rank's tokens of OUT, not all
+
+
+def recompute(blocks: Iterable[nn.Module], config: Config) -> None:
+    """Have each block keep what the setting `recompute` says."""
+    if config.recompute == "none":
+        return
+    context = (
+        {"context_fn": partial(contexts, KEPT_SPREAD if config.tp > 1 else KEPT)}
+        if config.recompute == "selective"
+        else {}
+    )
+    for block in blocks:
+        block.forward = again(block.forward, context)
+
+
+def again(forward: Callable[..., Tensor], context: dict[str, Any]) -> Callable[..., Tensor]:
+    """`forward`, computed again in backward. It is a function of its own, since compilers pass over a `partial`."""
+
+    def run(*args: object) -> Tensor:
+        # nothing random happens in a block, so there is no state to restore
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **context)
+
+    return run
+
+
+def contexts(kept: Mapping[str, frozenset[int]]) -> Any:
+    """The two contexts, of forward and of recomputation, in which a `Kept` decides for one pass through a block."""
+    return create_selective_checkpoint_contexts(Kept(kept))
+
+
+class Kept:
+    """Says of each operation of one pass through a block whether its result is kept: by kind, the places of those."""
+
+    def __init__(self, kept: Mapping[str, frozenset[int]]) -> None:
+        self.kept = kept
+        self.seen: Counter[tuple[str, bool]] = Counter()
+
+    def __call__(self, context: Any, op: object, *_: object, **__: object) -> CheckpointPolicy:
+        """The decision about an operation."""
+        kind = KINDS.get(op, "")
+        place = self.seen[kind, context.is_recompute]
+        self.seen[kind, context.is_recompute] += 1
+        keep = kind == "attention" or place in self.kept.get(kind, ())
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
