@@ -244,6 +244,10 @@ class Client:
         """The run's attempts, oldest first."""
         return cast("list[Attempt]", self._json("GET", _path(run, "attempts"))["items"])
 
+    def pods(self, run: str, attempt: int | None = None) -> JsonObject:
+        """The pods of an attempt (the newest unless given): `items`, and whether they are `live` or as last seen."""
+        return self._json("GET", _path(run, "pods"), params={"attempt": attempt})
+
     def events(self, run: str, *, after: int = 0) -> list[Event]:
         """The run's events with a `seq` beyond `after`, oldest first."""
         return cast("list[Event]", self._json("GET", _path(run, "events"), params={"after": after})["items"])

@@ -29,6 +29,22 @@ class Pod(View):
     reason: str | None = Field(description="Why, as a stable word.", examples=[None])
     message: str | None = Field(description="Why, as a sentence.", examples=[None])
     exit_code: int | None = Field(description="Its exit code; 128 + n for a signal n.", examples=[None])
+    node: str | None = Field(description="The machine that it was placed on.", examples=["gpu-7"])
+    started_at: datetime | None = Field(description="When it first ran.", examples=[STARTED])
+    finished_at: datetime | None = Field(description="When it ended.", examples=[None])
+
+
+class Pods(View):
+    """The pods of an attempt."""
+
+    attempt: int = Field(description="The attempt.", examples=[1])
+    name: str = Field(description="Its object's name.", examples=[OBJECT])
+    live: bool = Field(
+        description="Whether the cluster shows them now; else they are as last seen: the attempt is over, or the "
+        "cluster does not answer.",
+        examples=[True],
+    )
+    items: list[Pod] = Field(description="The pods, by rank.")
 
 
 class Attempt(View):
@@ -65,6 +81,12 @@ class Attempts(View):
 def list_attempts(run: RunRef, context: Services) -> Attempts:
     """The run's attempts, oldest first, each with its pods and how it ended."""
     return Attempts.model_validate({"items": attempts.attempts(context, run)})
+
+
+@router.get("/runs/{run}/pods", summary="List a run's pods")
+def list_pods(run: RunRef, context: Services, attempt: AttemptNumber = None) -> Pods:
+    """The pods of an attempt: phase, node, reason and exit code of each, live or as last seen."""
+    return Pods.model_validate(attempts.pods(context, run, attempt))
 
 
 @router.get("/runs/{run}/manifest", summary="Show an attempt's object")

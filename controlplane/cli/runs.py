@@ -163,6 +163,26 @@ def show(
     )
 
 
+@commands.command()
+def pods(
+    run: RunName,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Of which attempt; the newest else.")] = None,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """List the pods of a run."""
+    with connect(url, context) as client:
+        found = client.pods(find(client, run)["id"], attempt)
+    if json:
+        output.json(found)
+        return
+    columns = ["rank", "name", "phase", "node", "reason", "exit_code", "message"]
+    output.table(columns, [[each[column] for column in columns] for each in found["items"]])
+    if not found["live"]:
+        print("as last seen")
+
+
 def shown(run: Run, *, everything: bool) -> dict[str, Any]:
     """What `show` prints of a run: times and bytes as people read them, settings only where everything is wanted."""
     ended, progress, resolved = run["phase"] in following.ENDED, run["progress"], run["resolved"]

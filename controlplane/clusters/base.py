@@ -135,6 +135,11 @@ class ObservedPod:
     finished_at: datetime | None = None
     node: str | None = None
 
+    @property
+    def rank(self) -> int:
+        """Its place among the nodes: the master is 0."""
+        return 0 if self.role == "master" else self.index + 1
+
 
 def termination_of(message: str) -> dict[str, Any] | None:
     """What a termination message says, where it is the launcher's: a JSON object."""

@@ -27,16 +27,7 @@ from controlplane.domain.phases import (
     Phase,
     Transition,
 )
-from controlplane.reconcile.verdicts import (
-    REQUEUED,
-    Handling,
-    Verdict,
-    node_rank,
-    object_lost,
-    quiet,
-    succeeded,
-    verdict_of,
-)
+from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict, object_lost, quiet, succeeded, verdict_of
 from controlplane.store.tables import Attempt, Run
 
 PLACED_REASONS = frozenset(  # these pods have their node
@@ -246,7 +237,7 @@ def _stored(pod: ObservedPod) -> dict[str, Any]:
     return {
         "name": pod.name,
         "uid": pod.uid,
-        "rank": node_rank(pod),
+        "rank": pod.rank,
         "phase": pod.phase,
         "reason": pod.reason,
         "message": pod.message,

@@ -74,18 +74,13 @@ def quiet(job: ObservedJob) -> bool:
 
 def _swept(pod: ObservedPod, job: ObservedJob) -> bool:
     """Whether a pod was stopped on its way out: the cluster ends the others as soon as the first has succeeded."""
-    first = next((one for one in job.pods if node_rank(one) == 0), None)
+    first = next((one for one in job.pods if one.rank == 0), None)
     done = first is not None and first.phase == "Succeeded"
     return done and pod.phase == "Failed" and pod.exit_code in {None, STOPPED, KILLED}
 
 
 def _ended(pod: ObservedPod) -> tuple[datetime, int]:
-    return pod.finished_at or datetime.max.replace(tzinfo=UTC), node_rank(pod)
-
-
-def node_rank(pod: ObservedPod) -> int:
-    """The pod's place among the nodes: the master is 0."""
-    return 0 if pod.role == "master" else pod.index + 1
+    return pod.finished_at or datetime.max.replace(tzinfo=UTC), pod.rank
 
 
 def _replaced(pods: Iterable[ObservedPod], known: Sequence[Mapping[str, Any]]) -> str | None:

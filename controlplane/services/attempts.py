@@ -7,14 +7,14 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import undefer
 
-from controlplane.clusters.base import ClusterError
+from controlplane.clusters.base import ClusterError, ObservedJob
 from controlplane.domain.errors import ClusterSilent, NotFound, Unauthorized
 from controlplane.domain.names import token_hash
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.render import render
 from controlplane.services import runs
 from controlplane.services.context import Context
-from controlplane.services.views import AttemptView, EventView, view_attempt, view_event
+from controlplane.services.views import AttemptView, EventView, PodsView, view_attempt, view_event, view_pod
 from controlplane.store.tables import Attempt, Event, Run
 from controlplane.submission import attempt_of
 
@@ -37,6 +37,24 @@ def attempt(context: Context, run_id: str, number: int | None = None) -> Attempt
         if row is None:
             raise NotFound("attempt", number or run.attempt)
         return view_attempt(row)
+
+
+def pods(context: Context, run_id: str, number: int | None = None) -> PodsView:
+    """The pods of an attempt, the latest unless a number is given.
+
+    As the cluster shows them; as last seen where the attempt is over, or the cluster does not answer. Raises NotFound.
+    """
+    chosen = attempt(context, run_id, number)
+    job = None if chosen.finished_at else _seen(context, chosen.name)
+    items = chosen.pods if job is None else [view_pod(pod) for pod in job.pods]
+    return PodsView(chosen.attempt, chosen.name, job is not None, items)
+
+
+def _seen(context: Context, name: str) -> ObservedJob | None:
+    try:
+        return next((job for job in context.cluster.observe() if job.name == name), None)
+    except ClusterError:
+        return None
 
 
 def events(context: Context, run_id: str, *, after: int = 0, limit: int = LARGEST_BATCH) -> list[EventView]:

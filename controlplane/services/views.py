@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from controlplane.clusters.base import ObservedPod
 from controlplane.store import tables
 
 
@@ -39,7 +40,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class PodView:
-    """A pod as last seen; `rank` is the node's."""
+    """A pod as last seen; `rank` is the node's, `node` the machine that it was placed on."""
 
     name: str
     uid: str
@@ -48,6 +49,19 @@ class PodView:
     reason: str | None
     message: str | None
     exit_code: int | None
+    node: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class PodsView:
+    """The pods of an attempt and of its object `name`: as the cluster shows them now, or, not `live`, as last seen."""
+
+    attempt: int
+    name: str
+    live: bool
+    items: list[PodView]
 
 
 @dataclass(frozen=True)
@@ -142,7 +156,6 @@ def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) ->
 
 def view_attempt(row: tables.Attempt) -> AttemptView:
     """An attempt's row as a value."""
-    shown = PodView.__dataclass_fields__
     return AttemptView(
         attempt=row.number,
         name=row.object_name,
@@ -156,12 +169,22 @@ def view_attempt(row: tables.Attempt) -> AttemptView:
         signal=row.signal,
         step=row.step,
         last_lines=row.last_lines or [],
-        pods=[PodView(**{name: pod[name] for name in shown}) for pod in row.pods],
+        pods=[_stored_pod(pod) for pod in row.pods],
         resumed_from=row.resumed_from,
         created_at=datetime.fromtimestamp(row.created_at, UTC),
         started_at=moment(row.started_at),
         finished_at=moment(row.finished_at),
     )
+
+
+def view_pod(pod: ObservedPod) -> PodView:
+    """A pod of the cluster as a value."""
+    return PodView(**{name: getattr(pod, name) for name in PodView.__dataclass_fields__})
+
+
+def _stored_pod(pod: dict[str, Any]) -> PodView:
+    shown = {name: pod[name] for name in PodView.__dataclass_fields__}
+    return PodView(**{**shown, "started_at": moment(pod["started_at"]), "finished_at": moment(pod["finished_at"])})
 
 
 def view_event(row: tables.Event) -> EventView:

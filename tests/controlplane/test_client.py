@@ -114,6 +114,9 @@ def test_what_belongs_to_a_run_is_shown(client: Client, plane: Plane) -> None:
     assert client.logs(run["id"], rank=1, attempt=1, tail=5) == "other\n"
     assert [point["loss"] for point in client.metrics(run["id"], keys=["loss"], downsample=2)] == [1.0, 0.25]
     assert client.attempts(run["id"])[0]["name"] == name == client.manifest(run["id"], 1)["metadata"]["name"]
+    pods = client.pods(run["id"], 1)
+    assert pods["live"]
+    assert [pod["phase"] for pod in pods["items"]] == ["Running"]
     events = client.events(run["id"])
     assert client.events(run["id"], after=events[0]["seq"]) == events[1:]
     assert client.run(run["id"])["progress"]["step"] == 4  # type: ignore[index]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from controlplane.clusters.base import Unavailable
 from controlplane.domain.phases import TERMINAL
 from tests.controlplane.plane import Plane
 
@@ -200,8 +201,8 @@ def test_a_bad_query_is_pointed_at(client: TestClient, query: str, where: list[s
 def test_a_run_that_is_not_there_is_not_found(client: TestClient) -> None:
     for method, path in [
         ("GET", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/manifest"), ("GET", "/attempts"),
-        ("GET", "/events"), ("GET", "/logs"), ("GET", "/metrics"), ("GET", "/logs/stream"), ("GET", "/events/stream"),
-        ("GET", "/metrics/stream"),
+        ("GET", "/pods"), ("GET", "/events"), ("GET", "/logs"), ("GET", "/metrics"), ("GET", "/logs/stream"),
+        ("GET", "/events/stream"), ("GET", "/metrics/stream"),
     ]:  # fmt: skip
         for run in ("run_00000000000000000000000000", "nobody"):
             reply = client.request(method, f"/runs/{run}{path}")
@@ -244,9 +245,37 @@ def test_attempts_and_manifest_tell_of_the_object(client: TestClient, run: dict[
     assert manifest == client.get(f"/runs/{run['id']}/manifest").json()
 
 
+def test_pods_are_as_the_cluster_shows_them_else_as_last_seen(
+    client: TestClient, plane: Plane, run: dict[str, Any]
+) -> None:
+    def pods() -> tuple[bool, list[dict[str, Any]]]:
+        told = client.get(f"/runs/{run['id']}/pods").json()
+        assert (told["attempt"], told["name"]) == (1, run["kubernetes"]["name"])
+        return told["live"], told["items"]
+
+    assert pods() == (False, [])
+    name = plane.start(run["id"])
+    plane.cluster.pod(name, node="gpu-7")
+    live, (pod,) = pods()
+    assert (live, pod["rank"], pod["name"]) == (True, 0, f"{name}-master-0")
+    assert (pod["phase"], pod["node"], pod["exit_code"]) == ("Running", "gpu-7", None)
+    assert pod["started_at"] is not None
+    plane.cluster.fail = Unavailable("nobody answers")
+    live, (pod,) = pods()
+    assert (live, pod["phase"], pod["node"], pod["exit_code"]) == (False, "Running", None, None)
+    plane.cluster.fail = None
+    plane.cluster.end(name, 1, reason="OOMKilled", message="too much")
+    live, (pod,) = pods()
+    assert (live, pod["phase"], pod["reason"], pod["message"]) == (True, "Failed", "OOMKilled", "too much")
+    plane.reconciler.step()
+    last = client.get(f"/runs/{run['id']}/pods?attempt=1").json()
+    assert (last["live"], last["items"][0]["exit_code"]) == (False, 1)
+    assert last["items"][0]["finished_at"] is not None
+
+
 def test_no_document_holds_the_runs_token(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:
     token = plane.token(run["id"])
-    for path in ("", "/manifest", "/attempts", "/events"):
+    for path in ("", "/manifest", "/attempts", "/pods", "/events"):
         assert token not in client.get(f"/runs/{run['id']}{path}").text
 
 
@@ -254,8 +283,9 @@ def test_no_document_holds_the_runs_token(client: TestClient, plane: Plane, run:
 def test_an_attempt_that_is_not_there_is_not_found(client: TestClient, run: dict[str, Any], attempt: str) -> None:
     reply = client.get(f"/runs/{run['id']}/manifest?attempt={attempt}")
     assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
-    reply = client.get(f"/runs/{run['id']}/logs?attempt={attempt}")
-    assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
+    for path in ("logs", "pods"):
+        reply = client.get(f"/runs/{run['id']}/{path}?attempt={attempt}")
+        assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
 
 
 def test_events_tell_what_happened_in_order(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         "run",
         "runs",
         "show",
+        "pods",
         "logs",
         "cancel",
         "suspend",

@@ -46,6 +46,15 @@ def test_the_manifest_is_shown(teragpt: Teragpt, finished: str) -> None:
     assert json.loads(teragpt("show", finished, "--manifest"))["kind"] == "PyTorchJob"
 
 
+def test_pods_are_listed_after_they_are_gone(teragpt: Teragpt, finished: str) -> None:
+    head, row, note = teragpt("pods", "first").splitlines()
+    assert head.split() == ["rank", "name", "phase", "node", "reason", "exit_code", "message"]
+    assert [row.split()[place] for place in (0, 2, 5)] == ["0", "Succeeded", "0"]
+    assert note == "as last seen"
+    told = json.loads(teragpt("pods", finished, "--attempt", "1", "--json"))
+    assert told["items"][0]["started_at"] < told["items"][0]["finished_at"]
+
+
 def test_logs_are_those_of_the_rank_asked_for(teragpt: Teragpt, finished: str) -> None:
     lines = teragpt("logs", finished).splitlines()
     assert any(line.startswith("step 2/2 | loss ") for line in lines)
