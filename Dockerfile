@@ -54,6 +54,11 @@ ENV PATH=/opt/teragpt/bin:$PATH PYTHONPATH=/opt/teragpt/code PYTHONUNBUFFERED=1 
     HOME=/tmp USER=teragpt XDG_CACHE_HOME=/tmp/.cache HF_HOME=/tmp/.cache/huggingface \
     TRITON_CACHE_DIR=/tmp/.cache/triton TORCHINDUCTOR_CACHE_DIR=/tmp/.cache/inductor
 COPY --from=code /code /opt/teragpt/code
+ARG REVISION=""
+LABEL org.opencontainers.image.title="TeraGPT trainer" \
+      org.opencontainers.image.description="What the pods of a run execute: PyTorch and the trainer" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
 WORKDIR /tmp
 USER 10001:10001
 ENTRYPOINT ["python", "-m", "teragpt.launch"]

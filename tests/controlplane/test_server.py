@@ -188,6 +188,8 @@ def test_a_home_that_cannot_be_written_is_said(capsys: pytest.CaptureFixture[str
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
         (["--colour", "red"], "--colour"),
         (["--host", "192.0.2.1"], "192.0.2.1"),
+        (["--run-defaults", "[]"], "--run-defaults: got '[]'; allowed: a JSON object"),
+        (["--run-defaults", '{"compute": {"nodes": 2}}'], "--run-defaults: /compute/nodes"),
     ],
 )
 def test_a_bad_setting_is_said(
