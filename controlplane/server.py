@@ -1,4 +1,4 @@
-"""The process: API, reconciler and this machine's cluster, wired together, started and stopped.
+"""The process: API, reconciler and cluster, wired together, started and stopped, or only one part of them by its role.
 
 `python -m controlplane.server` and `teragpt up`. What cannot work is said in one sentence before anything is changed:
 the port is taken first, then the data folder. Heavy imports come after that. Stopping it leaves running pods alone;
@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from controlplane.api.telemetry import Measurements
     from controlplane.clusters.base import Cluster
     from controlplane.services.context import Context
+    from controlplane.store.store import Ledger
 
 log = logging.getLogger("controlplane.server")
 
@@ -96,7 +97,8 @@ def run(settings: Settings, listener: socket.socket) -> None:
     with opened(settings, url) as context:
         token = ensure_token(settings.home) if settings.token_required else None
         app = create_app(context, settings, token=token)
-        with reconciling(context, app.state.measurements), announced(settings.home, url, token_required=bool(token)):
+        part = nullcontext() if settings.database.role == "api" else leading(context, settings, app.state.measurements)
+        with part, announced(settings.home, url, token_required=bool(token)):
             log.info("ready", extra={"url": url, "home": settings.home, "pid": os.getpid(), "docs": f"{url}/docs"})
             serve(app, listener)
     log.info("stopped")
@@ -114,9 +116,10 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
         defaults = parse_defaults(json.loads(runs.run_defaults))
     except InvalidSpec as error:
         raise StartError(f"--run-defaults: {error}") from None
-    with closing(Store(settings.home)) as store:
+    database = settings.database
+    with closing(Store(settings.home, database.url, database.database_connections)) as store:
         try:
-            cluster = cluster_of(settings, store.installation)
+            cluster = cluster_of(settings, "" if store.shared else store.installation)
         except (ClusterError, OSError) as error:
             raise StartError(f"the {runs.cluster} cluster cannot be used: {error}") from None
         with closing(cluster):
@@ -134,7 +137,7 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
 
 
 def cluster_of(settings: Settings, installation: str) -> Cluster:
-    """What executes the runs. Raises ClusterError and OSError."""
+    """What executes the runs, as objects of this installation. Raises ClusterError and OSError."""
     runs = settings.execution
     if runs.cluster == "local":
         from controlplane.clusters.local import LocalCluster
@@ -154,7 +157,42 @@ def cluster_of(settings: Settings, installation: str) -> Cluster:
 
 
 @contextmanager
-def reconciling(context: Context, measurements: Measurements) -> Generator[None]:
+def leading(context: Context, settings: Settings, measurements: Measurements) -> Generator[None]:
+    """The reconciler at work: always where this process alone has the store, else while it leads."""
+    if not context.store.shared:
+        with reconciling(context, context.store, context.cluster, measurements):
+            yield
+        return
+    from controlplane.reconcile.leader import Candidate
+    from controlplane.store.leadership import Term
+
+    @contextmanager
+    def work(term: Term) -> Generator[None]:
+        with executing(context, settings) as cluster, reconciling(context, term, cluster, measurements):
+            yield
+
+    name = f"{socket.gethostname()} {os.getpid()}"
+    candidate = Candidate(context.store, name, settings.database.lease_s, work)
+    measurements.leads(lambda: candidate.leads)
+    candidate.start()
+    try:
+        yield
+    finally:
+        candidate.stop()
+
+
+def executing(context: Context, settings: Settings) -> AbstractContextManager[Cluster]:
+    """The cluster as its leader drives it, apart from the one that requests are answered from; this machine's is one.
+
+    Raises ClusterError, OSError and StoreUnavailable.
+    """
+    if settings.execution.cluster == "local":
+        return nullcontext(context.cluster)
+    return closing(cluster_of(settings, context.store.installation))
+
+
+@contextmanager
+def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements: Measurements) -> Generator[None]:
     """The reconciler's thread at work; its looks are measured."""
     from controlplane.reconcile.outbox import Site
     from controlplane.reconcile.reconciler import Reconciler
@@ -164,7 +202,7 @@ def reconciling(context: Context, measurements: Measurements) -> Generator[None]
             with measurements.reconcile.time():
                 return super().step()
 
-    reconciler = Measured(context.store, context.cluster, site=Site(context.url, context.image, context.queue))
+    reconciler = Measured(ledger, cluster, site=Site(context.url, context.image, context.queue))
     reconciler.start()
     try:
         yield

@@ -66,9 +66,10 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     )
     problems.install(app)
     nouns = APIRouter()
-    for noun in NOUNS:
+    for noun in (health,) if settings.database.role == "reconciler" else NOUNS:
         nouns.include_router(noun.router)
-    nouns.include_router(tasks.files)
+    if settings.database.role != "reconciler":
+        nouns.include_router(tasks.files)
     app.include_router(nouns, prefix="/v1", responses=REFUSALS)
     app.include_router(nouns, include_in_schema=False)
     for prefix in ("", "/v1"):

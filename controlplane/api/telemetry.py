@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlplane.api.problems import Refusal, render
+from controlplane.domain.errors import StoreError
 
 log = logging.getLogger("controlplane.http")
 
@@ -34,7 +35,7 @@ class Measurements:
     """The registry of one process's measurements.
 
     `phases` counts runs by phase, `outbox` objects that wait for the cluster, `streams` open streams; they are asked
-    when the page is.
+    when the page is. What is stored is left out while the store does not answer.
     """
 
     def __init__(self, phases: Gauges, outbox: Callable[[], float], streams: Callable[[], float]) -> None:
@@ -49,29 +50,40 @@ class Measurements:
             "teragpt_reconcile_seconds", "Seconds of one look at everything that lives.", registry=self.registry
         )
         Gauge("teragpt_http_streams", "Event streams now open.", registry=self.registry).set_function(streams)
-        Gauge("teragpt_outbox_rows", "Objects to be made or ended.", registry=self.registry).set_function(outbox)
-        self.registry.register(_Labelled("teragpt_runs", "Runs by phase.", "phase", phases))
+        self.registry.register(
+            _Stored("teragpt_outbox_rows", "Objects to be made or ended.", None, lambda: {"": outbox()})
+        )
+        self.registry.register(_Stored("teragpt_runs", "Runs by phase.", "phase", phases))
+
+    def leads(self, leads: Callable[[], bool]) -> None:
+        """Show whether this process leads, where one of several does."""
+        gauge = Gauge("teragpt_leader", "1 where this process reconciles for all of them.", registry=self.registry)
+        gauge.set_function(leads)
 
     def page(self) -> bytes:
         """The Prometheus page."""
         return generate_latest(self.registry)
 
 
-class _Labelled(Collector):
-    """A gauge of one label, read when it is asked for."""
+class _Stored(Collector):
+    """A gauge of one label at most, read from the store when it is asked for."""
 
-    def __init__(self, name: str, help: str, label: str, read: Gauges) -> None:
-        self.name, self.help, self.label, self.read = name, help, label, read
+    def __init__(self, name: str, help: str, label: str | None, read: Gauges) -> None:
+        self.name, self.help, self.labels, self.read = name, help, [label] if label else [], read
 
     def describe(self) -> Iterable[Metric]:
         """Its name alone, so that registering it reads nothing."""
-        return [GaugeMetricFamily(self.name, self.help, labels=[self.label])]
+        return [GaugeMetricFamily(self.name, self.help, labels=self.labels)]
 
     def collect(self) -> Iterable[Metric]:
         """Its values."""
-        family = GaugeMetricFamily(self.name, self.help, labels=[self.label])
-        for label, value in self.read().items():
-            family.add_metric([label], value)
+        family = GaugeMetricFamily(self.name, self.help, labels=self.labels)
+        try:
+            values = self.read()
+        except StoreError:
+            return
+        for label, value in values.items():
+            family.add_metric([label] if self.labels else [], value)
         yield family
 
 

@@ -232,7 +232,10 @@ class Cluster(Protocol):
         ...
 
     def watch(self, wake: Callable[[], None]) -> None:
-        """Call `wake`, from any thread, soon after what `observe` returns has changed. A hint, not a promise."""
+        """Begin to look after the objects: `observe` and `delete` are for who has called this.
+
+        `wake` is called, from any thread, soon after what `observe` returns has changed. A hint, not a promise.
+        """
         ...
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ ControlPlaneError
     ├── FolderLocked       another process holds it
     ├── NetworkFolder      it lies on a network file system
     ├── NewerStore         a newer version wrote it
+    ├── Superseded         another process leads, and this one may not write what a leader writes
     └── StoreUnavailable   it cannot be read or written now (disk full, permissions)
 """
 
@@ -191,6 +192,15 @@ class NewerStore(StoreError):
 
     def __init__(self, place: str, revision: str) -> None:
         super().__init__(f"{place} was written by a newer teragpt (revision {revision}): install that one, or newer")
+
+
+class Superseded(StoreError):
+    """Another process leads by now, or this one's lease is over; nothing was written."""
+
+    code = "superseded"
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"this process does not lead any more (its epoch was {epoch})")
 
 
 class StoreUnavailable(StoreError):

@@ -13,7 +13,7 @@ from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict
 from controlplane.runfolder import last_checkpoint, metric_lines
 from controlplane.store.moves import add_attempt, add_event, get_attempt, get_run, move, request_deletion, withdraw
 from controlplane.store.points import add_points, newest_seq
-from controlplane.store.store import Store
+from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Run
 from controlplane.store.writer import Transaction
 
@@ -24,7 +24,7 @@ class Stale(Exception):
     """The run is no longer where the decision was made for."""
 
 
-def apply(store: Store, pace: Pace, look: Look, decision: Decision) -> bool:
+def apply(store: Ledger, pace: Pace, look: Look, decision: Decision) -> bool:
     """Store a decision; whether it was still valid. Raises StoreUnavailable, with nothing stored."""
     checkpoint = None
     if decision.ends and Path(look.run.folder).is_absolute():
@@ -39,7 +39,7 @@ def apply(store: Store, pace: Pace, look: Look, decision: Decision) -> bool:
     return True
 
 
-def read_leftovers(store: Store, run: Run, attempt: Attempt) -> None:
+def read_leftovers(store: Ledger, run: Run, attempt: Attempt) -> None:
     """Take in the points of the attempt's record that were never acknowledged."""
     with store.read() as session:
         after = newest_seq(session, run.id, attempt.number)
@@ -53,7 +53,7 @@ def read_leftovers(store: Store, run: Run, attempt: Attempt) -> None:
         _add(store, run, attempt, batch)
 
 
-def _add(store: Store, run: Run, attempt: Attempt, points: list[dict[str, Any]]) -> None:
+def _add(store: Ledger, run: Run, attempt: Attempt, points: list[dict[str, Any]]) -> None:
     store.write(lambda transaction: add_points(transaction, run.id, attempt.number, points))
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from controlplane.clusters.base import Cluster
 from controlplane.domain.phases import TURN, Phase
 from controlplane.store.moves import CREATE, move
-from controlplane.store.store import Store
+from controlplane.store.store import Ledger
 from controlplane.store.tables import Outbox, Run
 
 REASON = "WaitsForTurn"
@@ -21,7 +21,7 @@ REASON = "WaitsForTurn"
 class Line:
     """Who of the runs of several pods is to wait. `contended` after each `hold`: whether anyone does."""
 
-    def __init__(self, store: Store, cluster: Cluster) -> None:
+    def __init__(self, store: Ledger, cluster: Cluster) -> None:
         self._store, self._cluster = store, cluster
         self.contended = False
 

@@ -21,7 +21,7 @@ from controlplane.reconcile.line import Line
 from controlplane.reconcile.pace import Pace
 from controlplane.render import render, secret_of
 from controlplane.store.moves import CREATE, get_attempt, get_run, move, settle
-from controlplane.store.store import Store
+from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Outbox, Run
 from controlplane.store.writer import Transaction
 from controlplane.submission import attempt_of
@@ -41,15 +41,15 @@ class Site:
     queue: str = ""
 
 
-def void_leases(store: Store) -> None:
-    """Forget the leases of a process that is gone. Only for who holds the data folder alone."""
+def void_leases(store: Ledger) -> None:
+    """Forget the leases of a process that is gone. Only for who reconciles alone, and works none off now."""
     store.write(lambda t: t.session.execute(update(Outbox).values(lease=None, leased_until=None)))
 
 
 class Worker:
     """Works off what is due."""
 
-    def __init__(self, store: Store, cluster: Cluster, site: Site, pace: Pace) -> None:
+    def __init__(self, store: Ledger, cluster: Cluster, site: Site, pace: Pace) -> None:
         self._store, self._cluster, self._site, self._pace = store, cluster, site, pace
         self._line = Line(store, cluster)
 
@@ -112,6 +112,7 @@ class Worker:
             )
             manifest = render(attempt)
             fault("object rendered")
+            self._store.confirm()
             uid = self._cluster.create(manifest, secret_of(attempt))
         except Unavailable as error:
             self._put_off(row, str(error), now)
@@ -126,6 +127,7 @@ class Worker:
             fault("object stored")
 
     def _delete(self, row: Outbox, now: float) -> None:
+        self._store.confirm()
         try:
             self._cluster.delete(row.object_name, row.uid)
         except Unavailable as error:

@@ -23,7 +23,7 @@ from controlplane.reconcile.decide import Look, decide
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, void_leases
 from controlplane.reconcile.pace import Pace
-from controlplane.store.store import Store
+from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Outbox, Run
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Reconciler:
 
     def __init__(
         self,
-        store: Store,
+        store: Ledger,
         cluster: Cluster,
         *,
         site: Site,
@@ -53,8 +53,14 @@ class Reconciler:
         self._trouble: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        void_leases(store)
+        self._begun = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take up what another process, or a look that broke off, has begun."""
+        void_leases(self._store)
         fault("leases voided")
+        self._begun = True
 
     def start(self) -> None:
         """Begin to reconcile."""
@@ -98,7 +104,13 @@ class Reconciler:
             work.wait(self._pace.tick_s if busy else self._pace.idle_s)
             work.clear()
             try:
+                if not self._begun:
+                    self._begin()
                 busy = self.step()
+            except StoreError as error:
+                log.warning("a look broke off; the next one begins anew: %s", error)
+                busy, self._begun = True, False
+                self._stopping.wait(self._pace.tick_s)
             except Exception:  # whatever it was, the next look starts from what is stored
                 log.exception("a look failed; the next one follows")
                 busy = True
@@ -166,6 +178,7 @@ class Reconciler:
 
     def _end(self, job: ObservedJob) -> None:
         fault("leftover found")
+        self._store.confirm()
         try:
             self._cluster.delete(job.name, job.uid)
         except ClusterError as error:

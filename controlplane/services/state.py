@@ -11,6 +11,7 @@ from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import Phase
 from controlplane.services.context import Context
 from controlplane.services.ground import capacity_of, storage_of
+from controlplane.store.leadership import holder
 from controlplane.store.tables import Outbox, Run
 
 
@@ -25,7 +26,8 @@ class Component:
 
 def components(context: Context) -> dict[str, Component]:
     """Every part by name. An absent cluster stops no request: runs wait for it."""
-    return {"store": _store(context), "cluster": _cluster(context)}
+    parts = {"store": _store(context), "cluster": _cluster(context)}
+    return {**parts, "leader": _leader(context)} if context.store.shared else parts
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,22 @@ def _store(context: Context) -> Component:
     except StoreError as error:
         return Component(ready=False, detail=str(error), essential=True)
     return Component(ready=True, detail="answers", essential=True)
+
+
+def _leader(context: Context) -> Component:
+    """Who reconciles, of the processes that share the store."""
+    try:
+        with context.store.read() as session:
+            name, left = holder(session)
+    except StoreError:
+        return Component(ready=False, detail="not known while the store does not answer", essential=False)
+    if left <= 0:
+        return Component(
+            ready=False,
+            detail="nobody leads: runs wait until a process with --role all or reconciler does",
+            essential=False,
+        )
+    return Component(ready=True, detail=f"{name}, for {left:.0f} s at least", essential=False)
 
 
 def _cluster(context: Context) -> Component:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 
 from controlplane.domain.errors import NewerStore
 
 FOLDER = Path(__file__).parent / "migrations"
 
 
-def migrate(engine: Engine, place: Path) -> None:
-    """Upgrade the database to the newest revision; `place` is named in errors. Raises NewerStore."""
+def migrate(engine: Engine, place: str, alone: Callable[[Connection], None] = lambda _: None) -> None:
+    """Upgrade the database to the newest revision, wholly or not at all; `place` is named in errors. Raises NewerStore.
+
+    `alone` is called first in the transaction that upgrades, and returns once no other process does.
+    """
     if stored_revision(engine) != newest_revision():
-        _upgrade(engine, place)  # apart, since Alembic takes a third of a second to import
+        _upgrade(engine, place, alone)  # apart, since Alembic takes a third of a second to import
 
 
 def stored_revision(engine: Engine) -> str | None:
@@ -31,7 +35,7 @@ def newest_revision() -> str:
     return max(path.stem.partition("_")[0] for path in (FOLDER / "versions").glob("[0-9]*_*.py"))
 
 
-def _upgrade(engine: Engine, place: Path) -> None:
+def _upgrade(engine: Engine, place: str, alone: Callable[[Connection], None]) -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.migration import MigrationContext
@@ -42,9 +46,10 @@ def _upgrade(engine: Engine, place: Path) -> None:
     scripts = ScriptDirectory.from_config(config)
     known = {script.revision for script in scripts.walk_revisions()}
     with engine.execution_options(writer=True).begin() as connection:
+        alone(connection)
         present = MigrationContext.configure(connection).get_current_revision()
         if present is not None and present not in known:
-            raise NewerStore(str(place), present)
+            raise NewerStore(place, present)
         if present == scripts.get_current_head():
             return
         config.attributes["connection"] = connection

@@ -22,8 +22,8 @@ CREATE, DELETE = "create", "delete"
 
 
 def get_run(transaction: Transaction, run_id: str) -> Run:
-    """The run's row. Raises NotFound."""
-    run = transaction.session.get(Run, run_id, populate_existing=True)
+    """The run's row, which no other process changes before this transaction has ended. Raises NotFound."""
+    run = transaction.session.get(Run, run_id, populate_existing=True, with_for_update={"key_share": True})
     if run is None:
         raise NotFound("run", run_id)
     return run

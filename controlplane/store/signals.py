@@ -1,5 +1,7 @@
 """Who wants to know that something was stored: streams by run, and the reconciler. Hints within one process, no truth.
 
+What other processes stored is told here too, where several share the store.
+
 A listener that misses a hint finds the same facts in the store at its next look.
 """
 
@@ -38,3 +40,11 @@ class Signals:
             called = [changed for run_id in run_ids for changed in self._listeners.get(run_id, ())]
         for changed in called:
             changed()
+
+    def everyone(self) -> None:
+        """Tell all listeners, and the reconciler: nobody knows what was missed."""
+        with self._lock:
+            called = [changed for listeners in self._listeners.values() for changed in listeners]
+        for changed in called:
+            changed()
+        self.work.set()

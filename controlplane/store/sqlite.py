@@ -1,4 +1,4 @@
-"""All that is SQLite's own: the engine, its transactions and its pragmas. Postgres would be a file beside this one.
+"""All that is SQLite's own: the engine, its transactions and its pragmas. Postgres has the file beside this one.
 
 Python's driver begins transactions by itself, too late for savepoints; so it is told not to, and SQLAlchemy says BEGIN.
 """

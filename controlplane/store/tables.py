@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, MetaData, String, Text
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, LargeBinary, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from controlplane.store.columns import json_value, prose, words
 
 
 class Base(DeclarativeBase):
@@ -22,7 +24,12 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar = {str: String(255), float: Float(53), dict[str, Any]: JSON(), list[Any]: JSON()}
+    type_annotation_map: ClassVar = {
+        str: words(),
+        float: Float(53),
+        dict[str, Any]: json_value(),
+        list[Any]: json_value(),
+    }
 
 
 class Installation(Base):
@@ -31,6 +38,40 @@ class Installation(Base):
     __tablename__ = "installation"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Leader(Base):
+    """The one row that says which process reconciles, and until when: its `epoch` grows with every change of hands.
+
+    Times are the database's own. The epoch is the key, so that who holds it for a write (FOR KEY SHARE) keeps the row
+    from changing hands, and not the leader from renewing its lease.
+    """
+
+    __tablename__ = "leader"
+
+    epoch: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    holder: Mapped[str]
+    expires_at: Mapped[float]
+
+
+class File(Base):
+    """What several processes must be able to read and no table describes: logs of pods, what tasks hand back."""
+
+    __tablename__ = "files"
+
+    name: Mapped[str] = mapped_column(words(512), primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    changed_at: Mapped[float] = mapped_column(index=True)
+
+
+class Part(Base):
+    """The bytes of a file from `start` on."""
+
+    __tablename__ = "file_parts"
+
+    name: Mapped[str] = mapped_column(ForeignKey("files.name", ondelete="CASCADE"), primary_key=True)
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class Run(Base):
@@ -45,14 +86,14 @@ class Run(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(index=True)
     live_name: Mapped[str | None] = mapped_column(unique=True)
-    folder: Mapped[str] = mapped_column(String(4096))
-    live_folder: Mapped[str | None] = mapped_column(String(4096), unique=True)
+    folder: Mapped[str] = mapped_column(words(4096))
+    live_folder: Mapped[str | None] = mapped_column(words(4096), unique=True)
     size: Mapped[str]
     principal: Mapped[str]
     phase: Mapped[str] = mapped_column(index=True)
     desired: Mapped[str]
     reason: Mapped[str | None]
-    message: Mapped[str | None] = mapped_column(Text)
+    message: Mapped[str | None] = mapped_column(prose())
     attempt: Mapped[int]
     charged_restarts: Mapped[int] = mapped_column(default=0)
     restarts_since_checkpoint: Mapped[int] = mapped_column(default=0)
@@ -63,10 +104,10 @@ class Run(Base):
     max_pending_s: Mapped[int | None]
     max_silence_s: Mapped[int | None]
     nodes: Mapped[int] = mapped_column(default=1)
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
-    resolved: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
+    spec: Mapped[dict[str, Any]] = mapped_column(json_value(), deferred=True)
+    resolved: Mapped[dict[str, Any]] = mapped_column(json_value(), deferred=True)
     spec_hash: Mapped[str]
-    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(json_value())
     last_event: Mapped[int] = mapped_column(default=0)
     retry_of: Mapped[str | None] = mapped_column(index=True)
     task: Mapped[str | None]
@@ -84,7 +125,7 @@ class Label(Base):
     __tablename__ = "run_labels"
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    key: Mapped[str] = mapped_column(String(320), primary_key=True)
+    key: Mapped[str] = mapped_column(words(320), primary_key=True)
     value: Mapped[str]
 
     __table_args__ = (Index("ix_run_labels_key_value", "key", "value"),)
@@ -105,14 +146,14 @@ class Attempt(Base):
     token_hash: Mapped[str] = mapped_column(unique=True)
     phase: Mapped[str]
     reason: Mapped[str | None]
-    message: Mapped[str | None] = mapped_column(Text)
+    message: Mapped[str | None] = mapped_column(prose())
     charged: Mapped[bool | None]
     rank: Mapped[int | None]
     exit_code: Mapped[int | None]
     signal: Mapped[str | None]
     step: Mapped[int | None] = mapped_column(BigInteger)
-    last_lines: Mapped[list[Any] | None] = mapped_column(JSON)
-    pods: Mapped[list[Any]] = mapped_column(JSON)
+    last_lines: Mapped[list[Any] | None] = mapped_column(json_value())
+    pods: Mapped[list[Any]] = mapped_column(json_value())
     resumed_from: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[float]
     submitted_at: Mapped[float | None]
@@ -130,8 +171,8 @@ class Event(Base):
     time: Mapped[float]
     kind: Mapped[str]
     attempt: Mapped[int | None]
-    message: Mapped[str] = mapped_column(Text)
-    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    message: Mapped[str] = mapped_column(prose())
+    data: Mapped[dict[str, Any]] = mapped_column(json_value())
 
 
 class Outbox(Base):
@@ -173,4 +214,4 @@ class MetricPoint(Base):
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     step: Mapped[int] = mapped_column(BigInteger)
     time: Mapped[float]
-    values: Mapped[dict[str, Any]] = mapped_column(JSON)
+    values: Mapped[dict[str, Any]] = mapped_column(json_value())

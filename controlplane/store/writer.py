@@ -1,20 +1,24 @@
 """The one writer: a thread that takes whatever writes are waiting and commits them together.
 
-One fsync serves them all, and no write waits for a lock. Each write has a savepoint of its own, so one that fails
-takes nothing of the others with it. Callers block until their write is durable. It knows no table.
+One fsync serves them all, and within this process no write waits for a lock. Each write has a savepoint of its own, so
+one that fails takes nothing of the others with it. Callers block until their write is durable. It knows no table.
+
+Other processes may write too, where several share the store. A write that met theirs is done again, on what they left:
+so a write says all it does in its function, and may be called more than once.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from controlplane.domain.errors import StoreUnavailable
@@ -23,6 +27,9 @@ from controlplane.store.signals import Signals
 
 T = TypeVar("T")
 LARGEST_GROUP = 64  # writes of one commit
+TRIES = 4  # of a write that meets others' writes
+MET = {"40001", "40P01"}  # SQLSTATEs: serialization failure, deadlock
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)  # the database's trouble, not a statement's
 
 
 class Transaction:
@@ -34,6 +41,14 @@ class Transaction:
         self.work = False
 
 
+class Tell(Protocol):
+    """Tells other processes, within a transaction, what it will have changed."""
+
+    def __call__(self, connection: Connection, run_ids: Collection[str], *, work: bool) -> None:
+        """Tell of these runs, and whether the reconciler has something to do."""
+        ...
+
+
 Write = Callable[[Transaction], Any]
 _Job = tuple[Write, "Future[Any]"]
 
@@ -41,9 +56,9 @@ _Job = tuple[Write, "Future[Any]"]
 class Writer:
     """Runs writes in a thread of its own until `close`."""
 
-    def __init__(self, engine: Engine, signals: Signals) -> None:
+    def __init__(self, engine: Engine, signals: Signals, tell: Tell | None = None) -> None:
         self._engine = engine.execution_options(writer=True)
-        self._signals = signals
+        self._signals, self._tell_others = signals, tell
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._closing = threading.Lock()
@@ -53,7 +68,8 @@ class Writer:
     def write(self, job: Callable[[Transaction], T]) -> T:
         """Run `job` in a transaction, and return its result once that is durable. Raises what it raises.
 
-        Raises StoreUnavailable, with nothing written, where the database cannot be written.
+        Raises StoreUnavailable, with nothing written, where the database cannot be written. (Where it went away while
+        it committed, nobody knows; what is repeated under an idempotency key is safe.)
         """
         done: Future[Any] = Future()
         with self._closing:
@@ -90,7 +106,7 @@ class Writer:
             group.append(job)
         return group, True
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _commit(self, group: list[_Job], tries: int = TRIES) -> None:
         """Run the group's writes and commit them; then answer each caller."""
         answers: list[tuple[Future[Any], Any, Transaction]] = []
         try:
@@ -99,35 +115,59 @@ class Writer:
                     answer = _run_one(connection, write, done)
                     if answer is not None:
                         answers.append((done, *answer))
+                self._announce(connection, [transaction for _, _, transaction in answers])
                 fault("write begun")
         except Exception as error:  # noqa: BLE001 - whatever it was, every caller must hear of it
+            left = [job for job in group if not job[1].done()]
+            if tries > 1 and _met(error):
+                for job in left:
+                    self._commit([job], tries - 1)
+                return
             refusal = _refusal(error)
-            for _, done in group:
-                if not done.done():
-                    done.set_exception(refusal)
+            for _, done in left:
+                done.set_exception(refusal)
             return
         fault("write committed")
         self._tell([transaction for _, _, transaction in answers])
         for done, result, _ in answers:
             done.set_result(result)
 
+    def _announce(self, connection: Connection, transactions: list[Transaction]) -> None:
+        run_ids, work = _news(transactions)
+        if self._tell_others is not None and (run_ids or work):
+            self._tell_others(connection, run_ids, work=work)
+
     def _tell(self, transactions: list[Transaction]) -> None:
-        self._signals.touched({run_id for one in transactions for run_id in one.touched})
-        if any(one.work for one in transactions):
+        run_ids, work = _news(transactions)
+        self._signals.touched(run_ids)
+        if work:
             self._signals.work.set()
 
 
-def _run_one(connection: Connection, write: Write, done: Future[Any]) -> tuple[Any, Transaction] | None:
+def _news(transactions: list[Transaction]) -> tuple[set[str], bool]:
+    """Runs that were touched, and whether the reconciler has something to do."""
+    return {run_id for one in transactions for run_id in one.touched}, any(one.work for one in transactions)
+
+
+def _run_one(
+    connection: Connection, write: Write, done: Future[Any], tries: int = TRIES
+) -> tuple[Any, Transaction] | None:
     """One write under its savepoint; None where it failed, which its caller alone hears of."""
     session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
     transaction = Transaction(session)
     try:
         result = write(transaction)
         session.commit()
-    except OperationalError:
-        with suppress(OperationalError):  # SQLite may have ended the whole transaction, and the savepoint with it
+    except AWAY:
+        with suppress(*AWAY):  # SQLite may have ended the whole transaction, and the savepoint with it
             session.close()
         raise
+    except IntegrityError as error:  # another process was first: what it stored is to be seen now
+        session.close()
+        if tries > 1:
+            return _run_one(connection, write, done, tries - 1)
+        done.set_exception(error)
+        return None
     except Exception as error:  # noqa: BLE001 - it belongs to the caller
         session.close()
         done.set_exception(error)
@@ -136,10 +176,20 @@ def _run_one(connection: Connection, write: Write, done: Future[Any]) -> tuple[A
     return result, transaction
 
 
+def _met(error: Exception) -> bool:
+    """Whether a write failed because it met another process's, and nothing else is wrong."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in MET
+
+
 def _refusal(error: Exception) -> Exception:
-    if isinstance(error, OperationalError):
-        return StoreUnavailable(f"the database cannot be written: {_first(error).orig}")
-    return error
+    return unavailable("the database cannot be written", error) if isinstance(error, AWAY) else error
+
+
+def unavailable(what: str, error: Exception) -> StoreUnavailable:
+    """The database's trouble in one sentence, without what it was asked."""
+    first = _first(error) if isinstance(error, OperationalError) else error
+    told = str(getattr(first, "orig", None) or first).strip().partition("\n")[0]
+    return StoreUnavailable(f"{what}: {told}")
 
 
 def _first(error: OperationalError) -> OperationalError:

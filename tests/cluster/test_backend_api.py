@@ -21,7 +21,7 @@ from controlplane.render.models import ATTEMPT
 from tests.cluster import programs
 from tests.cluster.kubectl import kubectl, must
 from tests.cluster.layout import KUBECONFIG
-from tests.controlplane.clusters.kubernetes.hands import Hands, eventually, observed
+from tests.controlplane.clusters.kubernetes.hands import Hands, eventually, observed, watched
 from tests.controlplane.clusters.kubernetes.scenarios import Make, Scenarios
 
 CRD = "base/crds/kubeflow.org_pytorchjobs.yaml"
@@ -72,7 +72,7 @@ def _hands_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cluster(namespace: str, tmp_path: Path) -> Iterator[KubernetesCluster]:
-    made = KubernetesCluster(name="k", kubeconfig=KUBECONFIG, namespace=namespace, archive=tmp_path, instance="us")
+    made = watched(name="k", kubeconfig=KUBECONFIG, namespace=namespace, archive=tmp_path, instance="us")
     eventually(lambda: made.observe() is not None)
     yield made
     made.close()
@@ -145,7 +145,7 @@ class TestAgainstARealServer(Scenarios):
         made = [make(nodes=1) for _ in range(20)]
         for one in made:
             hands.make_pods(one, [0])
-        other = KubernetesCluster(
+        other = watched(
             name="k2",
             kubeconfig=KUBECONFIG,
             namespace=cluster.traits().namespace,
@@ -172,9 +172,7 @@ class TestAgainstARealServer(Scenarios):
         from controlplane.clusters.kubernetes import informer
 
         monkeypatch.setattr(informer, "WATCH_S", (1, 1))
-        other = KubernetesCluster(
-            name="k2", kubeconfig=KUBECONFIG, namespace=namespace, archive=tmp_path / "2", instance="us"
-        )
+        other = watched(name="k2", kubeconfig=KUBECONFIG, namespace=namespace, archive=tmp_path / "2", instance="us")
         try:
             eventually(lambda: other.observe() is not None)
             begun = time.monotonic()
@@ -224,9 +222,7 @@ class TestAgainstARealServer(Scenarios):
         config["users"][0]["user"] = {"token": token}
         least = tmp_path / "kubeconfig"
         least.write_text(json.dumps(config))
-        other = KubernetesCluster(
-            name="least", kubeconfig=least, namespace=namespace, archive=tmp_path / "2", instance="us"
-        )
+        other = watched(name="least", kubeconfig=least, namespace=namespace, archive=tmp_path / "2", instance="us")
         try:
             eventually(lambda: other.observe() is not None)
             eventually(lambda: other.traits().kinds == ("PyTorchJob",))

@@ -13,7 +13,7 @@ import pytest
 from controlplane.clusters.base import Manifest, ObservedPod
 from controlplane.clusters.kubernetes import KubernetesCluster
 from tests.cluster.conftest import Cluster, Namespace
-from tests.controlplane.clusters.kubernetes.hands import eventually, manifest, observed
+from tests.controlplane.clusters.kubernetes.hands import eventually, manifest, observed, watched
 
 WAIT_S = 120.0
 SMALL = {"cpus_per_node": 0.05, "memory_per_node": 32 << 20}
@@ -22,9 +22,7 @@ Run = Callable[..., Manifest]
 
 @pytest.fixture
 def backend(cluster: Cluster, namespace: Namespace, tmp_path: Path) -> Iterator[KubernetesCluster]:
-    made = KubernetesCluster(
-        name="k", kubeconfig=cluster.kubeconfig, namespace=namespace.name, archive=tmp_path, instance="us"
-    )
+    made = watched(name="k", kubeconfig=cluster.kubeconfig, namespace=namespace.name, archive=tmp_path, instance="us")
     eventually(lambda: made.observe() is not None)
     yield made
     made.close()
@@ -118,9 +116,7 @@ def test_another_control_plane_goes_on_with_a_log(
     name = one["metadata"]["name"]
     eventually(lambda: backend.logs(name, f"{name}-master-0"), WAIT_S)
     backend.close()
-    other = KubernetesCluster(
-        name="k", kubeconfig=cluster.kubeconfig, namespace=namespace.name, archive=tmp_path, instance="us"
-    )
+    other = watched(name="k", kubeconfig=cluster.kubeconfig, namespace=namespace.name, archive=tmp_path, instance="us")
     try:
         ended(other, one)
         gone(other, one)

@@ -10,7 +10,10 @@ from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
 from controlplane.store.store import Store
+from tests.controlplane import postgres
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
+
+SHARED = "shared"
 
 
 @pytest.fixture
@@ -23,9 +26,30 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[postgres.Server]:
+    """A server for this worker's tests, with a database that has this version's tables."""
+    if not (postgres.BINARIES or postgres.NEEDED):
+        pytest.skip("Postgres is not installed (Debian: apt install postgresql)")
+    with postgres.server() as server:
+        server.do(f"CREATE DATABASE {SHARED}")
+        Store(tmp_path_factory.mktemp("first"), server.url(SHARED)).close()
+        yield server
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "home")
+def database(postgres_server: postgres.Server) -> Iterator[str]:
+    """The URL of a database with this version's tables, and nothing in them before or after."""
+    url = postgres_server.url(SHARED)
+    yield url
+    postgres.empty(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Whatever rests on the store holds on both databases."""
+    url = str(request.getfixturevalue("database")) if request.param == "postgres" else ""
+    opened = Store(tmp_path / "home", url)
     yield opened
     opened.close()
 

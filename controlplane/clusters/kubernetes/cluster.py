@@ -93,10 +93,10 @@ class KubernetesCluster:
         self._objects: dict[Kind, Informer[ObjectRecord]] = {}
         self._absent_since: dict[Kind, float] = {}
         self._ended_since: dict[str, float] = {}
+        self._watching = False
+        self._look_now = threading.Event()
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="kubernetes", daemon=True)
-        self._pods.start()
-        self._events.informer.start()
         self._keeper.start()
 
     @property
@@ -187,8 +187,13 @@ class KubernetesCluster:
         return checks.look(self._connection, self._kind)
 
     def watch(self, wake: Callable[[], None]) -> None:
-        """See `Cluster.watch`."""
+        """See `Cluster.watch`. Without it nothing is watched and no log is kept: another process does that."""
         self._wakers.append(wake)
+        if not self._watching:
+            self._watching = True
+            self._pods.start()
+            self._events.informer.start()
+            self._look_now.set()
 
     def close(self) -> None:
         """See `Cluster.close`."""
@@ -244,12 +249,13 @@ class KubernetesCluster:
         look_at = nodes_at = 0.0
         while not self._stopping.is_set():
             now = time.monotonic()
-            if now >= look_at:
+            if now >= look_at or self._look_now.is_set():
+                self._look_now.clear()
                 found = discovery.look(self._connection, self._kind)
                 if found is not None:
                     self._follow(found)
                 look_at = now + (LOOK_AGAIN_S if found and not self._absent_since else LOOK_SOON_S)
-                if found is not None:
+                if found is not None and self._watching:
                     with contextlib.suppress(Trouble, Refused):
                         self._queues.follow(workloads(self._connection))
             if now >= nodes_at and self._observer.lacks_room():
@@ -263,6 +269,9 @@ class KubernetesCluster:
         """Watch the kinds that there are."""
         if found.usable != self._kinds.usable:
             log.info("cluster %s executes %s", self._name, ", ".join(found.usable) or "nothing")
+        if not self._watching:
+            self._kinds = found
+            return
         new: dict[Kind, Informer[ObjectRecord]] = {
             kind: self._informer(kind) for kind in found.watchable if kind not in self._objects
         }

@@ -21,6 +21,7 @@ from controlplane.services.context import Context
 from controlplane.store.store import Store
 from controlplane.store.tables import Outbox
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
+from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import Stage
 
 TERMINAL = {"succeeded", "failed", "cancelled"}
@@ -170,6 +171,7 @@ def change(memory: MemoryCluster, job: ObservedJob, move: str, chance: random.Ra
         memory.stop(job.name)
 
 
+@ON_SQLITE
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=MOVES, nodes=st.integers(1, 3), seed=st.integers(0, 1 << 16))
 def test_whatever_happens_in_whatever_order_one_object_an_attempt_and_one_end(

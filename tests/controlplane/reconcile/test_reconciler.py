@@ -24,6 +24,7 @@ from controlplane.services.context import Context
 from controlplane.services.views import RunView
 from controlplane.store.tables import Attempt, Outbox, Run
 from tests.controlplane.memory_cluster import MemoryCluster
+from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import SITE, Stage
 
 NEVER = 3600.0  # a tick that does not come: only a hint can wake
@@ -127,6 +128,7 @@ def test_nothing_is_decided_while_the_cluster_does_not_answer(running: Stage, ca
     assert told == ["cluster memory does not answer, nothing is decided: away", "cluster memory answers again"]
 
 
+@ON_SQLITE
 def test_a_look_at_idle_runs_writes_nothing_and_reads_no_finished_run(running: Stage) -> None:
     statements: list[tuple[str, Any]] = []
     engine = running.context.store._engine
@@ -270,6 +272,7 @@ def test_a_verdict_is_written_once(running: Stage) -> None:
     assert running.attempt.reason == "First"
 
 
+@ON_SQLITE
 def test_many_runs_are_submitted_in_one_look(stage: Stage) -> None:
     made: list[RunView] = [stage.ask() for _ in range(40)]
     stage.look()

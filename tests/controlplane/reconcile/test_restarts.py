@@ -10,6 +10,7 @@ import pytest
 from controlplane.domain.errors import StillRunning
 from controlplane.reconcile.pace import Pace
 from controlplane.services import runs
+from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import Stage
 
 
@@ -48,6 +49,7 @@ def test_without_restarts_the_first_failure_is_the_last(stage: Stage) -> None:
     assert len(stage.attempts) == 1
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("code", [143, None])
 def test_interruptions_are_not_charged_but_without_progress_they_end(stage: Stage, code: int | None) -> None:
     stage.ask(limits={"max_restarts": 0})
@@ -57,6 +59,7 @@ def test_interruptions_are_not_charged_but_without_progress_they_end(stage: Stag
     assert stage.run.restarts == 0
 
 
+@ON_SQLITE
 def test_a_new_checkpoint_starts_the_count_of_interruptions_anew(stage: Stage) -> None:
     run = stage.ask()
     for _ in range(18):

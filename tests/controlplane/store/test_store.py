@@ -28,6 +28,7 @@ from controlplane.store.sqlite import open_engine
 from controlplane.store.store import DATABASE, Store
 from controlplane.store.tables import Attempt, Base, Outbox, Run
 from controlplane.store.writer import Transaction
+from tests.controlplane.postgres import ON_SQLITE
 
 HOLD = """
 import sys, time
@@ -193,6 +194,7 @@ def test_a_write_that_fails_takes_nothing_of_the_others_with_it(store: Store) ->
         assert session.scalars(text("SELECT n FROM counted")).all() == [1]
 
 
+@ON_SQLITE
 def test_a_database_that_cannot_be_written_is_told_to_everyone_and_works_again_later(store: Store) -> None:
     other = sqlite3.connect(store.home / DATABASE, isolation_level=None)
     store.write(lambda t: t.session.execute(text("PRAGMA busy_timeout=1")))
@@ -204,6 +206,7 @@ def test_a_database_that_cannot_be_written_is_told_to_everyone_and_works_again_l
     store.write(lambda t: t.session.execute(text("CREATE TABLE later (n INTEGER)")))
 
 
+@ON_SQLITE
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(store: Store, context: Context) -> None:
     spec = parse_spec({"size": "tiny"})
     runs.create_run(context, spec)
@@ -273,6 +276,7 @@ def test_a_store_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     store.close()
 
 
+@ON_SQLITE
 def test_listeners_hear_of_their_run_after_the_commit_and_not_after_they_left(store: Store) -> None:
     heard: list[str] = []
 

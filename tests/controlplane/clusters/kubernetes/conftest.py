@@ -8,7 +8,7 @@ import pytest
 from controlplane.clusters.kubernetes import KubernetesCluster, informer
 from controlplane.clusters.kubernetes import cluster as module
 from controlplane.clusters.kubernetes.connection import Connection
-from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig
+from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig, watched
 from tests.controlplane.clusters.kubernetes.server import ApiServer, api_server
 
 
@@ -38,7 +38,7 @@ def hands(connection: Connection) -> Hands:
 @pytest.fixture
 def cluster(config: Path, tmp_path: Path) -> Iterator[KubernetesCluster]:
     """A backend that has seen everything once."""
-    made = KubernetesCluster(name="k", kubeconfig=config, namespace=None, archive=tmp_path / "logs", instance="us")
+    made = watched(name="k", kubeconfig=config, namespace=None, archive=tmp_path / "logs", instance="us")
     eventually(lambda: made.observe() is not None)
     yield made
     made.close()
@@ -58,11 +58,7 @@ def open_cluster(config: Path, tmp_path: Path) -> Iterator[Open]:
 
     def open_cluster(instance: str = "us", kind: str = "auto", config: Path = config) -> KubernetesCluster:
         archive = tmp_path / f"logs-{len(made)}"
-        made.append(
-            KubernetesCluster(
-                name="k", kubeconfig=config, namespace=None, archive=archive, instance=instance, kind=kind
-            )
-        )
+        made.append(watched(name="k", kubeconfig=config, namespace=None, archive=archive, instance=instance, kind=kind))
         return made[-1]
 
     yield open_cluster

@@ -73,6 +73,13 @@ def manifest(
     )
 
 
+def watched(**given: Any) -> KubernetesCluster:
+    """A backend that looks after its objects."""
+    made = KubernetesCluster(**given)
+    made.watch(lambda: None)
+    return made
+
+
 class Hands:
     """Everything that a cluster does to objects and pods."""
 

@@ -13,7 +13,7 @@ from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes import cluster as module
 from controlplane.clusters.kubernetes.connection import Connection
 from controlplane.clusters.kubernetes.remembered import Remembered
-from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig, manifest
+from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig, manifest, watched
 from tests.controlplane.clusters.kubernetes.server import Answer, ApiServer
 
 JOBS = "/pytorchjobs$"
@@ -95,7 +95,7 @@ def test_a_control_plane_that_starts_does_not_take_objects_for_gone_whose_kind_i
     server: ApiServer, config: Path, tmp_path: Path, how: str
 ) -> None:
     def start() -> KubernetesCluster:
-        return KubernetesCluster(name="k", kubeconfig=config, namespace=None, archive=tmp_path, instance="us")
+        return watched(name="k", kubeconfig=config, namespace=None, archive=tmp_path, instance="us")
 
     first = start()
     eventually(lambda: first.observe() == [])
