@@ -394,6 +394,14 @@ def test_pods_of_runs_may_post_through_the_network_policy() -> None:
     } in peers
 
 
+def test_the_control_plane_may_reach_postgres_where_it_has_one() -> None:
+    def ports(case: dict[str, Any]) -> set[int]:
+        rules = one("NetworkPolicy", {"networkPolicy": {"enabled": True}, **case})["spec"]["egress"]
+        return {port["port"] for rule in rules for port in rule["ports"]}
+
+    assert ports({"database": {"existingSecret": "database"}}) - ports({}) == {5432}
+
+
 def test_the_service_leaves_the_name_of_the_runs_headless_one_alone() -> None:
     assert one("Service", release="teragpt")["metadata"]["name"] == "teragpt-api"
 
