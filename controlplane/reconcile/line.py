@@ -25,8 +25,8 @@ class Line:
         self._store, self._cluster = store, cluster
         self.contended = False
 
-    def hold(self, session: Session, now: float) -> list[ColumnElement[bool]]:
-        """What keeps the outbox from rows that are not to be worked off yet. Tells their runs for whom they wait."""
+    def hold(self, session: Session, due: ColumnElement[bool], now: float) -> list[ColumnElement[bool]]:
+        """What keeps the outbox from rows that are `due` and still have to wait. Tells their runs for whom they do."""
         self.contended = False
         if self._cluster.traits().gang:
             return []
@@ -36,7 +36,7 @@ class Line:
         waiting = (
             select(Run.id, Run.name, Run.phase, Run.message)
             .join(Outbox, (Outbox.run_id == Run.id) & (Outbox.op == CREATE))
-            .where(Run.nodes > 1, Outbox.due_at <= now, Run.phase != Phase.SUBMITTING)
+            .where(Run.nodes > 1, due, Run.phase != Phase.SUBMITTING)
             .order_by(Outbox.due_at, Run.id)
         )
         line = [*session.execute(waiting)]

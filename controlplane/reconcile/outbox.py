@@ -62,8 +62,10 @@ class Worker:
         """Work off one batch; whether there may be more. Raises StoreUnavailable."""
         with self._store.read() as session:
             free = or_(Outbox.leased_until.is_(None), Outbox.leased_until < now)
-            due = select(Outbox).where(Outbox.due_at <= now, free, *self._line.hold(session, now))
-            rows = session.scalars(due.order_by(Outbox.due_at).limit(BATCH)).all()
+            longest = max(self._pace.longest_backoff_s, self._pace.longest_submit_backoff_s)
+            due = or_(Outbox.due_at <= now, Outbox.due_at > now + longest)  # that far ahead: the clock was set back
+            wanted = select(Outbox).where(due, free, *self._line.hold(session, due, now))
+            rows = session.scalars(wanted.order_by(Outbox.due_at).limit(BATCH)).all()
         if not rows:
             return False
         leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))

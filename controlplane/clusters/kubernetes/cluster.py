@@ -85,7 +85,7 @@ class KubernetesCluster:
         self._events = Events(self._connection, self._namespace, self._take_events)
         self._queues = Queues(self._connection, self._wake)
         sources = Sources(self._events.of, self._nodes.last, self._queues.says)
-        self._observer = Observer(sources, instance)
+        self._observer = Observer(sources, instance, self._connection.now)
         self._wakers: list[Callable[[], None]] = []
         self._kinds = discovery.assumed(kind)
         self._remembered = Remembered(archive)

@@ -11,7 +11,9 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -96,6 +98,13 @@ class Connection:
         self._client.user_agent = "teragpt"
         self._lock = threading.Lock()
         self._hold_until = 0.0
+        self._server_time: float | None = None  # seconds since the epoch where our monotonic clock has 0
+
+    def now(self) -> datetime:
+        """The time by the server's own clock, as its latest answer told: ours may be wrong, and may jump."""
+        if self._server_time is None:
+            return datetime.now(UTC)
+        return datetime.fromtimestamp(self._server_time + time.monotonic(), UTC)
 
     def call(
         self,
@@ -165,6 +174,8 @@ class Connection:
         except (urllib3.exceptions.HTTPError, ApiException, ConfigException, OSError) as error:
             raise Trouble(f"{self.host}: {_words(error)}") from error
         response: urllib3.BaseHTTPResponse = answer.response
+        with suppress(KeyError, ValueError):  # no server has to tell the time
+            self._server_time = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.monotonic()
         return response
 
     def _refuse(self, response: urllib3.BaseHTTPResponse) -> None:

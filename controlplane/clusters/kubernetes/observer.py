@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
@@ -32,11 +32,10 @@ class Sources(NamedTuple):
 
 
 class Observer:
-    """Views of objects, from records that informers report as changed."""
+    """Views of objects, from records that informers report as changed. `now`: by the clock that stamps the records."""
 
-    def __init__(self, sources: Sources, instance: str, now: Callable[[], datetime] | None = None) -> None:
-        self._sources, self._instance = sources, instance
-        self._now = now or partial(datetime.now, UTC)
+    def __init__(self, sources: Sources, instance: str, now: Callable[[], datetime]) -> None:
+        self._sources, self._instance, self._now = sources, instance, now
         self._objects: dict[str, ObjectRecord] = {}
         self._pods: dict[Key, dict[str, PodRecord]] = {}
         self._keys: dict[str, Key] = {}  # of pods

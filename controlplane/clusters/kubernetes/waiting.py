@@ -19,6 +19,7 @@ MASTER_WAIT = "init-pytorch"
 CONTROLLERS = {"PyTorchJob": "the training operator", "TrainJob": "Kubeflow Trainer", "Job": "the Job controller"}
 LACK = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 QUOTA = re.compile(r"(?:exceeded|failed) quota: ([^,:]+)[,:] (.*)")
+DENIED = re.compile(r"denied (the )?request")  # by a webhook, by a ValidatingAdmissionPolicy
 TAINT = re.compile(r"untolerated taint")
 VOLUME = re.compile(
     r'(persistentvolumeclaim "[^"]+" (?:not found|is being deleted)|unbound immediate PersistentVolumeClaims)'
@@ -91,8 +92,8 @@ def _refused(message: str) -> Wait:
         return Wait("PodSecurity", f"the namespace's Pod Security refuses its pods: {message}")
     if "failed calling webhook" in message:
         return Wait("WebhookUnavailable", f"a webhook that must see its pods does not answer: {message}")
-    if "denied the request" in message:
-        return Wait("AdmissionDenied", f"a webhook refuses its pods: {message}")
+    if DENIED.search(message):
+        return Wait("AdmissionDenied", f"the cluster's admission rules refuse its pods: {message}")
     return Wait("FailedCreate", f"its pods cannot be created: {message}")
 
 

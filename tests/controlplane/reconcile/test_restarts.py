@@ -90,6 +90,12 @@ def test_the_backoff_doubles_up_to_its_bound() -> None:
     assert 10 <= Pace().submit_backoff(1000) <= 20  # after an outage all is under way again within 30 s
 
 
+def test_a_clock_that_is_set_back_holds_nothing_up(running: Stage) -> None:
+    running.memory.end(running.object, 1)
+    assert running.look().phase == "restarting"
+    assert running.after(-7200).phase == "pending"
+
+
 def test_the_backoff_starts_anew_after_a_checkpoint(stage: Stage) -> None:
     run = stage.ask()
     fail(stage)

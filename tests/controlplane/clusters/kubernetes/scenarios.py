@@ -290,7 +290,7 @@ class Scenarios:
                 "the namespace's quota team does not allow its pods: must specify limits.cpu for: pytorch",
             ),
             ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "PodSecurity", "Pod Security refuses"),
-            ('admission webhook "a.b" denied the request: no', "AdmissionDenied", "a webhook refuses its pods"),
+            ('admission webhook "a.b" denied the request: no', "AdmissionDenied", "admission rules refuse its pods"),
             ('failed calling webhook "a.b": connection refused', "WebhookUnavailable", "does not answer"),
             ("the server is out of order", "FailedCreate", "cannot be created: the server is out of order"),
         ],

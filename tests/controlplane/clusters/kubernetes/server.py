@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ class ApiServer:
         self.forbidden: set[tuple[str, str]] = set()  # (verb, resource)
         self.absent: set[str] = set()  # API groups that are not served
         self.page = 500
+        self.ahead_s = 0.0  # its clock, of this machine's
         self._faults: list[tuple[Callable[[Request], bool], Callable[[Request], Answer]]] = []
         self._objects: dict[str, dict[str, Raw]] = {}
         self._history: list[tuple[int, str, str, Raw]] = []
@@ -286,6 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - http.server's names
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """What the header Date says."""
+        return super().date_time_string((timestamp or time.time()) + self.server.api.ahead_s)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

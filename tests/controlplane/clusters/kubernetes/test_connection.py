@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content: str 
         file.write_text(content)
     with pytest.raises(Unavailable, match=str(file)):
         Connection(file, None)
+
+
+def test_the_time_is_the_servers(server: ApiServer, connection: Connection) -> None:
+    server.ahead_s = 3600.0
+    connection.call("GET", "/version")
+    ahead = connection.now() - datetime.now(UTC)
+    assert timedelta(minutes=59) < ahead < timedelta(minutes=61)
 
 
 def test_a_server_that_is_not_there_is_trouble(tmp_path: Path) -> None:
