@@ -119,7 +119,7 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
     database = settings.database
     with closing(Store(settings.home, database.url, database.database_connections)) as store:
         try:
-            cluster = cluster_of(settings, "" if store.shared else store.installation)
+            cluster = cluster_of(settings, store, "" if store.shared else store.installation)
         except (ClusterError, OSError) as error:
             raise StartError(f"the {runs.cluster} cluster cannot be used: {error}") from None
         with closing(cluster):
@@ -136,20 +136,25 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
             )
 
 
-def cluster_of(settings: Settings, installation: str) -> Cluster:
-    """What executes the runs, as objects of this installation. Raises ClusterError and OSError."""
+def cluster_of(settings: Settings, ledger: Ledger, installation: str) -> Cluster:
+    """What executes the runs, as objects of this installation. Raises ClusterError and OSError.
+
+    Logs and notes lie in the data folder, or in the `ledger` where several processes must read them.
+    """
     runs = settings.execution
     if runs.cluster == "local":
         from controlplane.clusters.local import LocalCluster
 
         return LocalCluster(settings.home / "cluster")
     from controlplane.clusters.kubernetes import KubernetesCluster
+    from controlplane.clusters.shelf import Folder
+    from controlplane.store.shelf import StoreShelf
 
     return KubernetesCluster(
         name=runs.cluster,
         kubeconfig=Path(runs.kubeconfig) if runs.kubeconfig else None,
         namespace=runs.namespace or None,
-        archive=settings.home / "logs",
+        archive=StoreShelf(ledger) if settings.database.url else Folder(settings.home / "logs"),
         audience=runs.audience,
         kind=runs.kind,
         instance=installation,
@@ -168,7 +173,7 @@ def leading(context: Context, settings: Settings, measurements: Measurements) ->
 
     @contextmanager
     def work(term: Term) -> Generator[None]:
-        with executing(context, settings) as cluster, reconciling(context, term, cluster, measurements):
+        with executing(context, term, settings) as cluster, reconciling(context, term, cluster, measurements):
             yield
 
     name = f"{socket.gethostname()} {os.getpid()}"
@@ -181,14 +186,14 @@ def leading(context: Context, settings: Settings, measurements: Measurements) ->
         candidate.stop()
 
 
-def executing(context: Context, settings: Settings) -> AbstractContextManager[Cluster]:
+def executing(context: Context, ledger: Ledger, settings: Settings) -> AbstractContextManager[Cluster]:
     """The cluster as its leader drives it, apart from the one that requests are answered from; this machine's is one.
 
     Raises ClusterError, OSError and StoreUnavailable.
     """
     if settings.execution.cluster == "local":
         return nullcontext(context.cluster)
-    return closing(cluster_of(settings, context.store.installation))
+    return closing(cluster_of(settings, ledger, context.store.installation))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""A pod's log as it is kept on disk, and how far it has been read: nothing twice, nothing left out.
+"""A pod's log as it is kept on a shelf, and how far it has been read: nothing twice, nothing left out.
 
-<archive>/<object>/<pod>.log       what the pod wrote, without timestamps
-<archive>/<object>/<pod>.cursor    the last line's timestamp and digest, and how long the log was then
+<object>/<pod>.log       what the pod wrote, without timestamps
+<object>/<pod>.cursor    the last line's timestamp and digest, and how long the log was then
 
 A log is only ever appended to, so readers' offsets stay true. The cursor follows it: what the log has beyond the
 cursor is compared with what comes next instead of being written again.
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+
+from controlplane.clusters.shelf import Shelf
 
 OVERLAP = timedelta(seconds=1)  # two streams of a container may be written a little out of order
 
@@ -31,11 +31,10 @@ class Cursor:
 
 
 class PodLog:
-    """The archived log of one pod. One thread at a time writes it."""
+    """The archived log `name` of one pod. One thread at a time writes it."""
 
-    def __init__(self, folder: Path, pod: str, uid: str) -> None:
-        self._log, self._file = folder / f"{pod}.log", folder / f"{pod}.cursor"
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, shelf: Shelf, name: str, uid: str) -> None:
+        self._shelf, self._log, self._file = shelf, f"{name}.log", f"{name}.cursor"
         self.cursor = self._read(uid)
         self._expected = self._beyond()
 
@@ -59,8 +58,8 @@ class PodLog:
         else:  # the container's log was rotated in between: what is there stays, and what comes follows it
             fresh = (b"" if self._expected.endswith(b"\n") else b"\n") + data
             self._expected = b""
-        with self._log.open("ab") as file:
-            file.write(fresh)
+        if fresh:
+            self._shelf.append(self._log, fresh)
         stamp, digest = last.split(b" ", 1)[0].decode("ascii"), hashlib.sha256(last).hexdigest()
         size = self._size() - len(self._expected)
         self._save(Cursor(self.cursor.uid, stamp, digest, size, self.cursor.done))
@@ -75,31 +74,21 @@ class PodLog:
 
     def _read(self, uid: str) -> Cursor:
         try:
-            cursor = Cursor(**json.loads(self._file.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            cursor = Cursor(**json.loads(self._shelf.read(self._file)))
+        except (ValueError, TypeError):
             cursor = Cursor(uid)
         # another pod of the same name writes into the same file, behind the first one's lines
         return cursor if cursor.uid == uid else Cursor(uid, size=self._size())
 
     def _beyond(self) -> bytes:
         """What was appended after the cursor was written."""
-        try:
-            with self._log.open("rb") as file:
-                file.seek(self.cursor.size)
-                return file.read()
-        except FileNotFoundError:
-            return b""
+        return self._shelf.read(self._log, self.cursor.size, 1 << 40)
 
     def _size(self) -> int:
-        try:
-            return self._log.stat().st_size
-        except FileNotFoundError:
-            return 0
+        return self._shelf.size(self._log)
 
     def _save(self, cursor: Cursor) -> None:
-        draft = self._file.with_name(f".{self._file.name}")
-        draft.write_text(json.dumps(asdict(cursor)), "utf-8")
-        draft.replace(self._file)
+        self._shelf.put(self._file, json.dumps(asdict(cursor)).encode())
         self.cursor = cursor
 
 
@@ -160,13 +149,3 @@ def _stamp(line: bytes) -> str:
 
 def _time(stamp: str) -> datetime:
     return datetime.fromisoformat(stamp).astimezone(UTC)
-
-
-def read_log(file: Path, offset: int, limit: int) -> bytes:
-    """Part of an archived log; empty where there is none."""
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
-    with open(descriptor, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor
-        return os.pread(opened.fileno(), limit, offset)

@@ -28,7 +28,6 @@ from controlplane.clusters.base import (
     Unavailable,
 )
 from controlplane.clusters.kubernetes import checks, discovery
-from controlplane.clusters.kubernetes.archive import read_log
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.events import Events
 from controlplane.clusters.kubernetes.identity import Callers
@@ -41,6 +40,7 @@ from controlplane.clusters.kubernetes.records import ObjectRecord, PodRecord, re
 from controlplane.clusters.kubernetes.remembered import Remembered
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, CLAIMS, PODS
 from controlplane.clusters.kubernetes.submission import Submission
+from controlplane.clusters.shelf import Shelf
 from controlplane.render.models import MANAGED_BY
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class KubernetesCluster:
     """`controlplane.clusters.base.Cluster` on a Kubernetes API server.
 
     `kubeconfig` None: the pod's own account, else $KUBECONFIG or ~/.kube/config; `namespace` None: the one that goes
-    with it. Logs are archived under the folder `archive`. `audience` is that of the pods' tokens, `kind` "auto" or the
+    with it. Logs are kept on the shelf `archive`. `audience` is that of the pods' tokens, `kind` "auto" or the
     kind of object to prefer, `instance` the installation whose objects these are: others' in the namespace are left
     alone. Raises Unavailable where there is no usable configuration; a server that does not answer is waited for.
     """
@@ -70,7 +70,7 @@ class KubernetesCluster:
         name: str,
         kubeconfig: Path | None,
         namespace: str | None,
-        archive: Path,
+        archive: Shelf,
         audience: str = "teragpt",
         kind: str = "auto",
         instance: str,
@@ -149,11 +149,12 @@ class KubernetesCluster:
         """See `Cluster.logs`. A pod of a Job may be named without the five letters that Kubernetes added."""
         if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
             return b""
-        folder = self._archive / name
-        file = folder / f"{pod}.log"
-        if not file.exists():
-            file = min(folder.glob(f"{pod}-?????.log"), default=file)
-        return read_log(file, max(0, offset), max(0, limit))
+        offset, limit, file = max(0, offset), max(0, limit), f"{name}/{pod}.log"
+        if data := self._archive.read(file, offset, limit):
+            return data
+        longer = re.compile(rf"{re.escape(f'{name}/{pod}')}-.{{5}}\.log")
+        others = [other for other in self._archive.names(name) if other == file or longer.fullmatch(other)]
+        return self._archive.read(min(others), offset, limit) if others and file not in others else b""
 
     def forget(self, name: str) -> None:
         """See `Cluster.forget`."""

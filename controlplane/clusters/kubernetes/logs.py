@@ -9,16 +9,16 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from controlplane.clusters.kubernetes.archive import Continuation, PodLog
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Stream, Trouble
 from controlplane.clusters.kubernetes.resources import PODS
+from controlplane.clusters.shelf import Shelf
+from controlplane.domain.errors import StoreError
 
 log = logging.getLogger(__name__)
 THREADS = 24
@@ -50,12 +50,12 @@ class Source:
 
 
 class Collector:
-    """Archives logs below `archive`."""
+    """Archives logs on the shelf `archive`."""
 
     def __init__(
         self,
         connection: Connection,
-        archive: Path,
+        archive: Shelf,
         *,
         threads: int = THREADS,
         clock: Callable[[], float] = time.monotonic,
@@ -105,7 +105,7 @@ class Collector:
         with self._changed:
             for uid in [uid for uid, source in self._sources.items() if source.object == name]:
                 self._sources.pop(uid).done = True
-        shutil.rmtree(self._archive / name, ignore_errors=True)
+        self._archive.remove(name)
 
     def close(self) -> None:
         """Stop reading; another instance goes on where this one stopped."""
@@ -143,7 +143,7 @@ class Collector:
                 delay = self._visit(source)
             except Trouble as error:
                 log.debug("the log of %s: %s", source.pod, error)
-            except OSError as error:
+            except (OSError, StoreError) as error:
                 log.warning("the log of %s cannot be kept: %s", source.pod, error)
             except Exception:  # one pod's trouble must not cost the others their thread
                 log.exception("the log of %s cannot be read", source.pod)
@@ -187,7 +187,7 @@ class Collector:
 
     def _read(self, source: Source) -> float:
         """Read what there is, and follow it; after how long to come back. Raises Trouble, Refused and OSError."""
-        source.log = source.log or PodLog(self._archive / source.object, source.pod, source.uid)
+        source.log = source.log or PodLog(self._archive, f"{source.object}/{source.pod}", source.uid)
         if source.log.cursor.done:
             source.done = True
             return 0.0

@@ -9,19 +9,20 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from controlplane.clusters.base import Kind
 from controlplane.clusters.kubernetes.discovery import preferred
+from controlplane.clusters.shelf import Shelf
+from controlplane.domain.errors import StoreError
 
 FILE = "kinds.json"
 
 
 class Remembered:
-    """The kinds, in a file of the archive's folder."""
+    """The kinds, in a note on the archive's shelf."""
 
-    def __init__(self, archive: Path) -> None:
-        self._file = archive / FILE
+    def __init__(self, archive: Shelf) -> None:
+        self._archive = archive
         self.kinds = self._read()
 
     def update(self, kinds: Iterable[Kind]) -> None:
@@ -29,11 +30,8 @@ class Remembered:
         found = frozenset(kinds)
         if found == self.kinds:
             return
-        draft = self._file.with_name(f".{FILE}")
-        with contextlib.suppress(OSError):  # a full disk takes this caution away, not the runs
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(sorted(found)), "utf-8")
-            draft.replace(self._file)
+        with contextlib.suppress(OSError, StoreError):  # a full disk takes this caution away, not the runs
+            self._archive.put(FILE, json.dumps(sorted(found)).encode())
             self.kinds = found
 
     def add(self, kind: Kind) -> None:
@@ -42,7 +40,7 @@ class Remembered:
 
     def _read(self) -> frozenset[Kind]:
         try:
-            found = json.loads(self._file.read_bytes())
-        except (OSError, ValueError):
+            found = json.loads(self._archive.read(FILE))
+        except (OSError, ValueError, StoreError):
             return frozenset()
         return frozenset(kind for name in found if (kind := preferred(name)) is not None)

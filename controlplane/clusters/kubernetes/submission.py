@@ -11,7 +11,6 @@ import contextlib
 import copy
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from controlplane.clusters.base import Kind, Manifest, NameConflict, Refusal, Rejected, Unavailable
@@ -19,6 +18,8 @@ from controlplane.clusters.kubernetes.answers import Patience, meaning
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.records import INSTANCE
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, KNOWN, Resource
+from controlplane.clusters.shelf import Shelf
+from controlplane.domain.errors import StoreError
 from controlplane.faults import fault
 from controlplane.render import Identity, companions_of, identity_of
 
@@ -32,7 +33,7 @@ CONFLICT, NOT_FOUND = 409, 404
 class Submission:
     """Creates and deletes in one namespace."""
 
-    def __init__(self, connection: Connection, archive: Path, instance: str, patience: Patience | None = None) -> None:
+    def __init__(self, connection: Connection, archive: Shelf, instance: str, patience: Patience | None = None) -> None:
         self._connection, self._archive, self._instance = connection, archive, instance
         self._patience = patience or Patience()
 
@@ -150,18 +151,15 @@ class Submission:
 
     def _made(self, name: str) -> tuple[Identity, str] | None:
         try:
-            record = json.loads((self._archive / name / MADE).read_bytes())
+            record = json.loads(self._archive.read(f"{name}/{MADE}"))
             return Identity(*record["identity"]), str(record["uid"])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (ValueError, KeyError):
             return None
 
     def _remember(self, name: str, identity: Identity, uid: str) -> None:
-        folder = self._archive / name
-        draft = folder / f".{MADE}"
-        with contextlib.suppress(OSError):  # a full disk must not keep a run from being known as submitted
-            folder.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps({"identity": list(identity), "uid": uid}), "utf-8")
-            draft.replace(folder / MADE)
+        with contextlib.suppress(OSError, StoreError):  # a full disk must not keep a run from being known as submitted
+            record = {"identity": list(identity), "uid": uid}
+            self._archive.put(f"{name}/{MADE}", json.dumps(record).encode())
 
 
 def _resource(manifest: Mapping[str, Any]) -> Resource:

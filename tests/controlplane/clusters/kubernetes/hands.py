@@ -14,6 +14,7 @@ from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes.connection import Connection, Refused
 from controlplane.clusters.kubernetes.records import COMPLETION_INDEX, REPLICA_INDEX, REPLICA_TYPE
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, EVENTS, PODS, Resource
+from controlplane.clusters.shelf import Folder
 from controlplane.render import Attempt, render
 from controlplane.render.models import RUN_ID
 
@@ -73,9 +74,9 @@ def manifest(
     )
 
 
-def watched(**given: Any) -> KubernetesCluster:
-    """A backend that looks after its objects."""
-    made = KubernetesCluster(**given)
+def watched(archive: Path, **given: Any) -> KubernetesCluster:
+    """A backend that looks after its objects, and keeps their logs in a folder."""
+    made = KubernetesCluster(archive=Folder(archive), **given)
     made.watch(lambda: None)
     return made
 

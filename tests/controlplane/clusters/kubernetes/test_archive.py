@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.clusters.kubernetes.archive import PodLog, read_log
+from controlplane.clusters.kubernetes.archive import PodLog
+from controlplane.clusters.shelf import Folder
 
 START = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 
@@ -29,11 +30,11 @@ def serve(lines: list[bytes], since: str | None) -> bytes:
 
 
 def read(folder: Path) -> bytes:
-    return read_log(folder / "pod.log", 0, 1 << 20)
+    return Folder(folder).read("pod.log", 0, 1 << 20)
 
 
 def follow(folder: Path, answer: bytes, *, final: bool = True, whole: bool = True, uid: str = "u") -> PodLog:
-    log = PodLog(folder, "pod", uid)
+    log = PodLog(Folder(folder), "pod", uid)
     continuation = log.continued()
     continuation.take(answer)
     if whole:
@@ -47,7 +48,7 @@ def test_lines_are_kept_without_their_timestamps(tmp_path: Path) -> None:
 
 
 def test_a_line_that_has_not_ended_waits_for_its_end(tmp_path: Path) -> None:
-    log = PodLog(tmp_path, "pod", "u")
+    log = PodLog(Folder(tmp_path), "pod", "u")
     continuation = log.continued()
     continuation.take(line(0, "one") + line(1, "half")[:-3])
     continuation.end(final=False)
@@ -81,7 +82,7 @@ def test_whatever_is_cut_and_wherever_we_die_nothing_is_lost_or_doubled(
         clock = max(clock, clock + later)
         lines.append(line(clock + min(0, later), f"{place} {text!r}"))
     for length, dies, in_the_middle in cuts:
-        log = PodLog(folder, "pod", "u")
+        log = PodLog(Folder(folder), "pod", "u")
         before = (folder / "pod.cursor").read_bytes() if (folder / "pod.cursor").exists() else None
         log.continued().take(serve(lines, log.since)[:length])
         if dies:  # the log was appended to and the cursor was not
@@ -92,7 +93,7 @@ def test_whatever_is_cut_and_wherever_we_die_nothing_is_lost_or_doubled(
             if in_the_middle and before is None and (folder / "pod.log").exists():
                 kept = (folder / "pod.log").read_bytes()
                 (folder / "pod.log").write_bytes(kept[: len(kept) // 2])
-    log = PodLog(folder, "pod", "u")
+    log = PodLog(Folder(folder), "pod", "u")
     continuation = log.continued()
     continuation.take(serve(lines, log.since))
     continuation.end(final=True)
@@ -120,7 +121,7 @@ def test_a_new_pod_of_the_same_name_writes_behind_the_old_one(tmp_path: Path) ->
 
 def test_the_cursor_says_when_all_is_there(tmp_path: Path) -> None:
     follow(tmp_path, line(0, "one")).finish()
-    assert PodLog(tmp_path, "pod", "u").cursor.done
+    assert PodLog(Folder(tmp_path), "pod", "u").cursor.done
     cursor = json.loads((tmp_path / "pod.cursor").read_text())
     assert (cursor["stamp"], cursor["size"]) == (stamp(0), 4)
 
@@ -134,6 +135,6 @@ def test_an_unreadable_cursor_is_made_anew_from_what_is_there(tmp_path: Path) ->
 
 def test_a_log_can_be_read_in_parts(tmp_path: Path) -> None:
     follow(tmp_path, line(0, "0123456789"))
-    assert read_log(tmp_path / "pod.log", 3, 4) == b"3456"
-    assert read_log(tmp_path / "pod.log", 100, 4) == b""
-    assert read_log(tmp_path / "nothing.log", 0, 4) == b""
+    assert Folder(tmp_path).read("pod.log", 3, 4) == b"3456"
+    assert Folder(tmp_path).read("pod.log", 100, 4) == b""
+    assert Folder(tmp_path).read("nothing.log", 0, 4) == b""

@@ -13,6 +13,7 @@ from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes import cluster as module
 from controlplane.clusters.kubernetes.connection import Connection
 from controlplane.clusters.kubernetes.remembered import Remembered
+from controlplane.clusters.shelf import Folder
 from tests.controlplane.clusters.kubernetes.hands import Hands, Open, eventually, kubeconfig, manifest, watched
 from tests.controlplane.clusters.kubernetes.server import Answer, ApiServer
 
@@ -123,9 +124,9 @@ def test_a_control_plane_that_starts_does_not_take_objects_for_gone_whose_kind_i
 
 def test_a_note_of_kinds_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     (tmp_path / "kinds.json").write_text("{")
-    assert Remembered(tmp_path).kinds == frozenset()
+    assert Remembered(Folder(tmp_path)).kinds == frozenset()
     (tmp_path / "kinds.json").write_text('["Job", "CronJob"]')
-    assert Remembered(tmp_path).kinds == frozenset({"Job"})
+    assert Remembered(Folder(tmp_path)).kinds == frozenset({"Job"})
 
 
 def test_a_kubeconfig_of_nowhere_starts_and_waits(open_cluster: Open, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from controlplane.clusters.kubernetes import logs
 from controlplane.clusters.kubernetes.connection import Connection
 from controlplane.clusters.kubernetes.logs import Collector
+from controlplane.clusters.shelf import Folder
 from tests.controlplane.clusters.kubernetes.hands import eventually
 from tests.controlplane.clusters.kubernetes.server import ApiServer, status
 
@@ -26,7 +27,7 @@ def start(connection: Connection, tmp_path: Path) -> Iterator[Start]:
     made: list[Collector] = []
 
     def start(**options: int) -> Collector:
-        made.append(Collector(connection, tmp_path, **options))  # type: ignore[arg-type] # numbers of threads
+        made.append(Collector(connection, Folder(tmp_path), **options))  # type: ignore[arg-type] # numbers of threads
         return made[-1]
 
     yield start
