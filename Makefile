@@ -17,7 +17,7 @@ help: ## this list
 install: ## make .venv with everything that development needs
 	@tools/setup.sh dev
 
-check: install ## ruff, format, mypy, pyright, import layers, line count, generated docs
+check: install ## ruff, format, mypy, pyright, import layers, line count, generated docs and figures
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports --cache-dir $(CACHE)/import-linter
@@ -26,6 +26,7 @@ check: install ## ruff, format, mypy, pyright, import layers, line count, genera
 	$(BIN)/python -m tools.lines --check
 	$(BIN)/python -m tools.reference --check
 	$(BIN)/python -m tools.chart --check
+	$(BIN)/python -m tools.figures --check
 
 test: check ## every check, then every test with coverage
 	@$(MAKE) --no-print-directory coverage

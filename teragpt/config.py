@@ -19,6 +19,7 @@ from teragpt.plan import micro_batch
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, padded, recipe
 
 EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
+EVAL_SEQUENCES = 64  # the least for a loss that means something
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
 
 
@@ -111,7 +112,9 @@ class Config:
 
     log_every: int = setting(1, "Steps between printed lines.", low=1, high=10**9)
     eval_every: int = setting(0, "Steps between evaluations; a tenth of the run unless given.", low=1, high=10**9)
-    eval_sequences: int = setting(64, "Held-out sequences of one evaluation.", low=1, high=1 << 20)
+    eval_sequences: int = setting(
+        0, "Held-out sequences of one evaluation; a global batch's, 64 at least, unless given.", low=1, high=1 << 20
+    )
     checkpoint_every: int = setting(0, "Steps between checkpoints; a tenth of the run unless given.", low=1, high=10**9)
     keep_last: int = setting(2, "Newest checkpoints kept.", low=1, high=10**6)
     keep_every: int = setting(0, "Also keep checkpoints at multiples of this many steps; 0: none.", low=0, high=10**9)
@@ -203,6 +206,7 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     full["tokens"] = full["steps"] * full["global_batch_tokens"]
     full.setdefault("warmup_steps", min(WARMUP_STEPS, full["steps"] // 20))
     full.setdefault("eval_every", max(1, full["steps"] // 10))
+    full.setdefault("eval_sequences", max(EVAL_SEQUENCES, full["global_batch_tokens"] // shape.context))
     full.setdefault("checkpoint_every", max(1, full["steps"] // 10))
     sequences = full["global_batch_tokens"] // shape.context
     full.setdefault("micro_batch", micro_batch(shape, sequences, full.get("recompute", "none")))
@@ -245,7 +249,9 @@ def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> It
         yield Problem("tp", config.tp, f"a divisor of the padded vocabulary {padded(config.num_tokens)}")
     pieces = config.tp if config.cp == 1 else 2 * config.cp * config.tp
     if config.context % pieces:
-        yield Problem(*blame("context", "cp", "tp"), f"a multiple of {pieces} with tp {config.tp} and cp {config.cp}")
+        name, value = blame("context", "cp", "tp")
+        whole = f"a multiple of {pieces}" if name == "context" else f"one that cuts context {config.context} evenly"
+        yield Problem(name, value, f"{whole}, for tp {config.tp} and cp {config.cp}")
     if config.pp > config.depth:
         yield Problem(*blame("pp", "depth"), f"at most depth {config.depth}")
 

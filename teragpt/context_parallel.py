@@ -7,6 +7,7 @@ back (Dubey et al. 2024, section 3.3.2).
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any, cast
 
@@ -16,17 +17,35 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from teragpt.collectives import Group, gather
+from teragpt.config import ConfigError, Problem
 from teragpt.mesh import Mesh
+
+NAMED = 4  # of what an error lists
 
 
 def context_parallel(model: nn.Module, mesh: Mesh) -> None:
-    """Have a model take this rank's pieces of the sequences it is given, and attend over all of them."""
+    """Have a model take this rank's pieces of the sequences it is given, and attend over all of them.
+
+    Raises ConfigError for a model that takes no positions, or with a block whose attention is not its `attend`.
+    """
     if mesh.cp == 1:
         return
+    blocks = getattr(model, "layers", nn.ModuleList()).named_children()
+    wrong = [f"layers.{name} has no attend" for name, block in blocks if not attends(block)]
+    wrong += [] if attends(model) else ["the model has no attend"]
+    wrong += [] if "positions" in inspect.signature(model.forward).parameters else ["forward takes no positions"]
+    if wrong:
+        allowed = f"1 for {type(model).__name__}, which cp would train wrongly: {', '.join(wrong[:NAMED])}"
+        raise ConfigError([Problem("cp", mesh.cp, allowed)])
     model.register_forward_pre_hook(partial(take_pieces, mesh.context), with_kwargs=True)
     for module in model.modules():
         if hasattr(module, "attend"):
             cast("Any", module).attend = partial(attention, mesh.context)
+
+
+def attends(module: nn.Module) -> bool:
+    """Whether attention anywhere in a module is an `attend`, which can be given another meaning."""
+    return any(hasattr(part, "attend") for part in module.modules())
 
 
 def take_pieces(

@@ -7,16 +7,18 @@ together, one dimension here: `fsdp`. It knows ranks and groups, no model.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import contextlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from teragpt.collectives import Group
-from teragpt.config import Config, ConfigError, Problem
+from teragpt.config import Config, ConfigError
+from teragpt.layout import layout, misfits
 
 DIMENSIONS = ("pp", "dp_replicate", "fsdp", "tp")
 
@@ -61,15 +63,18 @@ class Mesh:
         return (self.rank("dp_replicate") * self.size("fsdp") + self.rank("fsdp")) // self.cp
 
 
-def build_mesh(config: Config, device: torch.device) -> Mesh:
-    """The mesh of the settings over all ranks; `dp_shard` is what the others leave. Raises ConfigError."""
-    ranks, given = dist.get_world_size(), {name: getattr(config, name) for name in ("pp", "dp_replicate", "cp", "tp")}
-    problems = list(indivisible(ranks, given))
+def build_mesh(config: Config, device: torch.device, memory: int | None = None) -> Mesh:
+    """The mesh of the settings over all ranks; `dp_shard` is what the others leave.
+
+    Raises ConfigError on every rank where they cannot be laid out so, or `memory` bytes cannot hold a rank's part.
+    """
+    ranks = dist.get_world_size()
+    problems = list(misfits(config, ranks, memory))
     if problems:
         raise ConfigError(problems)
-    pp, dp_replicate, cp, tp = given.values()
-    fsdp = ranks // (pp * dp_replicate * tp)
-    devices = init_device_mesh(device.type, (pp, dp_replicate, fsdp, tp), mesh_dim_names=DIMENSIONS)
+    sizes, cp, tp = layout(config, ranks), config.cp, config.tp
+    shape = tuple(getattr(sizes, name) for name in DIMENSIONS)
+    devices = init_device_mesh(device.type, shape, mesh_dim_names=DIMENSIONS)
     context = Group("", 1, 0)
     if cp > 1:
         names = ("outer", "cp", "tp")
@@ -78,14 +83,11 @@ def build_mesh(config: Config, device: torch.device) -> Mesh:
     return Mesh(devices, cp, context)
 
 
-def indivisible(ranks: int, given: dict[str, int]) -> Iterator[Problem]:
-    """The first dimension that makes the mesh larger than the world, or no divisor of it."""
-    if ranks % math.prod(given.values()) == 0:
-        return
-    taken = 1
-    for name, size in given.items():
-        if ranks % (taken * size):
-            rest = f"the world size {ranks}" if taken == 1 else f"{ranks // taken}, what is left of {ranks} ranks"
-            yield Problem(name, size, f"a divisor of {rest}")
-            return
-        taken *= size
+def memory_of(device: torch.device) -> int:
+    """Bytes that a rank can have in all: its GPU's, or its part of the machine's and of the control group's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8")))
+    return there // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

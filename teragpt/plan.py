@@ -53,9 +53,3 @@ class State:
     def total(self) -> int:
         """All of it."""
         return self.parameters + self.gradients + self.optimizer
-
-
-def state(parameters: int, shards: int, bytes_each: int = 4) -> State:
-    """Bytes of state on the fullest rank where `parameters` are sharded over `shards` ranks."""
-    here = -(-parameters // shards) * bytes_each
-    return State(here, here, 2 * here)

@@ -10,6 +10,8 @@ All of it is done from outside, by hooks; the model's operations take this rank'
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -18,19 +20,24 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 
 from teragpt.collectives import Group, gather, scatter
+from teragpt.config import ConfigError, Problem
 from teragpt.mesh import Mesh
 from teragpt.ops import linear_cross_entropy, local
 
 ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
 HALVES = ("self_attn", "mlp")
 COLUMNS = ("o_proj", "down_proj")
+NAMED = 4  # of what an error lists
 TOKENS = 1  # the dimension that activations (B, T, D) are scattered along
 
 
 def tensor_parallel(model: nn.Module, mesh: Mesh) -> None:
-    """Cut a model on the meta device over `tp`. Its modules have the names of Qwen3's."""
+    """Cut a model on the meta device over `tp`. Its modules have the names of Qwen3's; ConfigError if they have not."""
     if mesh.size("tp") == 1:
         return
+    if wrong := ", ".join(itertools.islice(uncut(model), NAMED)):
+        allowed = f"1 for {type(model).__name__}, which tp would train wrongly: {wrong}"
+        raise ConfigError([Problem("tp", mesh.size("tp"), allowed)])
     group = mesh.group("tp")
     for name, module in model.named_modules():
         kind = name.rpartition(".")[2]
@@ -44,6 +51,20 @@ def tensor_parallel(model: nn.Module, mesh: Mesh) -> None:
         if isinstance(module, nn.Embedding):
             module.forward = partial(embed, module, group)  # type: ignore[method-assign]
     cast("Any", model).loss = partial(linear_cross_entropy, group=group)
+
+
+def uncut(model: nn.Module) -> Iterator[str]:
+    """What keeps a model from being cut: parts that are missing, parameters that are not known."""
+    needed: list[tuple[str, nn.Module, tuple[str, ...]]] = [("the model", model, ("embed_tokens", "norm", "loss"))]
+    blocks = getattr(model, "layers", nn.ModuleList()).named_children()
+    needed += [(f"layers.{name}", block, HALVES) for name, block in blocks]
+    for where, holder, parts in needed:
+        yield from (f"{where} has no {part}" for part in parts if not hasattr(holder, part))
+    for name, parameter in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        known = module.rpartition(".")[2] in {*ROWS, *COLUMNS} if parameter.ndim > 1 else module.endswith("norm")
+        if kind != "weight" or not known:
+            yield f"nothing says how to cut {name}"
 
 
 def cut(module: nn.Module, dim: int, mesh: Mesh) -> None:

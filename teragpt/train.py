@@ -25,7 +25,7 @@ from torch import Tensor
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_json
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
 from teragpt.environment import ranks_grace, read_attempt, read_grace, read_world
-from teragpt.mesh import build_mesh
+from teragpt.mesh import build_mesh, memory_of
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
 from teragpt.parallel import (
@@ -97,14 +97,14 @@ class Trainer:
             signal.signal(signal.SIGTERM, before)
 
     def set_up(self) -> None:
-        """Claim the run folder, build and shard the model, and restore the last checkpoint."""
+        """Lay out the model, and only then claim the run folder, take memory, and restore the last checkpoint."""
         config = self.config
-        self.mesh = build_mesh(config, self.device)
-        self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
+        self.mesh = build_mesh(config, self.device, memory_of(self.device))
         dtype = compute_dtype(config, self.device)
         self.model = build_model(self.constructor, config, dtype)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         parallelize(self.model, self.mesh, config, dtype)
+        self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
         materialize(self.model, config, self.device)
         self.optimizer = Optimizer(self.model, self.mesh, config)
         self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)

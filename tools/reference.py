@@ -13,7 +13,7 @@ from pathlib import Path
 
 from controlplane.settings import leaves
 from teragpt.config import EMBEDDED_VOCABULARY, FIELDS, TYPES, Config, resolve
-from teragpt.plan import state
+from teragpt.layout import state
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 from tools.blocks import Block, main
 
@@ -30,7 +30,7 @@ def sizes_brief() -> str:
             f"{config.dim:,} × {config.depth}",
             f"{config.context:,}",
             short(config.tokens, COUNTS),
-            short(state(parameters(config), 1).total, UNITS),
+            short(state(config).total, UNITS),
         ]
         for name, config in resolved().items()
     ]

@@ -11,7 +11,9 @@ from typing import Protocol
 
 from controlplane.domain.errors import Problem
 from controlplane.domain.spec import Compute, RunSpec
-from teragpt.plan import State, state
+from teragpt.config import Config
+from teragpt.layout import state
+from teragpt.plan import State
 from teragpt.sizes import TINY
 
 CPU_RANKS = 2  # ranks of a run without a GPU: enough to exercise every collective, and it leaves a laptop usable
@@ -67,7 +69,7 @@ class Layout:
         return self.nodes * self.processes_per_node
 
 
-def layout_on_machine(compute: Compute, machine: Machine, parameters: int) -> Layout:
+def layout_on_machine(compute: Compute, machine: Machine, config: Config) -> Layout:
     """One process per GPU; where there is no GPU, one per CPU core, two by default."""
     nodes = compute.nodes or 1
     each = max(1, machine.gpus // nodes)
@@ -75,20 +77,20 @@ def layout_on_machine(compute: Compute, machine: Machine, parameters: int) -> La
     cpu_ranks = int(compute.cpus_per_node or 0) or max(1, min(CPU_RANKS, machine.cpus // nodes))
     processes = compute.processes_per_node or gpus or cpu_ranks
     cpus = compute.cpus_per_node or max(1, min(processes, machine.cpus // nodes))
-    on_rank = PROCESS_BYTES + (0 if gpus else state(parameters, nodes * processes).total)
+    on_rank = PROCESS_BYTES + (0 if gpus else state(config, nodes * processes).total)
     return Layout(nodes, processes, gpus, cpus, compute.memory_per_node or processes * on_rank)
 
 
-def layout_on_cluster(compute: Compute, machine: Machine, parameters: int, size: str) -> Layout:
+def layout_on_cluster(compute: Compute, machine: Machine, config: Config) -> Layout:
     """One node of the largest kind, one process per GPU; the tiny size takes two small pods and no GPU."""
-    gpus = _cluster_gpus(compute, machine, size)
-    tiny = size == TINY and not gpus
+    gpus = _cluster_gpus(compute, machine, config.size)
+    tiny = config.size == TINY and not gpus
     nodes = compute.nodes or (TINY_NODES if tiny else 1)
     there = machine.largest[0] if machine.known and machine.largest else CPU_RANKS
     cpu_ranks = int(compute.cpus_per_node or 0) or (1 if tiny else max(1, min(CPU_RANKS, there)))
     processes = compute.processes_per_node or gpus or cpu_ranks
     derived = _whole(processes * TINY_CPUS) if tiny else processes
-    kept = state(parameters, nodes * processes)
+    kept = state(config, nodes * processes)
     memory = processes * (POD_RANK_BYTES if tiny else _pod_bytes(kept, with_gpu=gpus > 0))
     return Layout(nodes, processes, gpus, compute.cpus_per_node or derived, compute.memory_per_node or memory)
 

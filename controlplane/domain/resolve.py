@@ -7,7 +7,7 @@ dataset's vocabulary is handed in by whoever could read it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,12 +19,13 @@ from controlplane.domain.spec import SET_ELSEWHERE, RunSpec, short
 from controlplane.domain.storage import REMOTE, BadStorage, Place, place_of, uri_of
 from teragpt.config import Config, ConfigError
 from teragpt.config import resolve as resolve_config
-from teragpt.plan import state
+from teragpt.layout import misfits, state
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 RANK_GRACE_S = 120
 SECTIONS: dict[str, type[Placement | Scheduling]] = {"placement": Placement, "scheduling": Scheduling}
 READS = {"num_tokens", "loader"}  # given, the vocabulary is the user's own business
+BATCHES = {"global_batch_tokens", "eval_sequences"}
 LISTS = ("claims", "command", "left_open")
 ON_ANY: tuple[Kind, ...] = ("Job",)  # what every Kubernetes cluster has: taken where it could not be asked yet
 
@@ -114,18 +115,14 @@ def lay_out(
     config = _config(spec, {name: place.path for name, place in places.items()}, vocabulary, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
-    parameters = config.shape.parameters(config.num_tokens)
-    if shared_folders:
-        layout = layout_on_machine(spec.compute, machine, parameters)
-    else:
-        layout = layout_on_cluster(spec.compute, machine, parameters, spec.size)
-    if problems := list(_batch_problems(config, layout)):
+    layout = (layout_on_machine if shared_folders else layout_on_cluster)(spec.compute, machine, config)
+    if problems := list(_mesh_problems(config, layout, spec)):
         raise InvalidSpec(problems)
-    bytes_of_state = state(parameters, layout.world_size)
+    bytes_of_state = state(config, layout.world_size)
     return ResolvedRun(
         config=dataclasses.asdict(config),
         layout=layout,
-        parameters=parameters,
+        parameters=config.shape.parameters(config.num_tokens),
         tokens=config.tokens,
         steps=config.steps,
         state_bytes={**dataclasses.asdict(bytes_of_state), "total": bytes_of_state.total},
@@ -218,15 +215,14 @@ def _pointer(setting: str, spec: RunSpec) -> str:
     return elsewhere if elsewhere and setting not in spec.train else f"/train/{setting}"
 
 
-def _batch_problems(config: Config, layout: Layout) -> Iterable[Problem]:
-    """What the ranks must be able to share out."""
-    world = layout.world_size
-    if config.sequences < world:
-        detail = f"got {world} ranks; allowed: at most the {config.sequences} sequences of a global batch"
-        yield Problem("/compute/processes_per_node", "more_ranks_than_sequences", detail)
-    if world % config.dp_replicate:
-        detail = f"got {config.dp_replicate}; allowed: a divisor of the {world} ranks"
-        yield Problem("/train/dp_replicate", "invalid_setting", detail)
+def _mesh_problems(config: Config, layout: Layout, spec: RunSpec) -> Iterator[Problem]:
+    """What the ranks cannot share out; a batch that nobody asked for is blamed on their number."""
+    for one in misfits(config, layout.world_size):
+        if one.field in BATCHES - spec.train.keys():
+            detail = f"got {layout.world_size} ranks; allowed: fewer, or more of /train/{one.field}: {one.allowed}"
+            yield Problem("/compute/processes_per_node", "more_ranks_than_sequences", detail)
+        else:
+            yield Problem(_pointer(one.field, spec), "invalid_setting", one.detail)
 
 
 def sizes() -> list[dict[str, Any]]:
@@ -236,7 +232,7 @@ def sizes() -> list[dict[str, Any]]:
         config = resolve_config({"size": name}, None if name == TINY else REFERENCE_VOCABULARY)
         parameters = config.shape.parameters(config.num_tokens)
         derived = {key: getattr(config, key) for key in SHOWN}
-        rows.append({"name": name, "parameters": parameters, **derived, "state_bytes": state(parameters, 1).total})
+        rows.append({"name": name, "parameters": parameters, **derived, "state_bytes": state(config).total})
     return rows
 
 

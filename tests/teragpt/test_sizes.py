@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from teragpt.model import TeraGPT
-from teragpt.plan import micro_batch, state
+from teragpt.plan import micro_batch
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, padded, recipe
 
 NAMED = [name for name in SIZES if name != TINY]
@@ -61,12 +61,6 @@ def test_flops_are_six_a_matmul_weight_and_token_and_attention_at_half() -> None
     shape = SIZES["1.3b"]
     matmul = shape.parameters() - padded(REFERENCE_VOCABULARY) * shape.dim
     assert shape.flops_per_token(REFERENCE_VOCABULARY, 2048) == 6 * matmul + 6 * 24 * 2048 * 2048
-
-
-def test_state_is_sixteen_bytes_a_parameter_over_the_shards() -> None:
-    whole = state(1000, 1)
-    assert (whole.parameters, whole.gradients, whole.optimizer, whole.total) == (4000, 4000, 8000, 16_000)
-    assert state(1001, 2).total == 501 * 16
 
 
 @pytest.mark.parametrize("name", SIZES)
