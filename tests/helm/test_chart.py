@@ -233,6 +233,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
         "settings": numbers | {"logLevel": "debug"},
         "runs": {"queue": "q", "defaults": defaults},
         "database": {"existingSecret": "database"},
+        "auth": {"existingSecret": "access"},
     }
     given = environment(chosen)
     missing = set(names.values()) - own - given.keys()
@@ -308,7 +309,7 @@ def test_an_upgrade_is_rehearsed_on_a_copy_of_the_store() -> None:
     "case",
     [
         {"upgrade": {"rehearse": False}},
-        {"database": {"existingSecret": "database"}},
+        {"database": {"existingSecret": "database"}, "auth": {"existingSecret": "access"}},
         {"store": {"accessModes": ["ReadWriteOncePod"]}},
     ],
 )
@@ -333,10 +334,11 @@ def test_replicas_share_a_database_and_no_volume() -> None:
     }
 
 
-def test_one_control_plane_on_postgres_keeps_its_volume() -> None:
-    deployment = one("Deployment", {"database": {"existingSecret": "database"}})["spec"]
-    assert deployment["strategy"] == {"type": "Recreate"}
-    assert deployment["template"]["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "teragpt-store"}
+def test_one_control_plane_on_postgres_is_replaced_as_several_are() -> None:
+    deployment = one("Deployment", {"database": {"existingSecret": "database"}, "auth": {"existingSecret": "access"}})
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"]["type"] == "RollingUpdate"
+    assert "emptyDir" in deployment["spec"]["template"]["spec"]["volumes"][0]
 
 
 def test_a_token_from_a_secret_lies_where_the_control_plane_reads_it() -> None:
@@ -399,7 +401,7 @@ def test_the_control_plane_may_reach_postgres_where_it_has_one() -> None:
         rules = one("NetworkPolicy", {"networkPolicy": {"enabled": True}, **case})["spec"]["egress"]
         return {port["port"] for rule in rules for port in rule["ports"]}
 
-    assert ports({"database": {"existingSecret": "database"}}) - ports({}) == {5432}
+    assert ports({"database": {"existingSecret": "x"}, "auth": {"existingSecret": "y"}}) - ports({}) == {5432}
 
 
 def test_the_service_leaves_the_name_of_the_runs_headless_one_alone() -> None:

@@ -70,8 +70,8 @@ RULES = [
 CONTRADICTIONS = [
     ({"replicas": 2}, "replicas: got 2 with SQLite, which one process at a time may hold; set replicas to 1, or name"),
     (
-        {"replicas": 3, "database": {"existingSecret": "db"}},
-        "replicas: got 3, each of which would make an access token of its own; put one into a Secret and name that",
+        {"database": {"existingSecret": "db"}},
+        "database: with Postgres no volume keeps an access token that a start makes; put one into a Secret and name",
     ),
     (
         {
@@ -80,11 +80,11 @@ CONTRADICTIONS = [
             "auth": {"existingSecret": "a"},
             "store": {"existingClaim": "state"},
         },
-        "store.existingClaim: got state with replicas 2, which share a database and no volume; leave it empty",
+        "store.existingClaim: got state with database.existingSecret, where all is in Postgres; leave one of them",
     ),
     (
         {"podDisruptionBudget": {"enabled": True}},
-        "podDisruptionBudget: enabled with replicas 1, so that no node of it could be drained; set replicas to 2",
+        "podDisruptionBudget: enabled with replicas 1, which leaves nothing to keep; set replicas to 2",
     ),
     ({"settings": {"leaseS": 5}}, "settings: leaseS and databaseConnections are Postgres' alone; name the Secret"),
     (

@@ -106,9 +106,9 @@ annotations:
 {{ default .Release.Namespace .Values.runs.namespace }}
 {{- end }}
 
-{{/* Whether several control planes share a database; empty where one has the store to itself. */}}
+{{/* Whether all that lasts is in a database, which control planes share; empty where one has its volume to itself. */}}
 {{- define "teragpt.shared" -}}
-{{- if gt (int .Values.replicas) 1 }}true{{ end }}
+{{- if .Values.database.existingSecret }}true{{ end }}
 {{- end }}
 
 {{/* The claims, made or given. */}}
