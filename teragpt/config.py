@@ -133,6 +133,14 @@ class Config:
     tp: int = setting(1, "Ranks that share each matrix (tensor parallel); must divide kv_heads.", low=1, high=1024)
     cp: int = setting(1, "Ranks that share each sequence (context parallel).", low=1, high=1024)
     pp: int = setting(1, "Ranks that share the layers (pipeline parallel).", low=1, high=1024)
+    pipeline_schedule: str = setting(
+        "1f1b",
+        "How micro-batches go through the ranks of pp: once each (1f1b), or several times (interleaved: less waiting).",
+        choices=("1f1b", "interleaved"),
+    )
+    pipeline_chunks: int = setting(
+        0, "Stages on each rank of pp: 1 with 1f1b, 2 interleaved, unless given.", low=1, high=64
+    )
     model: str = setting("teragpt.model:TeraGPT", "The model's constructor, as module:attribute.")
     loader: str = setting("teragpt.data:open_dataset", "The dataset's constructor, as module:attribute.")
 
@@ -210,6 +218,7 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     full.setdefault("checkpoint_every", max(1, full["steps"] // 10))
     sequences = full["global_batch_tokens"] // shape.context
     full.setdefault("micro_batch", micro_batch(shape, sequences, full.get("recompute", "none")))
+    full.setdefault("pipeline_chunks", 2 if full.get("pipeline_schedule") == "interleaved" else 1)
     full.setdefault("out", f"runs/{full['size']}")
     return full
 
@@ -254,6 +263,11 @@ def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> It
         yield Problem(name, value, f"{whole}, for tp {config.tp} and cp {config.cp}")
     if config.pp > config.depth:
         yield Problem(*blame("pp", "depth"), f"at most depth {config.depth}")
+    elif config.pp * config.pipeline_chunks > config.depth:
+        yield Problem(*blame("pipeline_chunks", "pp", "depth"), f"pp x pipeline_chunks of at most depth {config.depth}")
+    if (config.pipeline_chunks > 1) != (config.pipeline_schedule == "interleaved"):
+        allowed = "2 or more with pipeline_schedule interleaved, 1 without"
+        yield Problem("pipeline_chunks", config.pipeline_chunks, allowed)
 
 
 def parse(arguments: Iterable[str]) -> dict[str, object]:

@@ -24,7 +24,7 @@ NAMED = 4  # of what an error lists
 
 
 def context_parallel(model: nn.Module, mesh: Mesh) -> None:
-    """Have a model take this rank's pieces of the sequences it is given, and attend over all of them.
+    """Have a model that is given this rank's pieces of sequences attend over all of them.
 
     Raises ConfigError for a model that takes no positions, or with a block whose attention is not its `attend`.
     """
@@ -37,7 +37,6 @@ def context_parallel(model: nn.Module, mesh: Mesh) -> None:
     if wrong:
         allowed = f"1 for {type(model).__name__}, which cp would train wrongly: {', '.join(wrong[:NAMED])}"
         raise ConfigError([Problem("cp", mesh.cp, allowed)])
-    model.register_forward_pre_hook(partial(take_pieces, mesh.context), with_kwargs=True)
     for module in model.modules():
         if hasattr(module, "attend"):
             cast("Any", module).attend = partial(attention, mesh.context)
@@ -48,15 +47,12 @@ def attends(module: nn.Module) -> bool:
     return any(hasattr(part, "attend") for part in module.modules())
 
 
-def take_pieces(
-    group: Group, _: nn.Module, args: tuple[Tensor, ...], named: dict[str, Any]
-) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Cut the ids (B, T) and targets (B, T) of a call to this rank's pieces, and give it their positions (T)."""
-    ids, *rest = args
-    named = {**named, "positions": pieces(torch.arange(ids.size(1), device=ids.device), 0, group)}
-    if "targets" in named:
-        named["targets"] = pieces(named["targets"], 1, group)
-    return (pieces(ids, 1, group), *rest), named
+def take_pieces(group: Group, ids: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """This rank's pieces of ids (B, T) and, by name, of targets (B, T), with their positions (T)."""
+    if group.size == 1:
+        return ids, {"targets": targets}
+    positions = pieces(torch.arange(ids.size(1), device=ids.device), 0, group)
+    return pieces(ids, 1, group), {"positions": positions, "targets": pieces(targets, 1, group)}
 
 
 def pieces(x: Tensor, dim: int, group: Group) -> Tensor:

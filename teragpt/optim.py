@@ -44,6 +44,7 @@ class Optimizer:
         self.mesh, self.config = mesh, config
         self.parameters = dict(model.named_parameters())
         self.shards = {name: nn.Parameter(local(value.detach())) for name, value in self.parameters.items()}
+        self.repeated: frozenset[str] = getattr(model, "repeated", frozenset())  # another pipeline stage counts them
         self.shared = set() if mesh.size("tp") == 1 else {n for n, p in self.parameters.items() if not cut_by_tp(p)}
         matrices = {name: value for name, value in self.parameters.items() if value.ndim >= 2}
         blocks = {n: p for n, p in matrices.items() if config.optimizer == "muon" and n.startswith("layers.")}
@@ -63,7 +64,8 @@ class Optimizer:
         cut: list[Tensor] = []
         shared: list[Tensor] = []
         for name, grad in self.gradients():
-            (shared if name in self.shared else cut).append(grad)
+            if name not in self.repeated:
+                (shared if name in self.shared else cut).append(grad)
         if shared:
             self.add_up(shared)
         square = (squares(cut) + squares(shared) / self.mesh.size("tp")) / self.mesh.size("dp_replicate")

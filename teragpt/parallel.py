@@ -18,21 +18,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from teragpt.config import Config, ConfigError, Problem
-from teragpt.context_parallel import context_parallel
+from teragpt.context_parallel import context_parallel, take_pieces
 from teragpt.environment import World
 from teragpt.mesh import Mesh
 from teragpt.ops import local
+from teragpt.pipeline import MicroBatch, Pipeline, build_pipeline, filling
 from teragpt.placement import region
 from teragpt.recompute import recompute
 from teragpt.tensor_parallel import tensor_parallel
 
 ROW_BLOCK = 1024  # rows of a matrix that one generator draws
-GATHERED_BYTES = (
-    4 << 30
-)  # up to this size a model stays gathered between forward and backward, and between micro-batches
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -100,15 +98,26 @@ def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: to
 def parallelize(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype) -> None:
     """Cut a model on the meta device over the mesh, compile it where that pays, and shard what is left.
 
+    Raises ConfigError for a model that the mesh cannot cut, and for a batch that does not fill the pipeline.
+    """
+    micro_batch_count(config.sequences, mesh, config, "global_batch_tokens", filling(mesh, config))
+    tensor_parallel(model, mesh)
+    context_parallel(model, mesh)
+    pipeline = build_pipeline(model, mesh, config, dtype)
+    for stage in pipeline.stages:
+        shard(stage, mesh, config, dtype, gathered=pipeline.gathered)
+    model.pipeline = cast("Any", pipeline)
+
+
+def shard(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype, *, gathered: bool) -> None:
+    """Compile a model, or a stage of one, where that pays, and shard it.
+
     On GPU each block is compiled and sharded by itself, so that its parameters travel while others compute. On CPU,
     where nothing overlaps, a model that stays gathered is one graph and one group: one collective each way a step.
     Masters stay fp32 (fp64 in fp64 runs); FSDP gathers them in `dtype` and averages gradients in fp32.
     """
-    tensor_parallel(model, mesh)
-    context_parallel(model, mesh)
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
     recompute(blocks, config)
-    gathered = stays_gathered(model)
     on_cpu = mesh.devices.device_type == "cpu"
     parts = [] if gathered and on_cpu else blocks
     if config.compile == "on" or (config.compile == "auto" and not on_cpu):
@@ -125,18 +134,15 @@ def parallelize(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype
     fully_shard(model, mesh=mesh.data_parallel, mp_policy=policy, reshard_after_forward=False)
 
 
-def stays_gathered(model: nn.Module) -> bool:
-    """Whether the whole model's fp32 gradients fit beside it on every rank, which saves communication."""
-    return sum(parameter.numel() for parameter in model.parameters()) * 4 <= GATHERED_BYTES
-
-
 def materialize(model: nn.Module, config: Config, device: torch.device) -> None:
     """Give a meta model memory on `device` and its initial weights: each rank draws only the rows that it owns.
 
     Values are drawn in fp32 and cast, so that every precision starts from the same weights.
     """
     wide = torch.float64 if config.precision == "fp64" else torch.float32
-    model.to(wide).to_empty(device=device)
+    pipeline: Pipeline | None = getattr(model, "pipeline", None)
+    for stage in pipeline.stages if pipeline else [model]:
+        stage.to(wide).to_empty(device=device)
     std: Callable[[str, int], float] = getattr(model, "initial_std", lambda _, columns: 0.5 * columns**-0.5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -158,51 +164,54 @@ def draw(mine: Tensor, rows: slice, columns: Sequence[slice], shape: Sequence[in
         mine[first - rows.start : last - rows.start] = values[first - start : last - start][:, *columns]
 
 
-def micro_batches(
-    batch: Sequence[Tensor], sequences: int, mesh: Mesh, config: Config, setting: str
-) -> list[tuple[Tensor, Tensor, float]]:
-    """This rank's ids and targets (n, T) of a batch of `sequences` in all, cut, each piece with its part of that batch.
+def micro_batch_count(
+    sequences: int, mesh: Mesh, config: Config, setting: str, filling: tuple[int, int] = (1, 1)
+) -> int:
+    """Micro-batches that every rank makes of its part of `sequences`: none of them empty where parts are uneven.
 
-    Every rank makes as many pieces, none of them empty where ranks hold uneven parts. Raises ConfigError, naming the
-    `setting` that the batch comes from, when there are fewer sequences than ranks.
+    `filling` are the fewest, and what their number is a multiple of. Raises ConfigError that names the `setting` when
+    there are fewer sequences than that.
     """
-    ranks = mesh.data_ranks
+    ranks, (fewest, multiple) = mesh.data_ranks, filling
     least, most = sequences // ranks, math.ceil(sequences / ranks)
-    if least == 0:
-        allowed = f"at least a sequence of {config.context} tokens for each of {ranks} parts of the batch"
+    count = max(min(math.ceil(most / config.micro_batch), least), fewest)
+    count = math.ceil(count / multiple) * multiple
+    if count > least:
+        wanted = f"at least {'a sequence' if count == 1 else f'{count} sequences'} of {config.context} tokens"
+        filled = f", of which pp {mesh.size('pp')} makes as many micro-batches" if fewest > 1 else ""
+        allowed = f"{wanted} for each of {ranks} parts of the batch{filled}"
         raise ConfigError([Problem(setting, getattr(config, setting), allowed)])
-    count = min(math.ceil(most / config.micro_batch), least)
+    return count
+
+
+def micro_batches(batch: Sequence[Tensor], count: int, sequences: int, mesh: Mesh) -> list[MicroBatch]:
+    """This rank's ids and targets (n, T) of a batch of `sequences` in all, cut into `count` pieces."""
     pieces = zip(*(whole.tensor_split(count) for whole in batch), strict=True)
-    return [(ids, targets, ids.size(0) / sequences) for ids, targets in pieces]
+    return [
+        MicroBatch(*take_pieces(mesh.context, ids, targets), ids.size(0) / sequences / mesh.cp)
+        for ids, targets in pieces
+    ]
 
 
 def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, mesh: Mesh, config: Config) -> Tensor:
     """Accumulate the gradients of the mean loss over the global batch, of which this rank holds ids and targets (n, T).
 
-    Returns this rank's share of that loss; the shares of all ranks add up to it. Gradients of a model that stays
-    gathered are reduced once, after the last micro-batch.
+    Returns this rank's share of that loss; the shares of all ranks add up to it. Raises ConfigError when the batch
+    has too few sequences for the mesh.
     """
-    total = torch.zeros((), device=ids.device, dtype=torch.float64 if config.precision == "fp64" else torch.float32)
-    once = isinstance(model, FSDPModule) and stays_gathered(model)
-    pieces = micro_batches((ids, targets), config.sequences, mesh, config, "global_batch_tokens")
-    for left, (some_ids, some_targets, part) in zip(reversed(range(len(pieces))), pieces, strict=True):
-        if once:
-            cast("FSDPModule", model).set_requires_gradient_sync(left == 0)
-            cast("FSDPModule", model).set_reshard_after_backward(left == 0)
-        loss = model(some_ids, targets=some_targets) * (part / mesh.cp)
-        (loss * mesh.data_ranks * mesh.cp).backward()  # FSDP divides by them again
-        total += loss.detach()
-    return total / mesh.size("tp")
+    count = micro_batch_count(config.sequences, mesh, config, "global_batch_tokens", filling(mesh, config))
+    pieces = micro_batches((ids, targets), count, config.sequences, mesh)
+    return cast("Pipeline", model.pipeline).run(pieces, training=True) / mesh.size("tp")
 
 
 def evaluate(model: nn.Module, ids: Tensor, targets: Tensor, mesh: Mesh, config: Config) -> Tensor:
-    """This rank's share of the mean loss over the held-out sequences; the shares of all ranks add up to it."""
-    total = torch.zeros((), device=ids.device, dtype=torch.float64)
-    with torch.no_grad():
-        pieces = micro_batches((ids, targets), config.eval_sequences, mesh, config, "eval_sequences")
-        for some_ids, some_targets, part in pieces:
-            total += model(some_ids, targets=some_targets) * part
-    return total / (mesh.cp * mesh.size("tp"))
+    """This rank's share of the mean loss over the held-out sequences; the shares of all ranks add up to it.
+
+    Raises ConfigError when there are fewer of these than the mesh has parts of a batch.
+    """
+    count = micro_batch_count(config.eval_sequences, mesh, config, "eval_sequences")
+    pieces = micro_batches((ids, targets), count, config.eval_sequences, mesh)
+    return cast("Pipeline", model.pipeline).run(pieces, training=False) / mesh.size("tp")
 
 
 def load_attribute(name: str, setting: str) -> Any:
