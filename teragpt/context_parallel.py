@@ -74,7 +74,7 @@ def attention(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of queries that belong to the last keys; GPUs have a kernel for it that needs no mask."""
     if q.is_cuda:
-        from torch.nn.attention.bias import causal_lower_right  # noqa: PLC0415 - loads all of torch's compiler
+        from torch.nn.attention.bias import causal_lower_right  # it loads all of torch's compiler
 
         mask: Tensor = causal_lower_right(q.size(2), k.size(2))
     else:
