@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from controlplane.clusters.base import Manifest, ObservedPod
+from controlplane.clusters.base import Manifest, ObservedPod, Unavailable
 from controlplane.clusters.kubernetes import KubernetesCluster
 from tests.cluster.conftest import Cluster, Namespace
+from tests.cluster.layout import Failed
 from tests.controlplane.clusters.kubernetes.hands import eventually, manifest, observed, watched
 
 WAIT_S = 120.0
@@ -173,3 +174,126 @@ def test_waiting_for_the_quota(backend: KubernetesCluster, namespace: Namespace,
     assert message.startswith("the namespace's quota team does not allow its pods: requested: requests.cpu=2")
     message = waits(backend, run("true", cpus_per_node=2, kind="Job"), "QuotaExceeded")
     assert "used: requests.cpu=0, limited: requests.cpu=1" in message
+
+
+def test_waiting_for_a_node_without_the_taint(backend: KubernetesCluster, cluster: Cluster, run: Run) -> None:
+    taint = "teragpt.test/reserved=others:NoSchedule"
+    cluster.kubectl("taint", "node", cluster.node, taint)
+    try:
+        one = run("true")
+        eventually(lambda: "kept for others by the taint" in waits(backend, one, "Unschedulable"), WAIT_S)
+        message = waits(backend, one, "Unschedulable")
+    finally:
+        cluster.kubectl("taint", "node", cluster.node, f"{taint}-")
+    assert "teragpt.test/reserved" in message
+    assert "the scheduler says: 0/" in message
+    assert [pod.phase for pod in ended(backend, one)] == ["Succeeded"]
+
+
+@pytest.mark.parametrize("kind", ["PyTorchJob", "Job"])
+def test_pods_that_the_namespaces_pod_security_refuses(backend: KubernetesCluster, cluster: Cluster, kind: str) -> None:
+    one = prepared(cluster, kind=kind)
+    for container in containers(one):
+        del container["securityContext"]
+    backend.create(one)
+    message = waits(backend, one, "PodSecurity")
+    assert message.startswith("the namespace's Pod Security refuses its pods: ")
+    assert "allowPrivilegeEscalation" in message
+
+
+def test_pods_that_an_admission_rule_of_the_cluster_refuses(
+    backend: KubernetesCluster, cluster: Cluster, namespace: Namespace
+) -> None:
+    named = {"metadata": {"name": namespace.name}}
+    group = {"apiVersion": "admissionregistration.k8s.io/v1"}
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    where = {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}}
+    policy = {
+        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": where},
+        "validations": [{"expression": "false", "message": "no pods on a Sunday"}],
+    }
+    binding = {"policyName": namespace.name, "validationActions": ["Deny"]}
+    cluster.apply(
+        {**group, "kind": "ValidatingAdmissionPolicy", **named, "spec": policy},
+        {**group, "kind": "ValidatingAdmissionPolicyBinding", **named, "spec": binding},
+    )
+    try:
+        eventually(lambda: refused(namespace), WAIT_S)
+        one = prepared(cluster)
+        backend.create(one)
+        message = waits(backend, one, "AdmissionDenied")
+    finally:
+        for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
+            cluster.kubectl("delete", kind, namespace.name)
+    assert "no pods on a Sunday" in message
+
+
+def test_waiting_for_a_claim_that_nothing_binds(backend: KubernetesCluster, namespace: Namespace, run: Run) -> None:
+    storage = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "unbound"}}
+    namespace.apply({**claim, "spec": {**storage, "storageClassName": "nobody"}})
+    message = waits(backend, run("true", claims=("unbound",)), "VolumeNotBound")
+    assert message.startswith("a volume is not ready: unbound immediate PersistentVolumeClaims")
+
+
+def test_a_worker_waits_for_its_master_in_the_operators_init_container(
+    backend: KubernetesCluster, cluster: Cluster, run: Run
+) -> None:
+    image = f"{cluster.registry or 'registry.invalid'}/nobody/nothing:1"
+    message = waits(backend, run("true", nodes=2, image=image), "InitWaitingForMaster")
+    assert message == "init-pytorch waits until the master's name can be looked up"
+
+
+@pytest.fixture
+def asleep(own_cluster: Cluster) -> Iterator[Callable[[bool], None]]:
+    """The training operator scaled to nothing; called, its webhook is to be asked all the same, or not."""
+    deployment = ("deployment/training-operator", "--namespace=kubeflow")
+    webhook = "validatingwebhookconfiguration/validator.training-operator.kubeflow.org"
+    before = own_cluster.read(webhook)
+
+    def asked(needed: bool) -> None:
+        changed = [{**one, "failurePolicy": "Fail" if needed else "Ignore"} for one in before["webhooks"]]
+        own_cluster.kubectl("patch", webhook, "--type=merge", f"--patch={json.dumps({'webhooks': changed})}")
+
+    own_cluster.kubectl("scale", *deployment, "--replicas=0")
+    own_cluster.kubectl("wait", "pods", "--all", "--for=delete", "--namespace=kubeflow", "--timeout=60s", timeout_s=70)
+    yield asked
+    own_cluster.kubectl("scale", *deployment, "--replicas=1")
+    own_cluster.kubectl("wait", *deployment, "--for=condition=Available", "--timeout=120s", timeout_s=130)
+    asked(True)
+
+
+def test_an_operator_that_sleeps_is_said_and_waited_for(
+    backend: KubernetesCluster, cluster: Cluster, own_cluster: Cluster, asleep: Callable[[bool], None], run: Run
+) -> None:
+    with pytest.raises(Unavailable, match="failed calling webhook"):
+        backend.create(prepared(cluster))
+    asleep(False)
+    one = eventually(lambda: run("true"), WAIT_S)
+    message = waits(backend, one, "OperatorAbsent")
+    assert "does the training operator run?" in message
+    own_cluster.kubectl("scale", "deployment/training-operator", "--namespace=kubeflow", "--replicas=1")
+    assert [pod.phase for pod in ended(backend, one)] == ["Succeeded"]
+
+
+def prepared(cluster: Cluster, **more: Any) -> Manifest:
+    """An attempt that would end well at once; not made yet."""
+    name = f"run-{uuid.uuid4().hex[:8]}-1"
+    usual = {"image": cluster.shell, "command": ("true",), **SMALL}
+    return manifest(name, run=f"run_{name}", **{**usual, **more})
+
+
+def containers(one: Manifest) -> list[dict[str, Any]]:
+    """Every container of its pods."""
+    spec = one["spec"]
+    templates = [role["template"] for role in spec.get("pytorchReplicaSpecs", {}).values()] or [spec["template"]]
+    return [container for template in templates for container in template["spec"]["containers"]]
+
+
+def refused(namespace: Namespace) -> bool:
+    """Whether a rule that was just made is in force already."""
+    try:
+        namespace.start(f"probe-{uuid.uuid4().hex[:8]}", "true")
+    except Failed as failure:
+        return "no pods on a Sunday" in str(failure)
+    return False
