@@ -15,6 +15,7 @@ import torch
 from teragpt.collectives import Group
 from teragpt.context_parallel import pieces
 from teragpt.layout import Kind, Layout, share
+from teragpt.pipeline import FORWARD, Task, timetable
 from tools.blocks import ROOT
 
 FOLDER = Path("docs/figures")
@@ -155,14 +156,37 @@ def cp() -> str:
     for rank in range(ranks):
         mine = " and ".join(str(piece) for piece in sorted(owner) if owner[piece] == rank)
         parts += [box(360, 80 + 40 * rank, 18, 18, RANKS[rank])]
-        parts += [
-            words(388, 94 + 40 * rank, f"rank {rank}: pieces {mine}, {work[rank]:g} squares of work", "start")
-        ]
+        parts += [words(388, 94 + 40 * rank, f"rank {rank}: pieces {mine}, {work[rank]:g} squares of work", "start")]
     parts += [words(360, 270, "one early piece and one late: equal work", "start", size=11)]
     return picture(680, 310, "cp: pieces of each sequence", parts)
 
 
-FIGURES = {"dp_shard": dp_shard, "dp_replicate": dp_replicate, "tp": tp, "cp": cp}
+def pp() -> str:
+    """Which stage each rank runs for which micro-batch, turn by turn."""
+    ranks, micros, unit = 4, 8, 27
+    parts, turns = [], dict[Task, int]()
+    left = [[task for verb, task in actions if verb == "run"] for actions in timetable(ranks, 1, micros, training=True)]
+    clock = [0] * ranks
+    while any(left):
+        for rank, tasks in enumerate(left):
+            if not tasks:
+                continue
+            before = tasks[0]._replace(stage=rank + (-1 if tasks[0].kind == FORWARD else 1))
+            if before in turns or not 0 <= before.stage < ranks:
+                turns[tasks.pop(0)] = clock[rank] = max(clock[rank], turns.get(before, 0)) + 1
+    for (kind, rank, micro), turn in turns.items():
+        x, y = 40 + unit * turn, 40 + unit * rank
+        parts += [box(x, y, unit, unit, RANKS[0] if kind == FORWARD else RANKS[1])]
+        parts += [words(x + unit / 2, y + 18, str(micro), fill=PAPER)]
+    parts += [words(58, 58 + unit * rank, f"stage {rank}", "end", size=11) for rank in range(ranks)]
+    parts += [box(67, 165, 18, 18, RANKS[0]), words(93, 179, "forward of a micro-batch", "start")]
+    parts += [box(267, 165, 18, 18, RANKS[1]), words(293, 179, "backward", "start")]
+    waits = max(clock) - 2 * micros
+    parts += [words(380, 179, f"each rank waits {waits} of {max(clock)} turns", "start")]
+    return picture(680, 205, "pp: micro-batches pass through the layers' stages", parts)
+
+
+FIGURES = {"dp_shard": dp_shard, "dp_replicate": dp_replicate, "tp": tp, "cp": cp, "pp": pp}
 
 
 def main(arguments: Sequence[str], root: Path = ROOT) -> int:
