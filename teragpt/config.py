@@ -20,6 +20,7 @@ from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape,
 
 EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
 EVAL_SEQUENCES = 64  # the least for a loss that means something
+FP8_MULTIPLE = 16  # what each side of a product must be a multiple of (torch._scaled_mm on CUDA)
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
 
 
@@ -122,7 +123,14 @@ class Config:
         2, "Rewinds to the last good checkpoint before a divergence ends the run.", low=0, high=100
     )
 
-    precision: str = setting("auto", "auto: bf16 on GPU, fp32 on CPU.", choices=("auto", "fp32", "bf16", "fp64"))
+    precision: str = setting(
+        "auto",
+        "auto: bf16 on GPU, fp32 on CPU; fp8: the same but for products of blocks.",
+        choices=("auto", "fp32", "bf16", "fp8", "fp64"),
+    )
+    fp8_recipe: str = setting(
+        "tensorwise", "With fp8: a scale for each tensor, or for each row.", choices=("tensorwise", "rowwise")
+    )
     compile: str = setting("auto", "auto: blocks are compiled on GPU only.", choices=("auto", "on", "off"))
     recompute: str = setting(
         "none",
@@ -241,6 +249,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
             "tokens", given["tokens"], f"{config.tokens}, which {config.steps} steps take; give one of the two"
         )
     yield from mesh_misfits(config, blame)
+    yield from fp8_misfits(config, blame)
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
     for name in ("model", "loader"):
@@ -268,6 +277,16 @@ def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> It
     if (config.pipeline_chunks > 1) != (config.pipeline_schedule == "interleaved"):
         allowed = "2 or more with pipeline_schedule interleaved, 1 without"
         yield Problem("pipeline_chunks", config.pipeline_chunks, allowed)
+
+
+def fp8_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:
+    """Widths and lengths that fp8's products cannot take on each rank."""
+    widths = {"dim": config.tp, "kv_heads": config.tp, "ffn": config.tp, "context": config.cp}
+    for name, ranks in widths.items() if config.precision == "fp8" else ():
+        each = config.dim // config.heads if name == "kv_heads" else 1
+        if each * getattr(config, name) % (FP8_MULTIPLE * ranks):
+            step = FP8_MULTIPLE * ranks // math.gcd(each, FP8_MULTIPLE * ranks)
+            yield Problem(*blame(name, "tp", "cp", "precision"), f"with precision fp8: {name} a multiple of {step}")
 
 
 def parse(arguments: Iterable[str]) -> dict[str, object]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
+from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, project, rms_norm, rotary, swiglu
 from teragpt.sizes import padded
 
 Rope = tuple[Tensor, Tensor]
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
         """x (B, T, D) to (B, T, D). A `past` is read and extended in place; T is 1 unless it is empty."""
-        qkv = linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        qkv = project(x, self.q_proj, self.k_proj, self.v_proj)
         kv_heads = qkv.size(-1) // self.head_dim // (self.group + 2)
         q, k, v = norm_rotary(qkv, self.q_norm.weight, self.k_norm.weight, rope, kv_heads, self.q_norm.eps)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, K)
@@ -55,7 +55,7 @@ class Attention(nn.Module):
             k, v = torch.cat([*past[:1], k], dim=2), torch.cat([*past[1:], v], dim=2)
             past[:] = k, v
         y = self.attend(q, k, v)  # (B, H, T, K)
-        return linear(y.transpose(1, 2).flatten(2), self.o_proj.weight)
+        return project(y.transpose(1, 2).flatten(2), self.o_proj)
 
 
 class FeedForward(nn.Module):
@@ -69,7 +69,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) to (B, T, D)."""
-        return linear(swiglu(linear(x, self.gate_proj.weight, self.up_proj.weight)), self.down_proj.weight)
+        return project(swiglu(project(x, self.gate_proj, self.up_proj)), self.down_proj)
 
 
 class Block(nn.Module):

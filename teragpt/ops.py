@@ -8,10 +8,11 @@ B batch, T tokens, D model width, H heads, K head width, F feed-forward width, V
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
@@ -27,12 +28,15 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def linear(x: Tensor, *weights: Tensor) -> Tensor:
+def linear(x: Tensor, *weights: Tensor, product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Tensor:
     """Projections of x (..., D) by this rank's part of each weight (out, D), side by side: one matmul in x's dtype."""
     mine = [local(weight).to(x.dtype) for weight in weights]
-    joined = mine[0] if len(mine) == 1 else torch.cat(mine)
-    projected: Tensor = F.linear(x, joined)
-    return projected
+    return product(x, mine[0] if len(mine) == 1 else torch.cat(mine))
+
+
+def project(x: Tensor, *layers: nn.Linear) -> Tensor:
+    """`linear` by the weights of layers, through the product that the first of them brings, if it does (fp8.py)."""
+    return linear(x, *(layer.weight for layer in layers), product=getattr(layers[0], "product", F.linear))
 
 
 class RMSNorm(Function):

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.context_parallel import context_parallel, take_pieces
 from teragpt.environment import World
+from teragpt.fp8 import fp8, measure
 from teragpt.mesh import Mesh
 from teragpt.ops import local
 from teragpt.pipeline import MicroBatch, Pipeline, build_pipeline, filling
@@ -74,8 +75,8 @@ def keep_freed_memory() -> None:
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The dtype that activations are computed in: bf16 on GPU and fp32 on CPU, unless the precision says otherwise."""
-    automatic = "bf16" if device.type == "cuda" else "fp32"
-    return PRECISIONS[automatic if config.precision == "auto" else config.precision]
+    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return PRECISIONS.get(config.precision, automatic)
 
 
 def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: torch.dtype | None = None) -> nn.Module:
@@ -117,6 +118,7 @@ def shard(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype, *, g
     Masters stay fp32 (fp64 in fp64 runs); FSDP gathers them in `dtype` and averages gradients in fp32.
     """
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
+    fp8(blocks, config, mesh.devices.device_type)
     recompute(blocks, config)
     on_cpu = mesh.devices.device_type == "cpu"
     parts = [] if gathered and on_cpu else blocks
@@ -201,6 +203,7 @@ def forward_backward(model: nn.Module, ids: Tensor, targets: Tensor, mesh: Mesh,
     """
     count = micro_batch_count(config.sequences, mesh, config, "global_batch_tokens", filling(mesh, config))
     pieces = micro_batches((ids, targets), count, config.sequences, mesh)
+    measure(model, mesh)
     return cast("Pipeline", model.pipeline).run(pieces, training=True) / mesh.size("tp")
 
 
@@ -211,6 +214,7 @@ def evaluate(model: nn.Module, ids: Tensor, targets: Tensor, mesh: Mesh, config:
     """
     count = micro_batch_count(config.eval_sequences, mesh, config, "eval_sequences")
     pieces = micro_batches((ids, targets), count, config.eval_sequences, mesh)
+    measure(model, mesh)
     return cast("Pipeline", model.pipeline).run(pieces, training=False) / mesh.size("tp")
 
 
