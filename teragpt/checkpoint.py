@@ -86,6 +86,18 @@ def published(run: Folder) -> list[Checkpoint]:
     return sorted(found, key=lambda one: (one.step, one.attempt))
 
 
+def start_of(place: Folder) -> list[Checkpoint]:
+    """The checkpoint in a folder, or those of a run folder that count, oldest first."""
+    meta = read_json(place, META)
+    return [Checkpoint(place, meta["step"], meta["attempt"], meta)] if meta else published(place)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[object]]:
+    """What differs between two attempts, as they tell of themselves: settings, data, torch, ranks; before and now."""
+    old, new = ({**about["config"], **{n: about.get(n) for n in ("data", "torch", "ranks")}} for about in (before, now))
+    return {name: [old.get(name), value] for name, value in new.items() if old.get(name) != value}
+
+
 def read_json(folder: Folder, name: str) -> dict[str, Any] | None:
     """A JSON object that was written in one piece; None where none is. Raises ConfigError when it cannot be read."""
     try:
@@ -142,6 +154,7 @@ class Checkpoints:
         self.watch = ThreadPoolExecutor(1, thread_name_prefix="fence")
         self.looking: Future[bool] | None = None
         self.looked, self.lost, self.claimed = 0.0, False, b""
+        self.changes: dict[str, list[object]] = {}  # settings since the checkpoint that rank 0 found: before, now
         claimed: list[Any] = [None]
         if self.leader:
             try:
@@ -163,19 +176,23 @@ class Checkpoints:
             if known >= number:
                 raise Superseded(f"attempt {number} cannot claim {self.folder}: attempt {known} has")
             found = published(self.run)
-            if not found and self.config.start_from:
-                found = published(folder_at(self.config.start_from, "start_from"))
+            other = not found and self.config.start_from
+            if other:
+                found = start_of(folder_at(self.config.start_from, "start_from"))
                 if not found:
-                    raise ConfigError([Problem("start_from", self.config.start_from, "a run folder with a checkpoint")])
+                    allowed = "a run folder with a checkpoint, or a checkpoint's folder"
+                    raise ConfigError([Problem("start_from", self.config.start_from, allowed)])
             start = found[-1] if found else None
             if start is not None:
-                start.verify(self.config, self.data)
+                start.verify(self.config, "" if other else self.data)  # a run of its own may have data of its own
+                self.changes = changes(start.meta, self.about())
             owner = {
                 "attempt": number,
                 "resumed_from": start.step if start else 0,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "time": time.time(),
+                "changes": self.changes,
             }
             self.claimed = as_json(owner)
             self.folder.create(f"owner-{number}.json", self.claimed)
@@ -185,6 +202,15 @@ class Checkpoints:
             allowed = f"a folder that can be written ({error.strerror})"
             raise ConfigError([Problem("out", self.config.out, allowed)]) from None
         return number, start
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint tells of the attempt that wrote it."""
+        return {
+            "data": self.data,
+            "torch": str(torch.__version__),
+            "ranks": dist.get_world_size(),
+            "config": asdict(self.config),
+        }
 
     def owners(self) -> list[int]:
         """The attempts that have claimed the run folder."""
@@ -217,14 +243,7 @@ class Checkpoints:
         """
         self.wait()
         folder = self.folder / f"step-{step:08d}-attempt-{self.attempt}"
-        whole = {
-            "step": step,
-            "attempt": self.attempt,
-            "data": self.data,
-            "torch": torch.__version__,
-            "config": asdict(self.config),
-            **meta,
-        }
+        whole = {"step": step, "attempt": self.attempt, **self.about(), **meta}
         written = async_save(state, storage_writer=writer(folder), process_group=self.group)
         self.saving = self.pool.submit(self.publish, written, folder, whole, then)
 

@@ -112,6 +112,7 @@ class Config:
     clip: float = setting(1.0, "Largest gradient norm; gradients beyond it are scaled down.", low=1e-9, high=1e9)
 
     log_every: int = setting(1, "Steps between printed lines.", low=1, high=10**9)
+    log_norms: bool = setting(default=False, help="Also record the norm of each layer's gradient.")
     eval_every: int = setting(0, "Steps between evaluations; a tenth of the run unless given.", low=1, high=10**9)
     eval_sequences: int = setting(
         0, "Held-out sequences of one evaluation; a global batch's, 64 at least, unless given.", low=1, high=1 << 20
@@ -123,6 +124,23 @@ class Config:
         2, "Rewinds to the last good checkpoint before a divergence ends the run.", low=0, high=100
     )
 
+<<<<<<< HEAD
+    max_seconds: int = setting(
+        0, "Seconds after which an attempt writes a checkpoint and ends with code 143; 0: no limit.", low=0, high=10**9
+    )
+    start_timeout: int = setting(1800, "Seconds that the first step may take, compilation included.", low=1, high=10**6)
+    step_timeout: int = setting(
+        600, "Seconds that a later step may take, with its evaluation and waits for storage.", low=1, high=10**6
+    )
+    check_up: str = setting(
+        "auto",
+        "Measure each rank and link at start, and name the slow; auto: on GPU only.",
+        choices=("auto", "on", "off"),
+    )
+
+    deterministic: bool = setting(default=False, help="Two runs on the same machines are equal to the last bit.")
+    precision: str = setting("auto", "auto: bf16 on GPU, fp32 on CPU.", choices=("auto", "fp32", "bf16", "fp64"))
+=======
     precision: str = setting(
         "auto",
         "auto: bf16 on GPU, fp32 on CPU; fp8: the same but for products of blocks.",
@@ -131,6 +149,7 @@ class Config:
     fp8_recipe: str = setting(
         "tensorwise", "With fp8: a scale for each tensor, or for each row.", choices=("tensorwise", "rowwise")
     )
+>>>>>>> 35cdfad7f8633f9a4971d254b34ac9a3f179bfcc
     compile: str = setting("auto", "auto: blocks are compiled on GPU only.", choices=("auto", "on", "off"))
     recompute: str = setting(
         "none",

@@ -20,6 +20,7 @@ def main(launcher: int, command: list[str]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:  # it died before the kernel was told
         sys.exit(128 + signal.SIGKILL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks for a checkpoint, also who does not listen yet
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     try:

@@ -88,8 +88,11 @@ class Metrics:
         """Leave out of the speed what was not training: evaluation, a checkpoint, a rewind."""
         self.since, self.steps_since = time.perf_counter(), 0
 
-    def step(self, step: int, loss: float, norm: float, rate: float) -> None:
-        """Report a finished step, counted from 1: `loss` of the global batch, gradient `norm`, learning `rate`."""
+    def step(self, step: int, loss: float, norm: float, rate: float, more: Mapping[str, float]) -> None:
+        """Report a finished step, counted from 1: `loss` of the global batch, gradient `norm`, learning `rate`.
+
+        The record alone holds what `more` there is.
+        """
         self.steps_since += 1
         if step % self.config.log_every and step not in {1, self.config.steps}:
             return
@@ -108,6 +111,7 @@ class Metrics:
             mfu=mfu,
             memory_bytes=memory,
             eta_s=eta,
+            **more,
         )
         each = f" ({tokens_per_s / self.world_size:,.0f} each)" if self.world_size > 1 else ""
         self.say(

@@ -54,6 +54,7 @@ class Optimizer:
         others = [shard for name, shard in self.plain.items() if name not in matrices]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         betas = (config.beta1, config.beta2)
+        self.layers = torch.zeros(0)
         self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
     def reduce(self, loss: Tensor, asked: float) -> tuple[Tensor, Tensor]:
@@ -69,10 +70,29 @@ class Optimizer:
         if shared:
             self.add_up(shared)
         square = (squares(cut) + squares(shared) / self.mesh.size("tp")) / self.mesh.size("dp_replicate")
-        summary = torch.stack([loss.double(), square, torch.full_like(square, asked)])
+        summary = torch.stack([loss.double(), square, torch.full_like(square, asked), *self.by_layer()])
         if dist.get_world_size() > 1:
             dist.all_reduce(summary)
+        self.layers = summary[3:].sqrt()
         return torch.stack([summary[0], summary[1].sqrt()]), summary[2]
+
+    def by_layer(self) -> list[Tensor]:
+        """This rank's share of each layer's squared gradient norm, and last that of all else; on request alone."""
+        if not self.config.log_norms:
+            return []
+        found: list[list[Tensor]] = [[] for _ in range(self.config.depth + 1)]
+        zero = torch.zeros((), dtype=torch.float64, device=self.mesh.devices.device_type)
+        for name, grad in self.gradients():
+            if name in self.repeated:
+                continue
+            holders = self.mesh.size("dp_replicate") * (self.mesh.size("tp") if name in self.shared else 1)
+            found[int(name.split(".")[1]) if name.startswith("layers.") else -1].append(squares([grad]) / holders)
+        return [torch.stack(some).sum() if some else zero for some in found]
+
+    def norms(self) -> dict[str, float]:
+        """The gradient norm of each layer and of all else at the last step, before clipping; on request alone."""
+        names = [*(f"layers.{layer}" for layer in range(self.config.depth)), "rest"]
+        return dict(zip((f"grad_norm/{name}" for name in names), self.layers.tolist(), strict=False))
 
     def add_up(self, grads: list[Tensor]) -> None:
         """Sum gradients, of which each rank of `tp` holds its tokens' part, in one collective."""

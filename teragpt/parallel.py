@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from teragpt import evidence
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.context_parallel import context_parallel, take_pieces
 from teragpt.environment import World
@@ -36,10 +37,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
-def connect(world: World) -> torch.device:
+def connect(world: World, seconds: float = 600) -> torch.device:
     """Join the process group (NCCL and gloo on GPU, gloo on CPU), and return this rank's device.
 
-    A world of one needs no rendezvous and opens no port. Raises ConnectionError where rank 0 cannot be met.
+    No collective may take longer than so many `seconds`. A world of one needs no rendezvous and opens no port.
+    Raises ConnectionError where rank 0 cannot be met.
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", world.local_rank) if gpu else torch.device("cpu")
@@ -48,7 +50,8 @@ def connect(world: World) -> torch.device:
     else:
         keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    timeout = timedelta(minutes=10)
+    timeout = timedelta(seconds=seconds)
+    evidence.prepare()
     if world.world_size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
         return device

@@ -9,12 +9,10 @@ from __future__ import annotations
 import gc
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 if not __package__:  # run as a file, which puts this folder first on the path, where the package's parent belongs
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
@@ -25,8 +23,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from teragpt.agreement import agree
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_json
+from teragpt.checkup import check_up
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
+from teragpt.determinism import deterministic
 from teragpt.environment import ranks_grace, read_attempt, read_grace, read_world
 from teragpt.mesh import build_mesh, memory_of
 from teragpt.metrics import Metrics
@@ -41,11 +42,11 @@ from teragpt.parallel import (
     materialize,
     parallelize,
 )
+from teragpt.signals import FENCED, LEAVE_S, STOP, Requests
 from teragpt.tokenizer import Tokenizer
+from teragpt.watch import Watch
 
 FINISHED, UNCONNECTED, BAD_CONFIG, DIVERGED, STOPPED = 0, 1, 2, 3, 143  # exit codes; any other is a crash
-STOP, FENCED = 1.0, math.inf  # what a rank can ask of all: to stop with a checkpoint, or at once and without
-LEAVE_S = 1.0  # what a rank needs to end once all is written
 EXPLODED = 2.0  # a loss beyond this many times ln(vocabulary), which guessing costs, will not come back by itself
 
 
@@ -78,26 +79,31 @@ class Trainer:
             raise ConfigError([Problem("num_tokens", self.config.num_tokens, allowed)])
         self.dataset.batch(0, 1, self.config.context, 0, 0, 1)  # a split too short for the context is refused here
         self.dataset.validation(1, self.config.context, 0, 1)
-        self.grace_s = ranks_grace(read_grace(os.environ))
-        self.asked, self.ends_by = 0.0, math.inf  # on the monotonic clock
+        self.requests = Requests(ranks_grace(read_grace(os.environ)), config.max_seconds)
         self.progress = Progress()
 
     def train(self) -> int:
         """Train to the last step, or until told to stop; returns the exit code. Raises ConfigError and Diverged."""
-        self.device = connect(self.world)
-        before = signal.signal(signal.SIGTERM, self.ask_to_stop)
-        try:
-            self.set_up()
+        with deterministic(self.config.deterministic), self.requests:
+            self.device = connect(self.world, self.config.start_timeout)
             try:
-                return self.loop()
+                with Watch(self.world, self.config) as self.watch:
+                    agree(self.config, self.dataset.fingerprint)
+                    self.set_up()
+                    try:
+                        return self.loop()
+                    finally:
+                        self.metrics.close(self.requests.seconds_left())
+            except Superseded as error:
+                print(f"stopped: {error}", file=sys.stderr, flush=True)
+                return STOPPED
+            except ConfigError:  # the same on every rank
+                if self.world.rank == 0:
+                    raise
+                time.sleep(LEAVE_S)  # so that rank 0 ends first, which says why
+                return BAD_CONFIG
             finally:
-                self.metrics.close(self.ends_by - time.monotonic())
-        except Superseded as error:
-            print(f"stopped: {error}", file=sys.stderr, flush=True)
-            return STOPPED
-        finally:
-            dist.destroy_process_group()
-            signal.signal(signal.SIGTERM, before)
+                dist.destroy_process_group()
 
     def set_up(self) -> None:
         """Lay out the model, and only then claim the run folder, take memory, and restore the last checkpoint."""
@@ -111,12 +117,15 @@ class Trainer:
         materialize(self.model, config, self.device)
         self.optimizer = Optimizer(self.model, self.mesh, config)
         self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)
+        for line in check_up(config, self.world, self.device):
+            self.metrics.say(line)
         if self.world.rank == 0:
             self.checkpoints.run.write("config.json", as_json(asdict(config)))
             if self.dataset.tokenizer:
                 (self.checkpoints.run / "tokenizer").fill(Tokenizer(self.dataset.tokenizer).save)
         if self.checkpoints.start:
             self.restore(self.checkpoints.start)
+            self.metrics.say(f"changed since then: {self.checkpoints.changes or 'nothing'}")
         gc.enable()
 
     def loop(self) -> int:
@@ -128,12 +137,15 @@ class Trainer:
             self.evaluate()
             self.save()
         while progress.step < config.steps:
+            self.watch.beat()
             (loss, norm), asked = self.step()
             if not math.isfinite(loss + norm) or loss > EXPLODED * math.log(config.num_tokens):
                 self.rewind(loss)
                 continue
             progress.step += 1
-            self.metrics.step(progress.step, loss, norm, learning_rate(progress.step - 1, config))
+            self.metrics.step(
+                progress.step, loss, norm, learning_rate(progress.step - 1, config), self.optimizer.norms()
+            )
             last = progress.step == config.steps
             if asked == FENCED:
                 raise Superseded(f"a later attempt owns {config.out}")
@@ -141,13 +153,16 @@ class Trainer:
                 self.evaluate()
             if last or asked or progress.step % config.checkpoint_every == 0:
                 self.save()
-            if asked and not last:
-                checkpoints.finish()
-                self.metrics.say(f"stopped: told to at step {progress.step}; its checkpoint is written")
-                return STOPPED
-        checkpoints.finish()
-        self.metrics.say(f"finished {progress.step:,} steps | {config.out}")
-        return FINISHED
+            if asked >= STOP and not last:
+                return self.leave(STOPPED, f"stopped: told to at step {progress.step}; its checkpoint is written")
+        return self.leave(FINISHED, f"finished {progress.step:,} steps | {config.out}")
+
+    def leave(self, code: int, line: str) -> int:
+        """Wait for the last publication, however long it takes, say the line, and return the code."""
+        self.watch.close()
+        self.checkpoints.finish()
+        self.metrics.say(line)
+        return code
 
     def step(self) -> tuple[tuple[float, float], float]:
         """One optimizer step: the global batch's loss and gradient norm, and what any rank asks of all."""
@@ -163,7 +178,7 @@ class Trainer:
             )
         )
         share = forward_backward(self.model, ids, targets, self.mesh, config)
-        asked = FENCED if self.checkpoints.superseded() else self.asked
+        asked = FENCED if self.checkpoints.superseded() else self.requests.asked
         summary, stops = self.optimizer.reduce(share, asked)
         self.optimizer.step(progress.step, summary[1])
         loss, norm = summary.tolist()
@@ -193,6 +208,7 @@ class Trainer:
             self.metrics.say(f"the last checkpoint could not be written: {error}")
         meta = {"progress": asdict(self.progress)}
         self.checkpoints.save(self.progress.step, self.state(), meta, self.metrics.checkpoint)
+        self.requests.saved()
         self.metrics.restart_clock()
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -216,10 +232,6 @@ class Trainer:
     def to_device(self, batch: Iterable[Tensor]) -> list[Tensor]:
         """Tensors of a batch on this rank's device."""
         return [tensor.to(self.device, non_blocking=True) for tensor in batch]
-
-    def ask_to_stop(self, *_: Any) -> None:
-        """SIGTERM: finish the step, write a checkpoint, exit 143 before the launcher's patience ends."""
-        self.asked, self.ends_by = STOP, time.monotonic() + self.grace_s - LEAVE_S
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

@@ -74,7 +74,7 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_step_is_a_readable_line_and_a_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = report(tmp_path)
-    one.step(1, 3.14159, 0.5, 0.004)
+    one.step(1, 3.14159, 0.5, 0.004, {})
     one.evaluation(1, 2.71828)
     one.close()
     said = capsys.readouterr().out.splitlines()
@@ -92,14 +92,14 @@ def test_only_logged_steps_are_reported_and_the_record_is_added_to(tmp_path: Pat
     for _ in range(2):
         one = report(tmp_path, log_every=5)
         for step in range(1, 21):
-            one.step(step, 1.0, 1.0, 1.0)
+            one.step(step, 1.0, 1.0, 1.0, {})
         one.close()
     assert [point["step"] for point in recorded(tmp_path)] == [1, 5, 10, 15, 20] * 2
 
 
 def test_numbers_that_are_not_finite_are_null_in_the_record(tmp_path: Path) -> None:
     one = report(tmp_path)
-    one.step(1, math.nan, math.inf, 0.1)
+    one.step(1, math.nan, math.inf, 0.1, {})
     one.close()
     assert recorded(tmp_path)[0]["loss"] is None
     assert recorded(tmp_path)[0]["grad_norm"] is None
@@ -107,7 +107,7 @@ def test_numbers_that_are_not_finite_are_null_in_the_record(tmp_path: Path) -> N
 
 def test_other_ranks_keep_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = report(tmp_path, rank=1)
-    one.step(1, 1.0, 1.0, 1.0)
+    one.step(1, 1.0, 1.0, 1.0, {})
     one.close()
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -117,7 +117,7 @@ def test_every_point_is_acknowledged_whatever_was_answered_before(tmp_path: Path
     plane.refusals, plane.nonsense = iter([401, 403, 404, 500, 503]), [b"{}", b"<html>", b"[]"]
     one = report(tmp_path)
     for step in range(1, 21):
-        one.step(step, 1.0 / step, 1.0, 1.0)
+        one.step(step, 1.0 / step, 1.0, 1.0, {})
     one.close()
     assert sorted(plane.points) == list(range(1, 21))
     assert plane.tokens == {"Bearer secret"}
@@ -130,7 +130,7 @@ def test_a_control_plane_that_stays_away_costs_the_end_of_a_run_a_bounded_time(
     monkeypatch.setattr(metrics, "LAST_POSTS", 0.2)
     plane.refusals = repeat(503)
     one = report(tmp_path)
-    one.step(1, 1.0, 1.0, 1.0)
+    one.step(1, 1.0, 1.0, 1.0, {})
     one.close()
     assert plane.points == {}
     assert len(recorded(tmp_path)) == 1
@@ -149,11 +149,11 @@ def test_the_token_file_is_read_at_each_post_and_wins(
     assert one.poster is not None
     for seq, token in enumerate(["first", "second"], 1):
         file.write_text(f"{token}\n")
-        one.step(seq, 1.0, 1.0, 1.0)
+        one.step(seq, 1.0, 1.0, 1.0, {})
         while one.poster.points:
             time.sleep(0.005)
     file.unlink()
-    one.step(3, 1.0, 1.0, 1.0)
+    one.step(3, 1.0, 1.0, 1.0, {})
     one.close(0.1)  # nothing to show: the point waits
     assert plane.tokens == {"Bearer first", "Bearer second"}
     file.write_text("third")
@@ -177,7 +177,7 @@ def test_a_run_that_is_told_to_stop_posts_until_its_grace_period_ends(
 
 def test_a_published_checkpoint_is_a_point(tmp_path: Path) -> None:
     one = report(tmp_path)
-    one.step(1, 1.0, 1.0, 1.0)
+    one.step(1, 1.0, 1.0, 1.0, {})
     one.checkpoint(1)
     one.close()
     one.checkpoint(2)  # published as the run failed: nobody reads on
