@@ -124,7 +124,6 @@ class Config:
         2, "Rewinds to the last good checkpoint before a divergence ends the run.", low=0, high=100
     )
 
-<<<<<<< HEAD
     max_seconds: int = setting(
         0, "Seconds after which an attempt writes a checkpoint and ends with code 143; 0: no limit.", low=0, high=10**9
     )
@@ -139,8 +138,6 @@ class Config:
     )
 
     deterministic: bool = setting(default=False, help="Two runs on the same machines are equal to the last bit.")
-    precision: str = setting("auto", "auto: bf16 on GPU, fp32 on CPU.", choices=("auto", "fp32", "bf16", "fp64"))
-=======
     precision: str = setting(
         "auto",
         "auto: bf16 on GPU, fp32 on CPU; fp8: the same but for products of blocks.",
@@ -149,7 +146,6 @@ class Config:
     fp8_recipe: str = setting(
         "tensorwise", "With fp8: a scale for each tensor, or for each row.", choices=("tensorwise", "rowwise")
     )
->>>>>>> 35cdfad7f8633f9a4971d254b34ac9a3f179bfcc
     compile: str = setting("auto", "auto: blocks are compiled on GPU only.", choices=("auto", "on", "off"))
     recompute: str = setting(
         "none",

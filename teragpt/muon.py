@@ -38,7 +38,7 @@ class Muon:
         tp = mesh.size("tp")
         places = [{"fsdp": rank // tp, "tp": rank % tp, "dp_replicate": 0} for rank in range(self.ranks)]
         self.regions = {name: [region(matrix, place) for place in places] for name, matrix in matrices.items()}
-        self.narrow = config.precision in {"auto", "bf16"}
+        self.narrow = config.precision in {"auto", "bf16", "fp8"}
 
     def step(self, rate: float) -> None:
         """Take the shards' gradients into the momentum and move the shards by learning rate `rate`.
