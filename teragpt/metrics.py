@@ -75,7 +75,7 @@ class Metrics:
             url, token = report
             self.poster = Poster(f"{url}/metrics", token, attempt)
         self.say(
-            f"{parameters:,} parameters | {world_size} rank(s) | {config.steps:,} steps of "
+            f"{parameters:,} parameters | {world_size} rank{'s' if world_size > 1 else ''} | {config.steps:,} steps of "
             f"{config.global_batch_tokens:,} tokens | attempt {attempt} | {config.out}"
         )
 

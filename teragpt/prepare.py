@@ -284,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, split in manifest.splits.items():
-        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shards")
+        shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards)} shards"
+        print(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {shards}")
     return 0
 
 

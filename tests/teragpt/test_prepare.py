@@ -350,7 +350,7 @@ def test_the_command_reports_what_it_wrote(texts: Path, tmp_path: Path, tokenize
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     train = read_manifest(tmp_path / "out").splits["train"]
-    assert f"train: {train.documents} documents, {train.tokens:,} tokens, 1 shards" in done.stdout
+    assert f"train: {train.documents} documents, {train.tokens:,} tokens, 1 shard\n" in done.stdout
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
