@@ -13,13 +13,16 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 
 from tests.cluster import images, kubectl, lifecycle, programs
 from tests.cluster.layout import HOST_ADDRESS, KUBECONFIG, NODE_NAME
+
+if TYPE_CHECKING:
+    from tests.cluster.release import Release
 
 RUN_ID = "teragpt.io/run-id"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -92,6 +95,11 @@ class Namespace:
         found = self.read("pods", f"--selector={RUN_ID}={run}")["items"]
         return sorted(pod["metadata"]["uid"] for pod in found)
 
+    def uids_of(self, component: str) -> set[str]:
+        """Those of the pods that are a component of the chart."""
+        found = self.read("pods", f"--selector=app.kubernetes.io/component={component}")["items"]
+        return {pod["metadata"]["uid"] for pod in found}
+
     def environment(self, pod: str) -> dict[str, str]:
         """What the pod's first process was started with, as its kernel tells."""
         told = self.kubectl("exec", pod, "--", "cat", "/proc/1/environ")
@@ -140,6 +148,11 @@ class Namespace:
         return self.kubectl("logs", pod)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks at all that the others did comes last."""
+    items.sort(key=lambda item: item.path.name == "test_rights.py")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     asked = os.environ.get("KUBECONFIG")
@@ -158,6 +171,28 @@ def cluster() -> Cluster:
         HOST_ADDRESS,
         shared_class="shared",
     )
+
+
+@pytest.fixture(scope="session")
+def controlplane_image(cluster: Cluster) -> str:
+    """The control plane's image, built from this checkout."""
+    from tests.helm import binary
+
+    given = os.environ.get("TERAGPT_TEST_CONTROLPLANE_IMAGE")
+    if not (given or cluster.registry):
+        pytest.skip("on another cluster TERAGPT_TEST_CONTROLPLANE_IMAGE names the control plane's image")
+    binary.build()
+    return given or images.build("controlplane")
+
+
+@pytest.fixture
+def release(cluster: Cluster, controlplane_image: str) -> Iterator[Release]:
+    """The chart in a namespace of its own, not yet installed."""
+    from tests.cluster.release import Release, bare, parts
+
+    trainer = images.trainer() if cluster.registry else cluster.image
+    with bare(cluster) as namespace:
+        yield Release(namespace, {"image": parts(controlplane_image), "trainer": {"image": parts(trainer)}})
 
 
 @pytest.fixture

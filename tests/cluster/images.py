@@ -26,6 +26,27 @@ from tests.cluster.supervisor import accepts
 SUITE = "bookworm"
 CERTIFICATES = "/etc/ssl/certs"
 START_S = 20.0
+SERVE = r"""#!/bin/sh
+# A database `teragpt` of the user `database`, whose password is in PASSWORD.
+set -eu
+PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
+if [ ! -e /data/db ]; then
+    printf '%s' "$PASSWORD" >/tmp/password
+    initdb --pgdata=/data/db --encoding=UTF8 --locale=C.UTF-8 --no-sync \
+        --username=database --pwfile=/tmp/password --auth=scram-sha-256
+    echo 'host all all all scram-sha-256' >>/data/db/pg_hba.conf
+    echo 'CREATE DATABASE teragpt' | postgres --single -D /data/db postgres
+fi
+exec postgres -D /data/db -h 0.0.0.0 -k /tmp -c fsync=off
+"""
+BREAK = """# adds a migration that fails to the control plane's own
+from controlplane.store.migrate import FOLDER, newest_revision
+
+text = f"revision = '9999'\\ndown_revision = {newest_revision()!r}\\nbranch_labels = depends_on = None\\n\\n\\n"
+target = FOLDER / "versions/9999_broken.py"
+target.write_text(f"{text}def upgrade() -> None:\\n    raise ValueError('no such luck')\\n")
+target.chmod(0o644)
+"""
 ROOM = 16 << 30  # bytes: the trainer's libraries in three places while they move, and what is unpacked of them
 
 
@@ -97,6 +118,39 @@ def build(target: str) -> str:
     return reference
 
 
+def postgres() -> str:
+    """Debian's Postgres, pushed; its user is 10001, as restricted pods' is. Its data are in /data."""
+    reference = f"{REGISTRY}/cluster/postgres:{sha256(SERVE.encode()).hexdigest()[:12]}"
+    if not _stored(reference):
+        with tempfile.TemporaryDirectory(dir=_folder()) as context:
+            (Path(context) / "serve").write_text(SERVE)
+            lines = (
+                f"FROM {_debian(['postgresql'])}",
+                "RUN useradd --uid 10001 --home-dir /tmp database",
+                "COPY --chmod=755 serve /serve",
+                "USER 10001:10001",
+                'ENTRYPOINT ["/serve"]',
+            )
+            (Path(context) / "Containerfile").write_text("\n".join(lines))
+            _buildah("build", "--tag", reference, context)
+        with registry() as network:
+            _push(reference, network)
+    return reference
+
+
+def broken(reference: str) -> str:
+    """The control plane's image as a version whose migration fails, pushed."""
+    name = f"{reference}-broken"
+    with tempfile.TemporaryDirectory(dir=_folder()) as context:
+        (Path(context) / "add.py").write_text(BREAK)
+        lines = (f"FROM {reference}", "USER 0", "COPY add.py /", "RUN python /add.py", "USER 10001")
+        (Path(context) / "Containerfile").write_text("\n".join(lines))
+        _buildah("build", "--pull-never", "--tag", name, context)
+    with registry() as network:
+        _push(name, network)
+    return name
+
+
 @contextmanager
 def registry() -> Iterator[list[str]]:
     """What to run a command under so that it reaches the registry: the running cluster's, else one for a moment."""
@@ -155,11 +209,16 @@ def _base() -> str:
         for line in (CHECKOUT / "Dockerfile").read_text().splitlines()
         if line.startswith("ARG PACKAGES=")
     )
+    return _debian(packages)
+
+
+def _debian(packages: list[str]) -> str:
+    """Debian with packages, and without their documentation, made from its own archive."""
     reference = f"localhost/debian:{sha256(repr((SUITE, packages)).encode()).hexdigest()[:12]}"
     if not _buildah("images", "--quiet", "--filter", f"reference={reference}").strip():
         with tempfile.TemporaryDirectory(dir=_folder()) as context:
             archive = Path(context) / "root.tar"
-            print("cluster: making the Debian base image", flush=True)
+            print(f"cluster: making a Debian image with {', '.join(packages)}", flush=True)
             slim = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale")]
             include = f"--include={','.join(packages)}"
             _run(["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include, *slim, SUITE, str(archive)])

@@ -16,6 +16,7 @@ IMAGES = HOME / "images"  # of buildah, the registry and containerd
 
 # Made by `up`, gone after `down`.
 RUN = HOME / "run"
+AUDIT = RUN / "logs/audit.log"  # the API server's, one JSON object a line
 KUBECONFIG = HOME / "kubeconfig"
 STATE = HOME / "state.json"
 

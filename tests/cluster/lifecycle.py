@@ -20,6 +20,7 @@ from tests.cluster import addons, images, node, pki, programs
 from tests.cluster.kubectl import kubectl
 from tests.cluster.layout import (
     API_PORT,
+    AUDIT,
     BIN,
     ETCD_PEER_PORT,
     ETCD_PORT,
@@ -36,6 +37,15 @@ from tests.cluster.layout import (
 )
 from tests.cluster.supervisor import accepts
 
+AUDITED = {  # who asked for what, of control planes and of who plays one; not of the cluster's own programs
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "Metadata", "users": ["admin"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+    ],
+}
 READY_S = 90.0
 STOP_S = 60.0
 
@@ -129,6 +139,7 @@ def prepare(address: str) -> None:
             raise Failed(f"port {port} of this machine is taken: the cluster needs it (see `ss -tlnp`)")
     for folder in (RUN / "logs", RUN / "held"):
         folder.mkdir(parents=True)
+    (RUN / "audit.json").write_text(json.dumps(AUDITED))
     folder = RUN / "pki"
     pki.make(folder, address)
     for user, token in pki.tokens(folder, NODE_NAME).items():
@@ -175,6 +186,8 @@ def api_programs(address: str, *, fsync: bool) -> list[dict[str, Any]]:
                 f"--kubelet-client-certificate={folder / 'api-to-kubelet.crt'}",
                 f"--kubelet-client-key={folder / 'api-to-kubelet.key'}",
                 f"--kubelet-certificate-authority={folder / 'ca.crt'}",
+                f"--audit-policy-file={RUN / 'audit.json'}",
+                f"--audit-log-path={AUDIT}",
             ],
         },
     ]

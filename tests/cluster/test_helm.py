@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import yaml
 
-from controlplane.client import Client, Run
+from controlplane.client import Client
 from tests.cluster import images
-from tests.cluster.conftest import RESTRICTED, Cluster, Namespace
-from tests.cluster.layout import BIN, CHECKOUT, Failed
+from tests.cluster.conftest import Cluster, Namespace
+from tests.cluster.layout import BIN, CHECKOUT, RUN, Failed
 from tests.cluster.plane import until
-from tests.helm import binary, rendered
-from tests.helm.rendered import CASES, CHART
+from tests.cluster.release import SECONDS, Release, at_step, bare, ended, parts
+from tests.helm import binary, rendered, renders
+from tests.helm.rendered import CASES
 
 PROMETHEUS = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 GATEWAY = "sigs.k8s.io/gateway-api@v1.6.3"
@@ -33,7 +30,6 @@ CRDS = (  # what the parts that are off by default are made of, as their makers 
     (PROMETHEUS, "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"),
 )
 ON_REQUEST = ("priorityClassName", "runtimeClassName")  # names of objects that the test's cluster has not
-SECONDS = 300
 FORBIDDEN = (
     ("get", "secrets"),
     ("create", "pods"),
@@ -43,92 +39,10 @@ FORBIDDEN = (
 )
 
 
-@dataclass(frozen=True)
-class Release:
-    """The chart in a namespace that admits restricted pods alone, with `values` for this cluster's images."""
-
-    namespace: Namespace
-    values: dict[str, Any]
-
-    def helm(self, *arguments: str, values: dict[str, Any] | None = None, program: str = "helm") -> str:
-        """What Helm prints. Raises Failed with its error."""
-        where = [f"--namespace={self.namespace.name}", f"--kubeconfig={self.namespace.cluster.kubeconfig}"]
-        given = json.dumps(self.values | (values or {}))
-        done = rendered.helm(*arguments, *where, given=given, program=program, timeout_s=SECONDS)
-        if done.returncode:
-            raise Failed(f"helm {' '.join(arguments)}: {done.stdout[-4000:]}{done.stderr[-4000:]}{self.log()}")
-        return done.stdout
-
-    def apply(self, verb: str, values: dict[str, Any] | None = None, program: str = "helm") -> str:
-        """Install or upgrade it, and wait."""
-        how = ("--values=-", "--wait", "--timeout=3m")
-        return self.helm(verb, "teragpt", str(CHART), *how, values=values, program=program)
-
-    def log(self) -> str:
-        """What the control plane last wrote, and what became of its pod."""
-        told = (("logs", "deployment/teragpt", "--tail=20"), ("get", "pods,pvc"), ("get", "events"))
-        found = []
-        for command in told:
-            try:
-                found.append(self.namespace.kubectl(*command))
-            except Failed as failure:
-                found.append(str(failure))
-        return "\n".join(found)
-
-    @contextmanager
-    def client(self) -> Iterator[Client]:
-        """A client of its API, by the commands that the notes tell."""
-        token = self.namespace.kubectl("exec", "deployment/teragpt", "--", "cat", "/data/token").strip()
-        where = [f"--kubeconfig={self.namespace.cluster.kubeconfig}", f"--namespace={self.namespace.name}"]
-        command = [str(BIN / "kubectl"), *where, "port-forward", "service/teragpt-api", ":8000"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
-            try:
-                assert forward.stdout is not None
-                port = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
-                assert port is not None
-                with Client(f"http://127.0.0.1:{port[1]}", token) as client:
-                    yield client
-            finally:
-                forward.terminate()
-
-
-@pytest.fixture(scope="session")
-def image(cluster: Cluster) -> str:
-    """The control plane's image, built from this checkout."""
-    given = os.environ.get("TERAGPT_TEST_CONTROLPLANE_IMAGE")
-    if not (given or cluster.registry):
-        pytest.skip("on another cluster TERAGPT_TEST_CONTROLPLANE_IMAGE names the control plane's image")
-    binary.build()
-    return given or images.build("controlplane")
-
-
-@contextmanager
-def bare(cluster: Cluster) -> Iterator[Namespace]:
-    """A namespace that admits restricted pods alone, with nothing in it."""
-    made = Namespace(cluster, f"test-{uuid4().hex[:8]}", "")
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.name, "labels": RESTRICTED}})
-    try:
-        yield made
-    finally:
-        cluster.kubectl("delete", "namespace", made.name, "--wait=false")
-        made.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
-        wide = "clusterroles,clusterrolebindings"
-        for each in cluster.read(wide, "--selector=app.kubernetes.io/part-of=teragpt")["items"]:
-            if each["metadata"]["name"].startswith(f"{made.name}:"):
-                cluster.kubectl("delete", each["kind"], each["metadata"]["name"])
-
-
 @pytest.fixture(scope="module")
 def shared(cluster: Cluster) -> Iterator[Namespace]:
     with bare(cluster) as namespace:
         yield namespace
-
-
-@pytest.fixture
-def release(cluster: Cluster, image: str) -> Iterator[Release]:
-    trainer = images.trainer() if cluster.registry else cluster.image
-    with bare(cluster) as namespace:
-        yield Release(namespace, {"image": parts(image), "trainer": {"image": parts(trainer)}})
 
 
 @pytest.fixture(scope="session")
@@ -142,17 +56,18 @@ def crds(cluster: Cluster) -> Iterator[None]:
     cluster.kubectl("delete", "--wait=false", *every)
 
 
-def parts(reference: str) -> dict[str, str]:
-    """An image's reference as the chart's values say it."""
-    registry, _, rest = reference.partition("/")
-    repository, _, tag = rest.rpartition(":")
-    return {"registry": registry, "repository": repository, "tag": tag}
-
-
 def downloaded(module: str) -> str:
     """The folder of a Go module."""
     done = subprocess.run(["go", "mod", "download", "-json", module], capture_output=True, text=True, check=True)
     return str(json.loads(done.stdout)["Dir"])
+
+
+@pytest.mark.parametrize("name", renders.RELEASES)
+def test_the_api_server_takes_what_kubectl_alone_installs(shared: Namespace, name: str) -> None:
+    text = (CHECKOUT / renders.MANIFESTS / name).read_text().replace("namespace: teragpt", f"namespace: {shared.name}")
+    how = ("--server-side", "--dry-run=server", "--validate=strict", "--filename=-")
+    told = shared.kubectl("apply", *how, stdin=text)
+    assert told.count("serverside-applied") == len([each for each in yaml.safe_load_all(text) if each])
 
 
 @pytest.mark.usefixtures("crds")
@@ -219,12 +134,62 @@ def test_an_upgrade_leaves_a_run_that_trains_alone(release: Release) -> None:
         assert steps == list(range(1, 151)), "no point was lost"
 
 
-def at_step(run: Run, step: int) -> Run | None:
-    return run if run["progress"] and run["progress"]["step"] >= step else ended(run)
+def test_a_rollback_leaves_a_run_that_trains_alone(release: Release) -> None:
+    release.apply("install")
+    with release.client() as client:
+        run = client.create({"size": "tiny", "train": {"steps": 120}})["id"]
+        until(lambda: at_step(client.run(run), 5), SECONDS, lambda: f"{client.run(run)}\n{release.log()}")
+    release.apply("upgrade", {"settings": {"logLevel": "debug"}, "service": {"port": 8080}})
+    release.helm("rollback", "teragpt", "1", "--wait", "--timeout=3m")
+    assert release.namespace.read("service/teragpt-api")["spec"]["ports"][0]["port"] == 8000
+    with release.client() as client:
+        done = until(lambda: ended(client.run(run)), SECONDS, release.log)
+        assert (done["phase"], done["attempt"]) == ("succeeded", 1)
 
 
-def ended(run: Run) -> Run | None:
-    return run if run["phase"] in {"succeeded", "failed", "cancelled"} else None
+def test_a_version_that_cannot_take_up_the_store_leaves_the_old_one_serving(
+    release: Release, controlplane_image: str
+) -> None:
+    release.apply("install")
+    before = release.namespace.uids_of("controlplane")
+    with pytest.raises(Failed, match="pre-upgrade hooks failed"):
+        release.apply("upgrade", {"image": parts(images.broken(controlplane_image))})
+    assert "no such luck" in release.namespace.kubectl("logs", "job/teragpt-rehearsal")
+    assert release.namespace.uids_of("controlplane") == before
+    with release.client() as client:
+        assert client.ready()["ready"] is True
+    release.apply("upgrade", {"settings": {"logLevel": "debug"}})
+    assert "Job" not in {each["kind"] for each in release.namespace.read("jobs")["items"]}
+
+
+def test_what_keeps_pods_away_is_said_by_name(release: Release) -> None:
+    trainer = release.values["trainer"]["image"] | {"tag": "none-such"}
+    release.apply("install", {"trainer": {"image": trainer}})
+    with release.client() as client:
+        told = waits(client, {"size": "tiny", "compute": {"nodes": 1}}, "ImagePullBackOff", release)
+        assert "teragpt/trainer:none-such" in told
+        release.namespace.kubectl("create", "quota", "team", "--hard=requests.cpu=1")
+        told = waits(client, {"size": "tiny", "compute": {"nodes": 1, "cpus_per_node": 1.5}}, "QuotaExceeded", release)
+        assert "quota team does not allow" in told
+        release.namespace.kubectl("delete", "quota", "team")
+        bounds = {"limits": [{"type": "Container", "max": {"memory": "64Mi"}}]}
+        release.namespace.apply(
+            {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": bounds}
+        )
+        told = waits(client, {"size": "tiny", "compute": {"nodes": 1}}, "FailedCreate", release)
+        assert "maximum memory usage per Container is 64Mi" in told
+
+
+def waits(client: Client, spec: dict[str, Any], reason: str, release: Release) -> str:
+    """What a run says of itself, within half a minute, while it waits for that reason; it is cancelled then."""
+    run = client.create(spec)["id"]
+    said = until(
+        lambda: found if (found := client.run(run))["reason"] == reason else None,
+        30,
+        lambda: f"{client.run(run)}\n{release.log()}",
+    )
+    client.cancel(run)
+    return str(said["message"])
 
 
 def test_jobs_train_where_they_are_asked_for_under_a_token_that_was_given(release: Release) -> None:
@@ -262,16 +227,22 @@ def test_the_image_runs_with_a_read_only_root_as_a_number(release: Release) -> N
             release.namespace.kubectl(*inside, "python", "-c", f"import {absent}")
 
 
-def test_the_script_for_kind_installs_and_checks_on_a_cluster_that_exists(release: Release, tmp_path: Path) -> None:
+def test_the_script_for_kind_does_all_the_rest_on_a_cluster_that_exists(release: Release, tmp_path: Path) -> None:
+    operator = RUN / "manifests/operator"
+    if not operator.exists():
+        pytest.skip("the operator's manifests, as this machine can pull its image, are our own cluster's")
     values = tmp_path / "values.json"
-    values.write_text(json.dumps(release.values | {"test": {"train": False}}))
+    values.write_text(json.dumps(release.values))
     settings = {
+        "OPERATOR": str(operator),
         "NAMESPACE": release.namespace.name,
         "HELM_FLAGS": f"--values {values}",
         "KUBECONFIG": str(release.namespace.cluster.kubeconfig),
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }
-    script = [str(CHECKOUT / "deploy/kind.sh"), "chart", "check"]
+    script = [str(CHECKOUT / "deploy/kind.sh"), "operator", "chart", "check"]
     done = subprocess.run(script, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr + release.log()
-    assert "the API answers" in done.stdout
+    assert "deployment.apps/training-operator condition met" in done.stdout
+    assert '"kind": "PyTorchJob"' in done.stdout
+    assert "succeeded; 20 points, last checkpoint at step 20" in done.stdout

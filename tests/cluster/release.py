@@ -1,0 +1,100 @@
+"""The chart as it is installed into the cluster, and a client of what it installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from controlplane.client import Client, Run
+from tests.cluster.conftest import RESTRICTED, Cluster, Namespace
+from tests.cluster.layout import BIN, Failed
+from tests.helm import rendered
+from tests.helm.rendered import CHART
+
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Release:
+    """The chart in a namespace that admits restricted pods alone, with `values` for this cluster's images."""
+
+    namespace: Namespace
+    values: dict[str, Any]
+
+    def helm(self, *arguments: str, values: dict[str, Any] | None = None, program: str = "helm") -> str:
+        """What Helm prints. Raises Failed with its error."""
+        where = [f"--namespace={self.namespace.name}", f"--kubeconfig={self.namespace.cluster.kubeconfig}"]
+        given = json.dumps(self.values | (values or {}))
+        done = rendered.helm(*arguments, *where, given=given, program=program, timeout_s=SECONDS)
+        if done.returncode:
+            raise Failed(f"helm {' '.join(arguments)}: {done.stdout[-4000:]}{done.stderr[-4000:]}{self.log()}")
+        return done.stdout
+
+    def apply(self, verb: str, values: dict[str, Any] | None = None, program: str = "helm") -> str:
+        """Install or upgrade it, and wait."""
+        how = ("--values=-", "--wait", "--timeout=3m")
+        return self.helm(verb, "teragpt", str(CHART), *how, values=values, program=program)
+
+    def log(self) -> str:
+        """What the control plane last wrote, and what became of its pod."""
+        told = (("logs", "deployment/teragpt", "--tail=20"), ("get", "pods,pvc"), ("get", "events"))
+        found = []
+        for command in told:
+            try:
+                found.append(self.namespace.kubectl(*command))
+            except Failed as failure:
+                found.append(str(failure))
+        return "\n".join(found)
+
+    @contextmanager
+    def client(self, target: str = "service/teragpt-api") -> Iterator[Client]:
+        """A client of its API, by the commands that the notes tell."""
+        token = self.namespace.kubectl("exec", "deployment/teragpt", "--", "cat", "/data/token").strip()
+        where = [f"--kubeconfig={self.namespace.cluster.kubeconfig}", f"--namespace={self.namespace.name}"]
+        command = [str(BIN / "kubectl"), *where, "port-forward", target, ":8000"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+            try:
+                assert forward.stdout is not None
+                port = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
+                assert port is not None
+                with Client(f"http://127.0.0.1:{port[1]}", token) as client:
+                    yield client
+            finally:
+                forward.terminate()
+
+
+@contextmanager
+def bare(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace that admits restricted pods alone, with nothing in it."""
+    made = Namespace(cluster, f"test-{uuid4().hex[:8]}", "")
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.name, "labels": RESTRICTED}})
+    try:
+        yield made
+    finally:
+        cluster.kubectl("delete", "namespace", made.name, "--wait=false")
+        made.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
+        wide = "clusterroles,clusterrolebindings"
+        for each in cluster.read(wide, "--selector=app.kubernetes.io/part-of=teragpt")["items"]:
+            if each["metadata"]["name"].startswith(f"{made.name}:"):
+                cluster.kubectl("delete", each["kind"], each["metadata"]["name"])
+
+
+def parts(reference: str) -> dict[str, str]:
+    """An image's reference as the chart's values say it."""
+    registry, _, rest = reference.partition("/")
+    repository, _, tag = rest.rpartition(":")
+    return {"registry": registry, "repository": repository, "tag": tag}
+
+
+def at_step(run: Run, step: int) -> Run | None:
+    return run if run["progress"] and run["progress"]["step"] >= step else ended(run)
+
+
+def ended(run: Run) -> Run | None:
+    return run if run["phase"] in {"succeeded", "failed", "cancelled"} else None

@@ -1,0 +1,80 @@
+"""The chart's Roles hold all that control planes do, by the API server's record of the tests before. It comes last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.cluster.conftest import Cluster
+from tests.cluster.layout import AUDIT
+from tests.helm.rendered import objects
+
+OURS = "teragpt"  # the control plane's User-Agent
+EVERYBODYS = {"selfsubjectaccessreviews"}  # what Kubernetes lets any account ask
+
+
+class Right(NamedTuple):
+    """What somebody may do; `everywhere`: in no namespace or in all of them."""
+
+    verb: str
+    group: str
+    resource: str
+    everywhere: bool
+
+
+OPTIONAL = {  # what is done where an account may, and left where not; docs/kubernetes-cluster.md
+    Right("list", "", "pods", everywhere=True),
+    Right("list", "apps", "deployments", everywhere=True),
+    Right("list", "storage.k8s.io", "storageclasses", everywhere=True),
+    Right("list", "", "persistentvolumeclaims", everywhere=False),
+}
+
+
+def held() -> set[Right]:
+    """All that the chart's Roles can give."""
+    roles = [each for each in objects({"rbac": {"nodes": True}}) if each["kind"] in {"Role", "ClusterRole"}]
+    return {
+        Right(verb, group, resource, everywhere=role["kind"] == "ClusterRole")
+        for role in roles
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def used(log: Path) -> set[Right]:
+    """All that control planes asked for and got, by the API server's record."""
+    return {right(entry["objectRef"], entry["verb"]) for entry in entries(log) if entry["responseStatus"]["code"] < 400}
+
+
+def right(target: dict[str, Any], verb: str) -> Right:
+    resource = "/".join(part for part in (target["resource"], target.get("subresource", "")) if part)
+    return Right(verb, target.get("apiGroup", ""), resource, everywhere="namespace" not in target)
+
+
+def entries(log: Path) -> Iterator[dict[str, Any]]:
+    with log.open() as lines:
+        for line in lines:
+            entry: dict[str, Any] = json.loads(line)
+            ours = entry.get("userAgent") == OURS and "responseStatus" in entry and "objectRef" in entry
+            if ours and entry["objectRef"]["resource"] not in EVERYBODYS:
+                yield entry
+
+
+@pytest.fixture
+def log(cluster: Cluster) -> Path:
+    if not cluster.registry:
+        pytest.skip("another's API server keeps its record for itself")
+    return AUDIT
+
+
+def test_the_roles_hold_all_that_control_planes_do(log: Path) -> None:
+    asked = used(log)
+    if not asked:
+        pytest.skip("no control plane ran before this")
+    assert not asked - held() - OPTIONAL
