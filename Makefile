@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; nothing needs activating. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster chaos
+.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster chaos parity
 SHELL := /bin/bash -o pipefail
 
 BIN := .venv/bin
@@ -56,6 +56,10 @@ chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
 chaos: export TERAGPT_CHAOS_SEED ?= $(shell date +%s)
 chaos: install ## 1,000 rounds of everything that goes wrong, and an outage of 10 minutes (docs/chaos.md)
 	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster tests/cluster/test_chaos.py
+
+parity: export OMP_NUM_THREADS ?= 1
+parity: install ## every mesh beside one rank: the whole matrix, with what inductor compiles; CELLS="TP 2" takes some
+	$(BIN)/python -m tests.teragpt.matrix $(CELLS)
 
 build: install ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -56,12 +56,7 @@ class Layout:
 def layout(config: Config, ranks: int) -> Layout:
     """The layout of the settings over `ranks`, of which `misfits` has nothing to say; `dp_shard` is what is left."""
     given = {name: getattr(config, name) for name in GIVEN}
-    return Layout(**given, dp_shard=max(1, ranks // math.prod(given.values())), chunks=chunks(config))
-
-
-def chunks(config: Config) -> int:
-    """Stages of the pipeline on each of its ranks."""
-    return int(getattr(config, "pipeline_chunks", 1))
+    return Layout(**given, dp_shard=max(1, ranks // math.prod(given.values())), chunks=config.pipeline_chunks)
 
 
 # --- what a rank holds ----------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ from teragpt.model import TeraGPT
 from teragpt.optim import Optimizer
 from teragpt.parallel import build_model, compute_dtype, connect, forward_backward, materialize, parallelize
 
-STEPS, LOOKED_AT = 5, (1, 5)
+LOOKED_AT = (1, 5)  # steps whose gradients are compared; the loss is at every step
+SAME = {"tied", "packed", "optimizer", "precision", "steps"}  # settings that a cell shares with the cell of one rank
 SHAPE = {
     "dim": 64, "depth": 4, "heads": 4, "kv_heads": 2, "ffn": 64, "context": 32, "global_batch_tokens": 256,
     "micro_batch": 2, "steps": 12, "warmup_steps": 2, "learning_rate": 1e-3, "precision": "fp64",
@@ -53,7 +54,7 @@ class Cell:
     @property
     def model(self) -> Cell:
         """The cell of one rank that has the same model and data, eager."""
-        kept = {key: value for key, value in self.settings.items() if key in {"tied", "packed", "optimizer"}}
+        kept = {key: value for key, value in self.settings.items() if key in SAME}
         return Cell(1, {}, kept)
 
 
@@ -68,16 +69,17 @@ def compute(cells: Iterable[Cell], folder: Path) -> dict[str, dict[str, Tensor]]
         listed = folder / f"cells-{count}.json"
         listed.write_text(json.dumps([[dict(one.mesh), dict(one.settings), one.backend] for one in some]))
         process = ranks.start(["-m", "tests.teragpt.parity", str(folder), str(listed)], count)
-        output, _ = process.communicate(timeout=ranks.PATIENCE_S * 4)
+        output, _ = process.communicate(timeout=ranks.PATIENCE_S * max(4, len(some)))
         assert process.returncode == 0, output
         found |= {cell.name: torch.load(folder / f"{cell.name}.pt") for cell in some}
     return found
 
 
-def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """The largest difference of any gradient or loss, against the largest number of its tensor."""
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor], kind: str = "") -> float:
+    """The largest difference of any gradient or loss, or of the `kind`, against the largest number of its tensor."""
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())
-    return max(float((one[name] - other[name]).abs().max() / one[name].abs().max()) for name in one)
+    named = [name for name in one if name.endswith(kind)]
+    return max(float((one[name] - other[name]).abs().max() / one[name].abs().max()) for name in named)
 
 
 def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
@@ -89,14 +91,15 @@ def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
     materialize(model, config, device)
     optimizer = Optimizer(model, mesh, config)
     found: dict[str, Tensor] = {}
-    for step in range(STEPS):
+    for step in range(config.steps):
         ids, targets = dataset.batch(
             step, config.sequences, config.context, config.seed, mesh.data_rank, mesh.data_ranks
         )
         share = forward_backward(model, ids.to(device), targets.to(device), mesh, config)
         summary, _ = optimizer.reduce(share, 0.0)
+        found |= {f"{step + 1} loss": summary[0], f"{step + 1} norm": summary[1]}
         if step + 1 in LOOKED_AT:
-            found |= whole(step + 1, optimizer, mesh) | {f"{step + 1} loss": summary[0], f"{step + 1} norm": summary[1]}
+            found |= whole(step + 1, optimizer, mesh)
         optimizer.step(step, summary[1])
     return found
 

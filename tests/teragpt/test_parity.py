@@ -15,11 +15,13 @@ CELLS = [
     Cell(2, {"tp": 2}, {"tied": True}, "aot_eager"),
     Cell(2, {"tp": 2}, {"recompute": "selective"}, "aot_eager"),
     Cell(2, {}, {"recompute": "full"}, "aot_eager"),
+    Cell(3, {}, {"tied": False}),
     Cell(2, {"cp": 2}, {"recompute": "selective"}),
     Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
     Cell(4, {"tp": 2}, {"recompute": "full"}),
     Cell(4, {"tp": 2}, {"tied": False}, "aot_eager"),
     Cell(4, {"cp": 2}, {"tied": False}),
+    Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False}, "aot_eager"),
     Cell(4, {"tp": 2, "dp_replicate": 2}),
     Cell(4, {"tp": 2, "cp": 2}, {"tied": False}, "aot_eager"),
 ]
