@@ -24,6 +24,6 @@ def test_two_launchers_started_by_hand_are_one_job(tmp_path: Path) -> None:
     nodes = [ranks.start([*shlex.split(line.replace("$node", str(node))), *settings]) for node in (0, 1)]
     said = [node.communicate(timeout=ranks.PATIENCE_S)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
-    assert "2 rank(s)" in said[0]
+    assert "2 ranks |" in said[0]
     assert list(ranks.curve(said[0])) == [1, 2, 3]
     assert ranks.curve(said[1]) == {}
