@@ -48,13 +48,17 @@ cluster-down: ## stop it and remove everything but the caches
 
 test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG; KEEP=1 leaves it up
 	@status=0; { [ -n "$$KUBECONFIG" ] || { $(BIN)/python -m tests.cluster build && $(MAKE) --no-print-directory cluster-up; }; } && \
-	$(BIN)/pytest -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
+	$(BIN)/pytest --durations=30 -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
 	[ -n "$${KUBECONFIG}$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=$$?; exit $$status
 
-chaos: export TERAGPT_CHAOS_ROUNDS ?= 1000
+chaos: export TERAGPT_CHAOS_ROUNDS ?= $(if $(ROUND),1,1000)
 chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
-chaos: export TERAGPT_CHAOS_SEED ?= $(shell date +%s)
-chaos: install ## 1,000 rounds of everything that goes wrong, and an outage of 10 minutes (docs/chaos.md)
+chaos: export TERAGPT_CHAOS_SEED ?= $(or $(SEED),$(shell date +%s))
+ifdef ROUND
+chaos: export TERAGPT_CHAOS_ROUND = $(ROUND)
+chaos: export TERAGPT_CHAOS_POINT = $(POINT)
+endif
+chaos: install ## 1,000 rounds of everything that goes wrong, and an outage of 10 minutes; SEED= ROUND= plays one again
 	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster tests/cluster/test_chaos.py
 
 parity: export OMP_NUM_THREADS ?= 1

@@ -16,15 +16,18 @@ from typing import Any, TypeVar
 from controlplane.client import Client
 
 T = TypeVar("T")
-START_S, STOP_S = 60.0, 30.0
+START_S, STOP_S = 180.0, 30.0
+LEASH = ("setpriv", "--pdeathsig=KILL")  # before a command: it dies with the process that started it, however that dies
 
 
 class Plane:
     """The server with its data in `home`, which survives `kill` and `start`. `host` is an address that pods reach."""
 
+    module = "controlplane.server"
+
     def __init__(self, home: Path, host: str, settings: Mapping[str, str]) -> None:
         self.home, self.log = home, home.with_suffix(".log")
-        self._command = [sys.executable, "-m", "controlplane.server", "--home", str(home), "--host", host]
+        self._command = [*LEASH, sys.executable, "-m", self.module, "--home", str(home), "--host", host]
         self._environment = {**os.environ, **{f"TERAGPT_{name.upper()}": value for name, value in settings.items()}}
         self._port = "0"
         self.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import socket
 import ssl
 import subprocess
@@ -21,6 +22,7 @@ import httpx
 
 from tests.cluster import pki, programs
 from tests.cluster.layout import BIN, SERVICE_NETWORK
+from tests.cluster.plane import LEASH
 from tests.cluster.supervisor import accepts
 
 NODE = "chaos-node"
@@ -31,6 +33,7 @@ JOBS = f"/apis/kubeflow.org/v1/namespaces/{NAMESPACE}/pytorchjobs"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 KEPT = "/registry/kubeflow.org/pytorchjobs"  # where etcd has them
 READY_S = 180.0
+LEAP = 1_000_000  # revisions that a restored etcd skips: more than were made since the snapshot
 
 
 class Down(Exception):
@@ -45,6 +48,7 @@ class Server:
         self._folder = folder
         self._port, self._etcd, self._peers = free_port(), free_port(), free_port()
         self.address = f"127.0.0.1:{self._port}"
+        self._data, self._peer_url = folder / "etcd", f"http://127.0.0.1:{self._peers}"
         pki.make(folder / "pki", "127.0.0.1")
         self.token = pki.tokens(folder / "pki", NODE)["admin"]
         self.tls = ssl.create_default_context(cafile=str(folder / "pki" / "ca.crt"))
@@ -96,7 +100,7 @@ class Server:
                 log = (self._folder / f"{name}.log").open("ab")
                 with log:
                     self._processes[name] = subprocess.Popen(
-                        argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                        [*LEASH, *argv], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
                     )
             if name == "etcd":
                 wait("etcd", lambda: accepts(f"127.0.0.1:{self._etcd}"))
@@ -114,12 +118,38 @@ class Server:
         wanted = {"key": _coded(KEPT), "range_end": _coded(f"{KEPT}\x7f"), "start_revision": str(since + 1)}
         found: list[dict[str, Any]] = []
         for event in self._events(wanted):
+            if "compact_revision" in event:  # it was restored since
+                return self.history(int(event["compact_revision"]))
             key = base64.b64decode(event["kv"]["key"]).decode()
             if key == mark:
                 return found
             if event["kv"].get("version") == "1" and "~" not in key:
                 found.append(json.loads(base64.b64decode(event["kv"]["value"])))
         raise AssertionError("etcd ended the watch")
+
+    def snapshot(self) -> Path:
+        """All that etcd has now, in a file."""
+        file = self._folder / "snapshot"
+        url = f"http://127.0.0.1:{self._etcd}/v3/maintenance/snapshot"
+        with file.open("wb") as out, httpx.stream("POST", url, json={}, timeout=60, trust_env=False) as answer:
+            for line in answer.iter_lines():
+                out.write(base64.b64decode(json.loads(line)["result"].get("blob", "")))
+        return file
+
+    def restore(self, snapshot: Path, since: int) -> list[dict[str, Any]]:
+        """Go back to a snapshot, as etcd's manual says; the `history` since a revision, which is lost by that."""
+        self.kill("kube-apiserver")
+        lost = self.history(since)
+        self.kill("etcd")
+        shutil.rmtree(self._data)
+        argv = [
+            *(str(BIN / "etcdutl"), "snapshot", "restore", str(snapshot), f"--data-dir={self._data}"),
+            *(f"--initial-cluster=default={self._peer_url}", f"--initial-advertise-peer-urls={self._peer_url}"),
+            *(f"--bump-revision={LEAP}", "--mark-compacted"),  # so that no watch goes on as if nothing had been
+        ]
+        subprocess.run(argv, check=True, capture_output=True)
+        self.revive()
+        return lost
 
     def close(self) -> None:
         """End both, the last first. Nothing of them is needed again."""
@@ -132,7 +162,8 @@ class Server:
         url = f"http://127.0.0.1:{self._etcd}/v3/watch"
         with httpx.stream("POST", url, json={"create_request": wanted}, timeout=60, trust_env=False) as answer:
             for line in answer.iter_lines():
-                yield from json.loads(line)["result"].get("events", ())
+                result = json.loads(line)["result"]
+                yield from result.get("events", [result] if "compact_revision" in result else [])
 
     def _ask(self, what: str, body: dict[str, str]) -> httpx.Response:
         return httpx.post(f"http://127.0.0.1:{self._etcd}/v3/{what}", json=body, timeout=60, trust_env=False)
@@ -170,11 +201,11 @@ class Server:
             return False
 
     def _programs(self) -> dict[str, list[str]]:
-        keys, etcd, peers = self._folder / "pki", f"http://127.0.0.1:{self._etcd}", f"http://127.0.0.1:{self._peers}"
+        keys, etcd, peers = self._folder / "pki", f"http://127.0.0.1:{self._etcd}", self._peer_url
         return {
             "etcd": [
                 str(BIN / "etcd"),
-                f"--data-dir={self._folder / 'etcd'}",
+                f"--data-dir={self._data}",
                 f"--listen-client-urls={etcd}",
                 f"--advertise-client-urls={etcd}",
                 f"--listen-peer-urls={peers}",

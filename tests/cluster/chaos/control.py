@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import signal
 import sqlite3
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,23 @@ def points() -> list[str]:
 
 
 class Control(Plane):
-    """`armed` is what the next start is armed with; `hits` counts the deaths at each point, `kills` all others."""
+    """`armed` is what the next start is armed with; `hits` counts the deaths at each point, `kills` all others.
+
+    After a death at a point the next start is armed with what `then` says.
+    """
+
+    module = "tests.cluster.chaos.quick"
 
     def __init__(self, home: Path, settings: dict[str, str]) -> None:
         self.armed = ""
         self.hits: Counter[str] = Counter()
         self.kills = 0
-        super().__init__(home, "127.0.0.1", {**settings, "require_token": "true"})
+        self.then: Callable[[], str] = str
+        self._clock = home.with_suffix(".clock")
+        super().__init__(home, "127.0.0.1", {**settings, "require_token": "true", "chaos_clock": str(self._clock)})
 
     def start(self) -> None:
         """Start it, again and again while it dies at a point that it passes as it starts."""
-        self._command[2] = "tests.cluster.chaos.quick"
         self._environment[VARIABLE] = self.armed
         try:
             super().start()
@@ -44,14 +52,28 @@ class Control(Plane):
                 raise
             self.start()
 
-    def strike(self) -> None:
-        """kill -9, here and now."""
+    def strike(self, armed: str | None = None) -> None:
+        """kill -9, here and now; what it is started with next, where that is to be something else."""
         if self.process.poll() is None:
             self.kill()
             self.kills += 1
         else:
             self._note()
+        self.armed = self.armed if armed is None else armed
         self.start()
+
+    def pause(self, seconds: float) -> None:
+        """It stands still, and does not know."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            self.process.send_signal(signal.SIGCONT)
+
+    def jump(self, seconds: float) -> None:
+        """Its clock is wrong by so much from now on, also after a start."""
+        part = self._clock.with_suffix(".part")
+        part.write_text(str(seconds))
+        part.rename(self._clock)
 
     def tend(self) -> bool:
         """Start it again if it has died at its point; whether it had."""
@@ -75,6 +97,5 @@ class Control(Plane):
         died = self.process.poll() == -signal.SIGKILL and bool(self.armed)
         if died:
             self.hits[self.armed.partition(":")[0]] += 1
-            self.armed = ""
-            self._environment[VARIABLE] = ""
+            self.armed = self.then()
         return died

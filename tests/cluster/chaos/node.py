@@ -1,13 +1,15 @@
 """The training operator, the garbage collector and a kubelet, in one thread, on the real API server; no proxy between.
 
 Every pod is a thread that behaves as the trainer does: it writes lines, posts metric points with its projected token
-until each is acknowledged, and ends with the exit code that its run's variable CHAOS names for the attempt. What pods
-really did is kept in `lives`, which the control plane never sees.
+until each is acknowledged, and ends with the exit code that its run's variable CHAOS names for the attempt; well only
+once every rank of the attempt has come that far. What pods really did is kept in `lives`, which the control plane
+never sees.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import json
 import random
@@ -27,7 +29,9 @@ from tests.cluster.chaos.api import JOBS, NAMESPACE, NODE, PODS, Down, Server
 TICK_S = 0.1
 STEP_S = 0.05
 FLUSH_S = 1.0  # that a stopped trainer tries to get its last points through
+LINGER_S = 0.6  # at most, between the end of training and a worker's own
 AUDIENCE = "teragpt"
+NODES = "PET_NNODES"
 ROLE, INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
 STOPPED, KILLED = 143, 137
 POINTS = 12  # of an attempt that is not disturbed
@@ -43,6 +47,7 @@ class Life:
     run: str
     attempt: int
     rank: int
+    nodes: int  # of its attempt
     code: int  # that it is to end with
     url: str
     began: float = 0.0
@@ -50,10 +55,11 @@ class Life:
     exit: int | None = None
     sent: list[dict[str, Any]] = field(default_factory=list)
     kept: int = 0
+    trained: bool = False  # it has nothing left to do but to leave together with its peers
+    left: bool = False  # together with all of them, so that the attempt's work is done
     lines: list[bytes] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
     killed: threading.Event = field(default_factory=threading.Event)
-    reported: bool = False
     served: bool = True  # whether the kubelet still has its log
 
     @property
@@ -68,6 +74,7 @@ class Node:
         self._server, self._chance = server, random.Random(seed)
         self.lives: dict[str, Life] = {}
         self.trouble: list[str] = []
+        self._door = threading.Lock()
         self._stopping = threading.Event()
         self._http = httpx.Client(timeout=5, trust_env=False)
         self._thread = threading.Thread(target=self._work, name="node", daemon=True)
@@ -175,7 +182,9 @@ class Node:
             "labels": labels,
             "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
         }
-        spec = {**template["spec"], "restartPolicy": "Never"}
+        count = sum(one.get("replicas", 1) for one in job["spec"]["pytorchReplicaSpecs"].values())
+        spec = copy.deepcopy(template["spec"]) | {"restartPolicy": "Never"}
+        spec["containers"][0]["env"].append({"name": NODES, "value": str(count)})
         self._server.call("POST", PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec})
 
     def _condition(self, name: str, kind: str) -> None:
@@ -186,7 +195,7 @@ class Node:
     def _tend(self, pod: Any) -> None:
         metadata, status = pod["metadata"], pod.get("status") or {}
         life = self.lives.get(metadata["uid"])
-        deleting = "deletionTimestamp" in metadata
+        deleting, told = "deletionTimestamp" in metadata, status.get("phase") in {"Succeeded", "Failed"}
         if life is None:
             life = self.lives[metadata["uid"]] = _born(pod)
         if not pod["spec"].get("nodeName") and not deleting:
@@ -194,6 +203,7 @@ class Node:
             self._server.call("POST", f"{PODS}/{life.name}/binding", {"apiVersion": "v1", "kind": "Binding", **target})
         elif not life.began and not deleting:
             if self._chance.random() < 0.7:  # else it takes a little longer to start
+                life.killed.clear()  # it was gone, and is there again with an older snapshot
                 life.began = time.time()
                 threading.Thread(target=self._live, args=(life,), name=life.name, daemon=True).start()
         elif life.alive:
@@ -201,13 +211,12 @@ class Node:
                 life.stopping.set()
             if status.get("phase") != "Running":
                 self._report(life, "Running", {"running": {"startedAt": _now()}})
-        elif deleting and (life.reported or not life.began):
+        elif deleting and (told or not life.began):
             self._server.call("DELETE", f"{PODS}/{life.name}", _exactly(pod) | NOW)
-        elif life.ended and not life.reported:
+        elif life.ended and not told:
             said = {"exitCode": life.exit, "reason": "Error" if life.exit else "Completed", "message": _message(life)}
             stamps = {"startedAt": _now(life.began), "finishedAt": _now(life.ended)}
             self._report(life, "Failed" if life.exit else "Succeeded", {"terminated": {**said, **stamps}})
-            life.reported = True
 
     def _report(self, life: Life, phase: str, state: Any) -> None:
         container = {"name": "pytorch", "state": state, "image": "x", "imageID": "", "ready": False, "restartCount": 0}
@@ -236,9 +245,34 @@ class Node:
                     break
             token = self._post(life, token)
             time.sleep(2 * STEP_S)
+        if not stopped and life.code == 0:
+            stopped = not self._leave(life)
         life.exit = KILLED if life.killed.is_set() else STOPPED if stopped else life.code
         life.lines.append(_line(f"ended with {life.exit}"))
         life.ended = time.time()
+
+    def _leave(self, life: Life) -> bool:
+        """Through the barrier at the end of training, for which every rank must have come; False when stopped there.
+
+        Ranks leave it one after another: the operator may stop a worker that is still at it when the master has ended.
+        """
+        life.trained = True
+        while not self._meet(life):
+            if life.killed.wait(STEP_S) or life.stopping.is_set():
+                with self._door:
+                    life.trained = life.left
+                return False
+        lingers_s = random.Random(life.uid).uniform(0, LINGER_S) if life.rank else 0
+        return not (life.stopping.wait(lingers_s) or life.killed.is_set())
+
+    def _meet(self, life: Life) -> bool:
+        """Whether it may leave; the last one to come opens the door to all."""
+        with self._door:
+            here = [one for one in self.of_run(life.run) if one.attempt == life.attempt and _waits(one)]
+            if len({one.rank for one in here}) == life.nodes:
+                for one in here:
+                    one.left = True
+            return life.left
 
     def _post(self, life: Life, token: str) -> str:
         """Send what is not acknowledged; the token to go on with."""
@@ -274,6 +308,7 @@ def _born(pod: Any) -> Life:
         labels[RUN_ID],
         attempt,
         rank,
+        int(told[NODES]),
         code if rank == 0 else 0,
         told["TERAGPT_RUN_URL"],
     )
@@ -285,6 +320,10 @@ def _owner(pod: Any) -> str:
 
 def _exactly(pod: Any) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": pod["metadata"]["uid"]}}
+
+
+def _waits(life: Life) -> bool:
+    return life.trained and not life.ended and not life.killed.is_set() and not life.stopping.is_set()
 
 
 def _message(life: Life) -> str:

@@ -57,7 +57,9 @@ KINDS = {
     WATCHES: ("refuse", "cut", "expire", "gone", "too many"),
     ANY: ("refuse", "unavailable", "too many", "truncate"),
 }
-BLOWS = ("strike", "outage", "hang", "cut", "delete job", "delete pod", "edit", "nothing", "nothing")
+BLOWS = ("strike", "outage", "hang", "cut", "pause", "jump", "delete job", "delete pod", "edit", "nothing", "nothing")
+JUMPS = (-7200.0, -40.0, 40.0, 7200.0)  # seconds, of the control plane's wall clock
+RESTORE = "an older snapshot"  # etcd goes back to an older snapshot
 
 
 class Wrong(AssertionError):
@@ -87,7 +89,10 @@ class Suite:
     control: Control = field(init=False)
     slowest_s: float = 0.0
     blows: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    rounds: int = 0
     runs: int = 0
+    deaths: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    outages: dict[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
         self.server = Server(self.folder)
@@ -102,6 +107,7 @@ class Suite:
             "storage": f"pvc://{CLAIM}/runs",
         }
         self.control = Control(self.folder / "home", settings)
+        self._chance = random.Random(f"{self.seed}/points")
         self._left: list[str] = []
         self._tried = 0
 
@@ -116,47 +122,80 @@ class Suite:
     def unhit(self) -> list[str]:
         return [name for name in points() if not self.control.hits[name]]
 
-    def arm(self, chance: random.Random) -> str:
-        """Have a point armed that was not hit yet, or any; its name."""
-        name = self.control.armed.partition(":")[0]
+    def arm(self, point: str = "") -> str:
+        """Have `point`, else one that was not hit yet, else any armed: its name, and at which pass it kills."""
         self._tried += 1
-        if name and self._tried <= TRIES:
-            return name
+        if self.control.armed and self._tried <= TRIES and not point:
+            return self.control.armed
+        self.control.then = str if point else self._next
+        self.control.strike(point or self._next())
+        return self.control.armed
+
+    def _next(self) -> str:
+        chance, self._tried = self._chance, 0
         wanted = self.unhit() or points()
         if not any(one in wanted for one in self._left):
             self._left = chance.sample(wanted, len(wanted))
         name = next(one for one in self._left if one in wanted)
         self._left.remove(name)
-        self._tried = 1
-        self.control.armed = f"{name}:{1 if name in NEEDS or name in WEATHER else chance.choice([1, 1, 2, 3])}"
-        self.control.strike()
-        return name
+        return f"{name}:{1 if name in NEEDS or name in WEATHER else chance.choice([1, 1, 2, 3])}"
+
+    def table(self) -> str:
+        """What was played, a line each."""
+        rows = {
+            "rounds": self.rounds,
+            "runs": self.runs,
+            f"deaths of the control plane at {len(points())} named points": sum(self.control.hits.values()),
+            "other deaths of the control plane": self.control.kills,
+            **{f"server side: {name}": count for name, count in sorted(self.deaths.items())},
+            **{
+                f"on the way to the API server: {name}": count for name, count in sorted(self.proxy.weather.met.items())
+            },
+            **{f"besides: {name}": count for name, count in sorted(self.blows.items())},
+            "most seconds from the last fault of a round to its end": round(self.slowest_s, 1),
+            **{f"seconds from the end of {name} to that of its runs": took for name, took in self.outages.items()},
+        }
+        return "\n".join(["| chaos | |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in rows.items())])
 
 
-def play(suite: Suite, number: int, *, dies: str | None = None) -> None:
-    """One round, in which `etcd` or `kube-apiserver` may die. Raises Wrong, naming the round."""
+def play(suite: Suite, number: int, *, dies: str | None = None, point: str = "", again: int = 0) -> None:
+    """One round, in which `etcd` or `kube-apiserver` may die, or etcd is restored. Raises Wrong, with how to replay it.
+
+    `point` and its count are armed where given; `again`: how often this round was played before.
+    """
     chance = random.Random(f"{suite.seed}/{number}")
+    armed = suite.arm(point)
+    point = armed.partition(":")[0]
     began = suite.server.revision()
-    point = suite.arm(chance)
-    asked = _plan(chance, number, point)
+    asked = _plan(chance, f"r{number}-{again}" if again else f"r{number}", point)
+    lost: list[dict[str, Any]] = []
+    snapshot: Path | None = None
     try:
         if point in WEATHER:
             known = WEATHER[point]
             suite.proxy.weather.faults.append(Fault(known.kind, known.match, known.count))
         for run in asked:
             _post(suite, run)
-        if dies:
+        if dies == RESTORE:
+            _wait(suite, chance.uniform(0, 1.5))
+            snapshot = suite.server.snapshot()
+        elif dies:
             suite.server.kill(dies)
         _befall(suite, chance, asked, point)
+        if snapshot is not None:
+            lost = suite.server.restore(snapshot, began)
         suite.server.revive()
+        suite.control.jump(0)
         suite.proxy.weather.clear()
         calm = time.monotonic()
         _until(suite, asked, calm + CATCH_UP_S * PATIENCE)
         suite.slowest_s = max(suite.slowest_s, time.monotonic() - calm)
-        judge(suite, asked, began)
+        judge(suite, asked, began, lost, restored=dies == RESTORE)
     except (AssertionError, ApiError) as error:
-        raise Wrong(f"seed {suite.seed}, round {number}, point {point!r}: {error}") from error
-    suite.runs += len(asked)
+        raise Wrong(f"SEED={suite.seed} ROUND={number} POINT={armed!r} make chaos: {error}") from error
+    suite.rounds, suite.runs = suite.rounds + 1, suite.runs + len(asked)
+    if dies:
+        suite.deaths[dies] += 1
 
 
 def outage(suite: Suite, seconds: float) -> float:
@@ -175,18 +214,20 @@ def outage(suite: Suite, seconds: float) -> float:
         suite.proxy.weather.clear()
         calm = time.monotonic()
         _until(suite, asked, calm + CATCH_UP_S * PATIENCE)
-        judge(suite, asked, began)
+        judge(suite, asked, began, [])
     except (AssertionError, ApiError) as error:
         raise Wrong(f"seed {suite.seed}, outage: {error}") from error
-    return time.monotonic() - calm
+    suite.runs += len(asked)
+    took = suite.outages[f"an outage of {seconds:.0f} s"] = round(time.monotonic() - calm, 1)
+    return took
 
 
-def _plan(chance: random.Random, number: int, point: str) -> list[Asked]:
+def _plan(chance: random.Random, name: str, point: str) -> list[Asked]:
     if point == "object refused":
-        return [Asked(f"r{number}-0", "well", 1)]
+        return [Asked(f"{name}-0", "well", 1)]
     scenarios = chance.choices([*SCENARIOS], k=chance.choice([2, 3]))
     scenarios[0] = NEEDS.get(point) or scenarios[0]
-    return [Asked(f"r{number}-{i}", scenario, chance.choice([1, 1, 2])) for i, scenario in enumerate(scenarios)]
+    return [Asked(f"{name}-{i}", scenario, chance.choice([1, 1, 2])) for i, scenario in enumerate(scenarios)]
 
 
 def _post(suite: Suite, run: Asked) -> None:
@@ -251,6 +292,10 @@ def _strike(suite: Suite, chance: random.Random, asked: list[Asked], blow: str) 
         suite.proxy.weather.out = suite.proxy.weather.hanging = False
     elif blow == "cut":
         suite.proxy.cut()
+    elif blow == "pause":
+        suite.control.pause(chance.uniform(1.0, 4.0))  # longer than its own patience with a silent API server
+    elif blow == "jump":
+        suite.control.jump(chance.choice(JUMPS))
     elif blow == "cancel":
         run = next(run for run in asked if run.scenario == "cancel" and not run.cancelled)
         run.cancelled = True
@@ -315,13 +360,16 @@ def _views(suite: Suite, asked: list[Asked]) -> Iterator[tuple[Asked, Any]]:
 # --- what must be true --------------------------------------------------------------------------------------------
 
 
-def judge(suite: Suite, asked: list[Asked], began: int) -> None:
-    """Every invariant, over the runs of a round. Raises Wrong."""
+def judge(suite: Suite, asked: list[Asked], began: int, lost: list[dict[str, Any]], *, restored: bool = False) -> None:
+    """Every invariant, over the runs of a round. Raises Wrong.
+
+    `lost`: objects that etcd, `restored`, knows no more; it may have brought back an attempt beside a later one.
+    """
     for run in asked:
         made = suite.control.read("SELECT id FROM runs WHERE name = ?", run.name)
         check(made == [(run.id,)], f"{run} was lost or doubled: {made}")
     objects: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
-    for one in suite.server.history(began):
+    for one in [*lost, *suite.server.history(began)]:
         labels = one["metadata"]["labels"]
         objects[labels[RUN_ID], int(labels[ATTEMPT])].add(one["metadata"]["uid"])
     for key, uids in objects.items():
@@ -332,8 +380,9 @@ def judge(suite: Suite, asked: list[Asked], began: int) -> None:
         lives = suite.node.of_run(run.id)
         told = {key[1] for key in objects if key[0] == run.id}
         check(told <= {one["attempt"] for one in attempts}, f"{run}: objects of attempts {told} that it never had")
-        _alone(run, lives)
-        _phase(suite, run, view, attempts, lives)
+        if not restored:
+            _alone(run, lives)
+        _phase(suite, run, view, attempts, lives, restored=restored)
         _points(suite, run, lives)
         _events(suite, run)
 
@@ -351,24 +400,26 @@ def _alone(run: Asked, lives: list[Life]) -> None:
             check(apart >= 0, f"{run}: attempt {other.attempt} began {-apart:.2f} s before {one.attempt} had ended")
 
 
-def _phase(suite: Suite, run: Asked, view: Any, attempts: list[Any], lives: list[Life]) -> None:
-    """The end of the run is what its pods did."""
+def _phase(suite: Suite, run: Asked, view: Any, attempts: list[Any], lives: list[Life], *, restored: bool) -> None:
+    """The end of the run is what its pods did. With etcd `restored`, one may have been made again after it was done."""
     phase, last = view["phase"], [life for life in lives if life.attempt == view["attempt"]]
-    newest = {life.rank: life for life in last}
-    well = len(newest) == run.nodes and all(life.exit == 0 for life in newest.values())
+    newest = {life.rank: life for life in sorted(last, key=lambda life: restored and life.left)}
+    whole = len(newest) == run.nodes and all(life.left for life in newest.values())
+    done = whole and newest[0].exit == 0  # a worker may have been stopped on its way out: cleanPodPolicy Running
+    well = done and all(life.exit == 0 for life in newest.values())
     final = any(life.exit in {2, 3} for life in last)
     charged = [one for one in attempts if one["charged"]]
     ends = [(one.attempt, one.rank, one.exit) for one in lives]
     told = f"{run}: {phase} ({view['reason']}), but its pods ended {ends}"
     if phase == "succeeded":
-        check(well, told)
+        check(done, told)
     elif phase == "cancelled":
         check(run.cancelled, told)
     elif view["reason"] == "ManifestRejected":
         check(suite.proxy.weather.met["invalid"] > 0 and not last, told)
     else:
         check(final or len(charged) == 2, told)
-    if well and not run.cancelled:
+    if well and not run.cancelled and not restored:  # nobody may have seen it before it was forgotten
         check(phase == "succeeded", told)
     for one in charged:
         mine = [life for life in lives if life.attempt == one["attempt"]]
