@@ -20,6 +20,11 @@ from torch.nn import functional as F
 from teragpt.collectives import Group, all_reduce
 
 ALONE = Group("", 1, 0)
+ONEDNN = torch.backends.mkldnn.is_available()
+FEW_ROWS = 16  # a product with no more takes as long as reading its weight
+LIBRARY = torch.library.Library("teragpt", "DEF")
+LIBRARY.define("product(Tensor x, Tensor weight) -> Tensor")  # inductor takes oneDNN's own for constant weights alone
+PRODUCT: Any = torch.ops.teragpt.product.default
 LOGITS_CHUNK = 1 << 21  # logits held at once: 8 MB in fp32, about what a core's caches hold
 
 
@@ -28,15 +33,68 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def linear(x: Tensor, *weights: Tensor, product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Tensor:
+def linear(x: Tensor, *weights: Tensor, by: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
     """Projections of x (..., D) by this rank's part of each weight (out, D), side by side: one matmul in x's dtype."""
     mine = [local(weight).to(x.dtype) for weight in weights]
-    return product(x, mine[0] if len(mine) == 1 else torch.cat(mine))
+    joined = mine[0] if len(mine) == 1 else torch.cat(mine)
+    if by is not None:
+        return by(x, joined)
+    projected: Tensor = Linear.apply(x, joined) if in_onednn(x) else F.linear(x, joined)
+    return projected
 
 
 def project(x: Tensor, *layers: nn.Linear) -> Tensor:
     """`linear` by the weights of layers, through the product that the first of them brings, if it does (fp8.py)."""
-    return linear(x, *(layer.weight for layer in layers), product=getattr(layers[0], "product", F.linear))
+    return linear(x, *(layer.weight for layer in layers), by=getattr(layers[0], "product", None))
+
+
+class Linear(Function):
+    """x (..., D) by the transpose of a weight (out, D), with oneDNN's kernels forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """(..., out)."""
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x and weight."""
+        x, weight = ctx.saved_tensors
+        slope = grads[0].flatten(0, -2)
+        return product(slope, weight.t()).view_as(x), outer_product(slope, x.flatten(0, -2))
+
+
+def in_onednn(x: Tensor) -> bool:
+    """Whether products with x (..., D) are oneDNN's: fp32 on CPU, where torch would take MKL.
+
+    MKL leaves half of the vector units idle on processors that are not Intel's; for a few rows only memory counts.
+    """
+    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > FEW_ROWS * x.size(-1)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., D) by the transpose of a weight (out, D). It has no gradient of its own."""
+    result: Tensor = PRODUCT(x, weight) if in_onednn(x) else F.linear(x, weight)
+    return result
+
+
+def outer_product(slope: Tensor, x: Tensor) -> Tensor:
+    """A weight's gradient (out, D) of the output's, slope (N, out), and the input x (N, D)."""
+    if in_onednn(x) and slope.size(1) > x.size(1):  # what stands first is copied to have its rows contiguous
+        return product(x.t(), slope.t()).t()
+    return product(slope.t(), x.t())
+
+
+@torch.library.impl(LIBRARY, "product", "CPU")
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # noqa: SLF001 - no other name
+    return result
+
+
+@torch.library.impl(LIBRARY, "product", "Meta")
+def _product_shape(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.size(0))
 
 
 class RMSNorm(Function):
@@ -203,7 +261,7 @@ class LinearCrossEntropy(Function):
         total = x.new_zeros((), dtype=wide)
         for start in range(0, x.size(0), chunk):
             part, wanted = x[start : start + chunk], targets[start : start + chunk].unsqueeze(1)
-            logits = (part @ weight.T).to(wide)
+            logits = product(part, weight).to(wide)
             scores, wanted, here = log_softmax(logits, wanted, first, vocabulary, group)
             total -= (scores.gather(1, wanted) * here).sum()
             if dx is None or dw is None:
@@ -211,8 +269,8 @@ class LinearCrossEntropy(Function):
             slope = scores.exp_()
             slope.scatter_add_(1, wanted, -here.expand_as(wanted))
             slope = slope.to(x.dtype)
-            torch.mm(slope, weight, out=dx[start : start + chunk])
-            dw.addmm_(slope.T, part) if dw.dtype == part.dtype else dw.add_(slope.T @ part)
+            dx[start : start + chunk] = product(slope, weight.T)
+            dw.add_(outer_product(slope, part))
         ctx.save_for_backward(dx, dw)
         ctx.weight_dtype = weight.dtype
         return (total if group.size == 1 else all_reduce(total, "sum", group)) / x.size(0)

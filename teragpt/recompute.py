@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from teragpt.config import Config
+from teragpt.ops import PRODUCT
 
 aten: Any = torch.ops.aten
-PRODUCTS = (aten.mm.default, aten._scaled_mm.default)  # noqa: SLF001 - fp8's, which has no public name in torch 2.11
+PRODUCTS = (aten.mm.default, PRODUCT, aten._scaled_mm.default)  # noqa: SLF001 - fp8's, not public in torch 2.11
 ATTENTION = tuple(
     getattr(aten, f"_scaled_dot_product_{kernel}").default
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")

@@ -29,6 +29,20 @@ def test_linear_is_the_projections_side_by_side() -> None:
     assert linear(x.bfloat16(), one).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("out", [16, 96])
+@pytest.mark.parametrize("rows", [8, 64])
+def test_products_on_cpu_have_pytorchs_values_and_gradients(rows: int, out: int) -> None:
+    x, weight = (value.detach().float().requires_grad_() for value in (numbers(2, rows, 32), numbers(out, 32)))
+    slope = numbers(out, rows, 2).detach().float().transpose(0, 2)  # as attention's gradients come
+    exact = F.linear(x.double(), weight.double())
+    given = torch.autograd.grad(linear(x, weight), (x, weight), slope)
+    wanted = torch.autograd.grad(exact, (x, weight), slope.double())
+    assert torch.allclose(linear(x, weight).double(), exact, atol=1e-4)
+    assert all(torch.allclose(one, other, atol=1e-3) for one, other in zip(given, wanted, strict=True))
+    with torch.no_grad():
+        assert torch.equal(linear(x, weight), linear(x.requires_grad_(), weight))
+
+
 def test_rms_norm_is_pytorchs() -> None:
     x, weight = numbers(2, 3, 8), numbers(8)
     assert torch.allclose(rms_norm(x, weight, 1e-6), F.rms_norm(x, (8,), weight, 1e-6))
