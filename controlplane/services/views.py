@@ -179,12 +179,14 @@ def view_attempt(row: tables.Attempt) -> AttemptView:
 
 def view_pod(pod: ObservedPod) -> PodView:
     """A pod of the cluster as a value."""
-    return PodView(**{name: getattr(pod, name) for name in PodView.__dataclass_fields__})
+    shown: dict[str, Any] = {name: getattr(pod, name) for name in PodView.__dataclass_fields__}
+    return PodView(**shown)
 
 
 def _stored_pod(pod: dict[str, Any]) -> PodView:
-    shown = {name: pod[name] for name in PodView.__dataclass_fields__}
-    return PodView(**{**shown, "started_at": moment(pod["started_at"]), "finished_at": moment(pod["finished_at"])})
+    shown: dict[str, Any] = {name: pod[name] for name in PodView.__dataclass_fields__}
+    shown.update(started_at=moment(pod["started_at"]), finished_at=moment(pod["finished_at"]))
+    return PodView(**shown)
 
 
 def view_event(row: tables.Event) -> EventView:
