@@ -7,7 +7,6 @@ device, and prints the bytes of each, the seconds of CPU that they took after im
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from teragpt.config import Config
 from teragpt.layout import asked
 from teragpt.mesh import Mesh, build_mesh
+from teragpt.metrics import memory_bytes
 from teragpt.model import TeraGPT
 from teragpt.ops import local
 from teragpt.optim import Optimizer
@@ -83,7 +83,7 @@ def main(arguments: Iterable[str]) -> None:
     (config, ranks), started = asked(arguments), time.process_time()
     held = [on_meta(config, ranks, rank) for rank in (0, ranks - 1)]
     seconds = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    peak = memory_bytes()
     print(json.dumps({"held": [vars(one) for one in held], "seconds": seconds, "peak": peak}))
 
 

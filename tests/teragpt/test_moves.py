@@ -11,6 +11,8 @@ from teragpt.storage import Disk
 from tests.teragpt import ranks
 from tests.teragpt.moves import Mesh, Seen, make, name_of
 
+pytestmark = pytest.mark.timeout(900)  # one launch makes many moves
+
 MESHES = [
     Mesh("one", 1),
     Mesh("fsdp 2", 2),

@@ -6,6 +6,8 @@ import pytest
 
 from tests.teragpt.parity import Cell, compute, difference
 
+pytestmark = pytest.mark.timeout(900)  # one launch computes many cells
+
 if TYPE_CHECKING:
     from torch import Tensor
 
