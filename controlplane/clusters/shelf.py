@@ -59,8 +59,9 @@ class Folder:
             descriptor = os.open(self._root / name, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return b""
-        with open(descriptor, "rb", buffering=0) as opened:  # noqa: PTH123 - a descriptor
-            return os.pread(opened.fileno(), limit, offset)
+        with open(descriptor, "rb", buffering=0):  # noqa: PTH123 - a descriptor
+            there = os.fstat(descriptor).st_size - offset
+            return os.pread(descriptor, min(limit, max(0, there)), offset)  # it takes memory for as much as is asked
 
     def append(self, name: str, data: bytes) -> None:
         """See `Shelf.append`."""
