@@ -7,6 +7,7 @@ imports this late. Nothing here restarts a rank: an attempt that fails ends, and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import math
@@ -15,9 +16,11 @@ import re
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
@@ -30,6 +33,7 @@ from teragpt.config import ConfigError, Problem
 from teragpt.environment import MAX_PORT
 
 LEASH = Path(__file__).with_name("leash.py")
+LAST_S = timedelta(seconds=10)  # for nodes that have all met in the barrier
 
 
 class Watcher(Protocol):
@@ -174,6 +178,18 @@ class Agent(LocalElasticAgent):
     def _restart_workers(self, worker_group: WorkerGroup) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         del worker_group
         raise RuntimeError("another node came after the ranks had started: restarts belong to the control plane")
+
+    def _exit_barrier(self) -> None:
+        super()._exit_barrier()  # type: ignore[no-untyped-call]
+        # The node that hosts the store goes last: another's wait on it would break off and fill its log with errors.
+        store: Any = self._store
+        here: Any = self._worker_group
+        gone = [f"gone/{node}" for node in range(1, here.group_world_size)]
+        with contextlib.suppress(DistError):
+            if here.group_rank > 0:
+                store.set(gone[here.group_rank - 1], "")
+            elif gone:
+                store.wait(gone, LAST_S)
 
     def _shutdown(self, *arguments: Any, **options: Any) -> None:
         self.watcher.end()

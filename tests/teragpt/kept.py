@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from teragpt.ops import rotary
 
+SEQUENCES = 2, 4  # of two batches, each of more rows than ops.FEW_ROWS, so that one kernel multiplies both
+
 
 class Made(TorchDispatchMode):
     """Follows the memory of every tensor that an operation returns."""
@@ -46,7 +48,7 @@ def bytes_a_token(block: nn.Module, dim: int, head_dim: int, tokens: int, dtype:
         min(
             held_after_forward(block, torch.randn(size, tokens // tp, dim, dtype=dtype), head_dim, tokens) for _ in "12"
         )
-        for size in (1, 3)
+        for size in SEQUENCES
     )
     return (many - few) / (2 * tokens)
 
@@ -65,7 +67,7 @@ def held_after_forward(block: nn.Module, given: Tensor, head_dim: int, tokens: i
 def compiled_bytes_a_token(block: nn.Module, dim: int, head_dim: int, tokens: int, dtype: torch.dtype) -> float:
     """The same of a compiled block, by what it saves for backward, since no other operation is seen there."""
     held: list[int] = []
-    for sequences in (1, 3):
+    for sequences in SEQUENCES:
         sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:

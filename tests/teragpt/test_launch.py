@@ -182,6 +182,32 @@ def test_two_pods_of_kubeflows_operator_make_one_world(pods: Pods) -> None:
         }
 
 
+SLOW = """
+import os, time
+from torch.distributed.elastic.utils import store
+from teragpt.launch import main
+joined = store._barrier_nonblocking
+def slowly(**options):
+    key = joined(**options)
+    time.sleep(1)
+    return key
+if os.environ["PET_NODE_RANK"] == "1":
+    store._barrier_nonblocking = slowly
+main(os.sys.argv[1:])
+"""
+
+
+def test_the_node_that_others_wait_on_leaves_last(pods: Pods) -> None:
+    port = free_port()
+    (pods.folder / "slow.py").write_text(SLOW)
+    (pods.folder / "rank.py").write_text(SHOW)
+    for node in range(2):
+        pods.launchers.append(Launcher(pods.folder, ["rank.py"], kubeflow(node, 2, 1, port), program=["slow.py"]))
+    for launcher in pods.launchers:
+        code, _, err = launcher.end()
+        assert (code, err) == (0, "")
+
+
 def test_one_pod_of_kubeflows_operator_meets_itself(pods: Pods) -> None:
     port = free_port()
     code, out, _ = pods.launch(SHOW, environ=kubeflow(0, 1, 1, port)).end()
