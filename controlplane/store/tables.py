@@ -1,16 +1,18 @@
 """The tables, as typed rows. Times are seconds since the epoch, UTC. A change here needs a migration beside it.
 
-Nothing here is SQLite's alone: the same tables serve Postgres.
+The same tables serve SQLite and Postgres; one index is SQLite's alone.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Index, LargeBinary, MetaData
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, LargeBinary, MetaData, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from controlplane.store.columns import json_value, prose, words
+
+LISTED = ("id", "deleted_at", "task_of", "phase", "size", "pinned", "created_at", "search")
 
 
 class Base(DeclarativeBase):
@@ -78,7 +80,9 @@ class Run(Base):
     """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended.
 
     `task`: what is done with the run `task_of`, for one that does not train. `suspended_at`: since when it is
-    suspended, if it is; `suspended_s`: for how long it was before.
+    suspended, if it is; `suspended_s`: for how long it was before. `revision` grows with each change that a user makes;
+    `search` is what a list is searched in; `gpus` and `cpus` are those of all nodes; `deleted_at`: since when it is
+    hidden.
     """
 
     __tablename__ = "runs"
@@ -109,7 +113,15 @@ class Run(Base):
     spec_hash: Mapped[str]
     progress: Mapped[dict[str, Any] | None] = mapped_column(json_value())
     last_event: Mapped[int] = mapped_column(default=0)
+    revision: Mapped[int] = mapped_column(default=1, server_default="1")
+    labels: Mapped[dict[str, Any]] = mapped_column(json_value(), default=dict, server_default="{}")
+    notes: Mapped[str | None] = mapped_column(prose())
+    pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
+    search: Mapped[str] = mapped_column(prose(), default="", server_default="", deferred=True)
+    gpus: Mapped[int] = mapped_column(default=0, server_default="0")
+    cpus: Mapped[float] = mapped_column(default=0.0, server_default="0")
     retry_of: Mapped[str | None] = mapped_column(index=True)
+    clone_of: Mapped[str | None] = mapped_column(index=True)
     task: Mapped[str | None]
     task_of: Mapped[str | None] = mapped_column(index=True)
     created_at: Mapped[float]
@@ -117,10 +129,14 @@ class Run(Base):
     finished_at: Mapped[float | None]
     suspended_at: Mapped[float | None]
     suspended_s: Mapped[float] = mapped_column(default=0.0)
+    deleted_at: Mapped[float | None]
+
+    # SQLite's rows carry their JSON with them: what filters look at lies in an index, so that a list reads no other row
+    __table_args__ = (Index("ix_runs_listed", *LISTED).ddl_if(dialect="sqlite"),)
 
 
 class Label(Base):
-    """A run's label, for filters."""
+    """A run's label, for filters: the index holds the runs of one label in the order of a list."""
 
     __tablename__ = "run_labels"
 
@@ -128,13 +144,14 @@ class Label(Base):
     key: Mapped[str] = mapped_column(words(320), primary_key=True)
     value: Mapped[str]
 
-    __table_args__ = (Index("ix_run_labels_key_value", "key", "value"),)
+    __table_args__ = (Index("ix_run_labels_key_value_run_id", "key", "value", "run_id"),)
 
 
 class Attempt(Base):
     """One execution of a run. Its verdict, from `reason` to `last_lines`, is written once.
 
     `charged`: whether its failure counts against `max_restarts`; null where it may not be tried again at all.
+    `priority`: that of its object, where it is another than the run began with.
     """
 
     __tablename__ = "attempts"
@@ -142,6 +159,7 @@ class Attempt(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     object_name: Mapped[str] = mapped_column(unique=True)
+    priority: Mapped[str | None]
     uid: Mapped[str | None]
     token_hash: Mapped[str] = mapped_column(unique=True)
     phase: Mapped[str]

@@ -53,7 +53,8 @@ def test_processes_that_start_at_once_make_the_tables_once(tmp_path: Path, postg
         stores = [*pool.map(lambda number: Store(tmp_path / str(number), url), range(3))]
         with stores[0].read() as session:
             assert session.scalar(select(func.count()).select_from(Installation)) == 1
-            assert compare_metadata(MigrationContext.configure(session.connection()), Base.metadata) == []
+            found = compare_metadata(MigrationContext.configure(session.connection()), Base.metadata)
+            assert [(what, index.name) for what, index in found] == [("add_index", "ix_runs_listed")]  # SQLite's alone
         for store in stores:
             store.close()
 
