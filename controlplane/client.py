@@ -248,6 +248,10 @@ class Client:
         """The pods of an attempt (the newest unless given): `items`, and whether they are `live` or as last seen."""
         return self._json("GET", _path(run, "pods"), params={"attempt": attempt})
 
+    def explain(self, run: str, attempt: int | None = None) -> JsonObject:
+        """Why a run is where it is, or why an attempt ended: `{text, reason, cause, mend, rank, last_lines, ...}`."""
+        return self._json("GET", _path(run, "explanation"), params={"attempt": attempt})
+
     def events(self, run: str, *, after: int = 0) -> list[Event]:
         """The run's events with a `seq` beyond `after`, oldest first."""
         return cast("list[Event]", self._json("GET", _path(run, "events"), params={"after": after})["items"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from signal import Signals
 
 LIMIT = 4096  # bytes that Kubernetes keeps of a container's termination message
-LAST_LINES = 20
+LAST_LINES = 50
 LINE_LIMIT = 500  # characters kept of one line
 
 FINISHED, CRASHED, BAD_CONFIG, DIVERGED, KILLED, STOPPED = 0, 1, 2, 3, 137, 143
@@ -22,12 +22,16 @@ REASONS = {BAD_CONFIG: "ConfigError", DIVERGED: "Diverged", STOPPED: "Stopped", 
 # The first that matches anywhere in the last lines names a crash. What is a cause stands before what it entails:
 # a rank that runs out of memory also resets its peers' connections.
 SIGNS = {
+    "CudaOutOfMemory": r"(CUDA|HIP) (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED|torch\.OutOfMemoryError",
     "OutOfMemory": r"OutOfMemoryError|out of memory|MemoryError|[Cc]annot allocate memory|can't allocate memory",
     "DiskFull": r"No space left on device|Disk quota exceeded|ENOSPC",
     "PortInUse": r"EADDRINUSE|[Aa]ddress already in use",
+    "MissingPackage": r"ModuleNotFoundError|No module named|ImportError: (lib\S+|cannot import name)",
+    "CollectiveTimeout": r"Watchdog caught collective op\w+ timeout|Timed out waiting \d+ms for|no step in \S+ s: ",
     "RendezvousFailed": r"Rendezvous\w*Error|DistNetworkError|DistStoreError",
-    "PeerLost": r"Connection (closed|reset) by (peer|remote)|ncclRemoteError|Watchdog caught collective",
+    "PeerLost": r"Connection (closed|reset) by (peer|remote)|ncclRemoteError",
 }
+BAD_DATA = re.compile(r"^error: (.*; )?(data|tokenizer): got ", re.MULTILINE)  # of the settings, the two that hold data
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,10 @@ class Ending:
         """One stable word for why."""
         if self.signal == Signals.SIGKILL and self.oom_kills:
             return "OutOfMemory"
-        if self.code in REASONS:
-            return REASONS[self.code]
         text = "\n".join(line[:LINE_LIMIT] for line in self.lines)
-        return next((word for word, sign in SIGNS.items() if re.search(sign, text)), "Crash")
+        if self.code == BAD_CONFIG and BAD_DATA.search(text):
+            return "BadData"
+        return REASONS.get(self.code) or crash(text)
 
     @property
     def signal_name(self) -> str | None:
@@ -89,6 +93,11 @@ class Ending:
         how = f"exit code {self.code}" if self.signal is None else f"{self.signal_name} (code {self.code})"
         where = "" if self.step is None else f" at step {self.step}"
         return f"{who}: {self.reason}, {how}{where}"
+
+
+def crash(text: str) -> str:
+    """The stable word for a crash whose last output was `text`."""
+    return next((word for word, sign in SIGNS.items() if re.search(sign, text)), "Crash")
 
 
 def oom_kills(cgroup: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> int:

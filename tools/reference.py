@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
+from controlplane.domain.diagnoses import ENDED, WAITING, Diagnosis
 from controlplane.settings import leaves
 from teragpt.config import EMBEDDED_VOCABULARY, FIELDS, TYPES, Config, resolve
 from teragpt.layout import state
@@ -82,6 +84,12 @@ def service_settings() -> str:
     )
 
 
+def diagnoses(rows: dict[str, Diagnosis]) -> str:
+    """What each reason comes from, and what helps."""
+    lines = [f"| `{reason}` | {row.cause} | {row.mend} |" for reason, row in rows.items()]
+    return "\n".join(["| reason | likely cause | what helps |", "| --- | --- | --- |", *lines])
+
+
 def code(value: object) -> str:
     """A value as it is typed."""
     if value == "":
@@ -128,7 +136,8 @@ def headings(page: str) -> set[str]:
     return {name for line in page.splitlines() if line.startswith("#") for name in re.findall(r"`([^`]+)`", line)}
 
 
-BLOCKS = {
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "docs/diagnosis.md": {"ended": partial(diagnoses, ENDED), "waiting": partial(diagnoses, WAITING)},
     "README.md": {"sizes": sizes_brief},
     "docs/sizes.md": {"sizes": sizes_whole},
     "docs/settings.md": {"trainer": trainer_settings, "service": service_settings},

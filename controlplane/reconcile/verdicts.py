@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from controlplane.clusters.base import ObservedJob, ObservedPod
+from teragpt.termination import crash
 
 FINAL_CODES = {2: "ConfigError", 3: "Diverged"}
 STOPPED, KILLED = 143, 137
@@ -121,7 +122,7 @@ def _judge(pod: ObservedPod, code: int | None, name: str | None, told: Mapping[s
         return pod.reason or "Unknown", Handling.FREE
     if pod.reason == "OOMKilled":
         return "OOMKilled", Handling.CHARGED
-    return said or ("Killed" if name else "Crash"), Handling.CHARGED
+    return said or ("Killed" if name else crash(pod.message or "")), Handling.CHARGED
 
 
 def _message(pod: ObservedPod, rank: int | None, code: int | None, name: str | None, lines: Sequence[str]) -> str:
