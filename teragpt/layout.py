@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from teragpt.config import Config, ConfigError, Problem, mesh_misfits, parse, resolve
-from teragpt.plan import State
 from teragpt.sizes import REFERENCE_VOCABULARY, padded
 
 GIVEN = ("pp", "dp_replicate", "cp", "tp")  # the dimensions that settings name; what they leave is `dp_shard`
@@ -60,6 +59,20 @@ def layout(config: Config, ranks: int) -> Layout:
 
 
 # --- what a rank holds ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """Exact bytes of a rank's state, by kind: fp32 masters, their gradients, AdamW's two moments."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `none` keeps all that backward reads. `full` keeps a block's input alone (Chen et al. 2016). `selective` keeps what is
 dear to compute, which is the products with weights and attention, and computes norms, rotations, gates and gathers
-again (Korthikanti et al. 2022, section 5). plan.activation_bytes says what each costs.
+again (Korthikanti et al. 2022, section 5). activations.activation_bytes says what each costs.
 
 It is applied from outside to a block's `forward`, inside what tensor parallel hooks to the block's halves and before
 anything is compiled, and must not know the model: products are told apart by their order in a block.

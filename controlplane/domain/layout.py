@@ -12,8 +12,7 @@ from typing import Protocol
 from controlplane.domain.errors import Problem
 from controlplane.domain.spec import Compute, RunSpec
 from teragpt.config import Config
-from teragpt.layout import state
-from teragpt.plan import State
+from teragpt.layout import State, state
 from teragpt.sizes import TINY
 
 CPU_RANKS = 2  # ranks of a run without a GPU: enough to exercise every collective, and it leaves a laptop usable

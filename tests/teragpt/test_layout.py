@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from teragpt.config import Config, ConfigError, resolve
-from teragpt.layout import asked, main, misfits, state
+from teragpt.layout import State, asked, main, misfits, state
 from teragpt.model import Attention, TeraGPT
-from teragpt.plan import State
 from tests.teragpt import fake, ranks
 
 # a mesh that each size is trained on, from 8 ranks to 4,096

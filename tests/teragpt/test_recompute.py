@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 
+from teragpt.activations import activation_bytes
 from teragpt.config import resolve
 from teragpt.model import TeraGPT
-from teragpt.plan import activation_bytes
 from teragpt.recompute import PRODUCTS, recompute
 from tests.teragpt import ranks
 from tests.teragpt.kept import Made, bytes_a_token, compiled_bytes_a_token

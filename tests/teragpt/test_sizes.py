@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
+from teragpt.activations import micro_batch
 from teragpt.model import TeraGPT
-from teragpt.plan import micro_batch
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, padded, recipe
 
 NAMED = [name for name in SIZES if name != TINY]

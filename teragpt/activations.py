@@ -1,12 +1,9 @@
-"""How a size is laid out on devices, and what it costs there, without a tensor: exact bytes of state, FLOPs, layout.
+"""What a layer keeps of a token from forward to backward, and so how many sequences a rank takes at once.
 
-Torch-free and in microseconds, since every `POST /runs` asks. It covers one machine; the mesh search over a cluster
-belongs here too.
+Torch-free: every configuration asks. It knows shapes, and no mesh beyond the ranks that share a layer.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from teragpt.sizes import Shape
 
@@ -39,17 +36,3 @@ def activation_bytes(shape: Shape, recompute: str, bytes_each: int = 2, tp: int 
     gathered = (2 * cp - 3) * kv if cp > 1 else 0  # every rank's keys and values in place of this one's
     scales = 2 + shape.heads + shape.kv_heads  # one a norm and head
     return (norms + (attention + gathered + 3 * ffn + scales) / tp) * bytes_each + statistics / tp
-
-
-@dataclass(frozen=True)
-class State:
-    """Exact bytes of a rank's state, by kind: fp32 masters, their gradients, AdamW's two moments."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.parameters + self.gradients + self.optimizer
