@@ -228,6 +228,23 @@ class Client:
                 raise ApiError(_problem(reply))
             yield from reply.iter_bytes(1 << 20)
 
+    def backup(self) -> Iterator[bytes]:
+        """The store as it is at this moment, a SQLite database, in pieces."""
+        patience = httpx.Timeout(self._http.timeout.connect, read=None)  # the copy is made before its first byte
+        with self._http.stream("GET", "/store/backup", timeout=patience) as reply:
+            if reply.is_error:
+                reply.read()
+                raise ApiError(_problem(reply))
+            yield from reply.iter_bytes(1 << 20)
+
+    def store(self) -> JsonObject:
+        """The store: `{database, revision, bytes, reclaimable_bytes, runs}`."""
+        return self._json("GET", "/store")
+
+    def vacuum(self) -> JsonObject:
+        """Give the store's unused space back: `{bytes_before, bytes_after}`; writes wait meanwhile."""
+        return self._json("POST", "/store/vacuum", timeout=httpx.Timeout(self._http.timeout.connect, read=None))
+
     def clusters(self) -> list[JsonObject]:
         """The clusters: what each has, what it lacks, and how that is mended."""
         return cast("list[JsonObject]", self._json("GET", "/clusters")["items"])

@@ -61,6 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def restored(backup: Path, home: str | None) -> int:
+    """Make the data folder `home` (the setting's, unless given) of a backup. Returns the exit code: 0, or 2."""
+    from controlplane.store.copies import restore
+    from controlplane.store.store import DATABASE
+
+    try:
+        folder = read([] if home is None else ["--home", home], os.environ).home
+        restore(backup, folder, DATABASE)
+    except (SettingsError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(f"{folder / DATABASE} is restored\nnext: teragpt up --home {folder}")  # noqa: T201
+    return 0
+
+
 @contextmanager
 def bound(listen: Listen) -> Generator[socket.socket]:
     """A socket that listens: callers wait from now on until they are answered. Raises StartError."""

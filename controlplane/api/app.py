@@ -25,6 +25,7 @@ from controlplane.api import (
     problems,
     runs,
     sizes,
+    store,
     tasks,
 )
 from controlplane.api.access import Access
@@ -34,7 +35,7 @@ from controlplane.services import state
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
-NOUNS = (runs, tasks, attempts, explanations, events, logs, metrics, sizes, plans, clusters, health)
+NOUNS = (runs, tasks, attempts, explanations, events, logs, metrics, sizes, plans, clusters, store, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},
     "5XX": {"model": problems.Problem, "description": "The control plane could not answer."},

@@ -37,6 +37,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "still_running": (409, "The run has not ended"),
     "not_alive": (409, "The run does not go on"),
     "no_checkpoint": (409, "The run has no model yet"),
+    "on_postgres": (409, "Postgres has its own means for this"),
     "conflict": (409, "The present state does not allow this"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body must be JSON"),

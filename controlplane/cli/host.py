@@ -1,8 +1,10 @@
-"""`up`: the control plane and this machine's cluster in one process. The one command that imports the service."""
+"""`up` and `restore`: the control plane in this process, and its data folder. The commands that import the service."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,3 +20,14 @@ def up(context: typer.Context) -> None:
     from controlplane.server import main
 
     sys.exit(main(context.args))
+
+
+@commands.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `teragpt backup` has made.")],
+    home: Annotated[str | None, typer.Option("--home", help="Folder to put it in; TERAGPT_HOME unless given.")] = None,
+) -> None:
+    """Make a data folder of a backup; nothing is overwritten."""
+    from controlplane.server import restored
+
+    sys.exit(restored(file, home))

@@ -9,6 +9,7 @@ ControlPlaneError
 │   ├── StillRunning       the run has not ended yet
 │   ├── NoCheckpoint       the run has no model yet
 │   ├── NotAlive           the run has ended, or is being cancelled
+│   ├── OnPostgres         Postgres has its own means for this
 │   └── KeyReused          an idempotency key came back with another body
 ├── BadCursor              a page cursor that we did not make
 ├── Unauthorized           a run token that is unknown
@@ -17,6 +18,7 @@ ControlPlaneError
     ├── FolderLocked       another process holds it
     ├── NetworkFolder      it lies on a network file system
     ├── NewerStore         a newer version wrote it
+    ├── NotRestored        a backup cannot become the store of this folder
     ├── Superseded         another process leads, and this one may not write what a leader writes
     └── StoreUnavailable   it cannot be read or written now (disk full, permissions)
 """
@@ -123,6 +125,15 @@ class NoCheckpoint(Conflict):
         super().__init__(f"run {run_id} is {phase}, and there is no checkpoint in its folder {folder}")
 
 
+class OnPostgres(Conflict):
+    """What only a store on SQLite can do."""
+
+    code = "on_postgres"
+
+    def __init__(self, instead: str) -> None:
+        super().__init__(f"the store is a Postgres database: {instead} (docs/replicas.md)")
+
+
 class KeyReused(Conflict):
     """The idempotency key was used with another body; `run_id` is the run that it made."""
 
@@ -192,6 +203,12 @@ class NewerStore(StoreError):
 
     def __init__(self, place: str, revision: str) -> None:
         super().__init__(f"{place} was written by a newer teragpt (revision {revision}): install that one, or newer")
+
+
+class NotRestored(StoreError):
+    """A backup that is none, is damaged, or would overwrite something; nothing was changed."""
+
+    code = "not_restored"
 
 
 class Superseded(StoreError):

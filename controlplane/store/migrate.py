@@ -32,7 +32,12 @@ def stored_revision(engine: Engine) -> str | None:
 
 def newest_revision() -> str:
     """The last of the package's revisions, which their files' names begin with."""
-    return max(path.stem.partition("_")[0] for path in (FOLDER / "versions").glob("[0-9]*_*.py"))
+    return max(revisions())
+
+
+def revisions() -> set[str]:
+    """Every revision that this version knows."""
+    return {path.stem.partition("_")[0] for path in (FOLDER / "versions").glob("[0-9]*_*.py")}
 
 
 def _upgrade(engine: Engine, place: str, alone: Callable[[Connection], None]) -> None:

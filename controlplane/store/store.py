@@ -7,6 +7,7 @@ away at any time, at the start too: until it answers, everything raises StoreUna
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -18,10 +19,10 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
-from controlplane.domain.errors import StoreError, StoreUnavailable
-from controlplane.store import postgres
+from controlplane.domain.errors import OnPostgres, StoreError, StoreUnavailable
+from controlplane.store import copies, postgres
 from controlplane.store.folder import DataFolder
-from controlplane.store.migrate import migrate
+from controlplane.store.migrate import migrate, stored_revision
 from controlplane.store.signals import Signals
 from controlplane.store.sqlite import open_engine
 from controlplane.store.tables import Installation
@@ -66,6 +67,7 @@ class Store:
         self.home, self.shared = home, bool(url)
         self.signals = Signals()
         self._folder = DataFolder(home)
+        copies.clear(home)
         self._notices: postgres.Notices | None = None
         self._reader, self._engine = _engines(home, url, connections)
         self._place = _place(self._engine)
@@ -130,6 +132,38 @@ class Store:
                 session.execute(text("SELECT 1"))
         except DatabaseError as error:
             raise unavailable("the database cannot be read", error) from None
+
+    @property
+    def revision(self) -> str:
+        """The revision of its tables. Raises StoreUnavailable."""
+        self._open()
+        return stored_revision(self._engine) or ""
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes that hold something, and bytes that a vacuum would give back. Raises StoreUnavailable."""
+        self._open()
+        if not self.shared:
+            return copies.sizes(self.home / DATABASE)
+        with self.read() as session:
+            return session.scalar(text("SELECT pg_database_size(current_database())")) or 0, 0
+
+    def copy(self, target: Path) -> None:
+        """Write all of it, as it is at one moment, to a new file. Raises OnPostgres and StoreUnavailable."""
+        if self.shared:
+            raise OnPostgres("back it up with pg_dump")
+        self._open()
+        copies.copy(self.home / DATABASE, target)
+
+    def vacuum(self) -> tuple[int, int]:
+        """Give unused space back: bytes before and after; writes wait. Raises OnPostgres and StoreUnavailable."""
+        if self.shared:
+            raise OnPostgres("its autovacuum does this by itself; VACUUM FULL gives space back")
+        self._open()
+        try:
+            with self._writer.resting():
+                return copies.vacuum(self.home / DATABASE)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"the database cannot be vacuumed: {error}") from None
 
     def close(self) -> None:
         """Finish what was begun, and give the folder back."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -61,7 +61,7 @@ class Writer:
         self._signals, self._tell_others = signals, tell
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self._closing = threading.Lock()
+        self._closing, self._busy = threading.Lock(), threading.Lock()
         self._closed = False
         self._thread.start()
 
@@ -79,6 +79,12 @@ class Writer:
         result: T = done.result()
         return result
 
+    @contextmanager
+    def resting(self) -> Generator[None]:
+        """Let every write wait for as long as this lasts."""
+        with self._busy:
+            yield
+
     def close(self) -> None:
         """Finish the writes that wait, and stop."""
         with self._closing:
@@ -89,7 +95,8 @@ class Writer:
     def _run(self) -> None:
         while (first := self._jobs.get()) is not None:
             group, more = self._group(first)
-            self._commit(group)
+            with self._busy:
+                self._commit(group)
             if not more:
                 return
 

@@ -20,7 +20,7 @@ FEW = 500  # rows of one statement: years of runs do not fit into memory
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("runs") as runs:
+    with op.batch_alter_table("runs", recreate="never") as runs:  # other tables point at its rows
         runs.add_column(sa.Column("revision", sa.Integer(), nullable=False, server_default="1"))
         runs.add_column(sa.Column("labels", json_value(), nullable=False, server_default="{}"))
         runs.add_column(sa.Column("notes", prose(), nullable=True))
