@@ -27,7 +27,8 @@ def backup(
         raise CliError(f"{file} is there already: nothing is overwritten", Code.BAD_INPUT)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with connect(url, context) as client, draft.open("xb", opener=_private) as copy:
+        draft.touch(0o600, exist_ok=False)  # only its owner reads it: a store holds tokens
+        with connect(url, context) as client, draft.open("wb") as copy:
             for piece in client.backup():
                 copy.write(piece)
             copy.flush()
@@ -39,11 +40,6 @@ def backup(
         draft.unlink(missing_ok=True)
     print(f"{file}: {output.size(file.stat().st_size)}")
     print(f"next: teragpt restore {file} --home DIR")
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file that only its owner reads: a store holds tokens."""
-    return os.open(path, flags, 0o600)
 
 
 @commands.command()
