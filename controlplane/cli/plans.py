@@ -1,17 +1,28 @@
-"""`sizes` and `plan`: what can be trained, and what that takes."""
+"""`sizes` and `plan`: what can be trained, and what that takes: on the cluster, or on GPUs that nobody has yet.
+
+The second needs no control plane: the planner is a part of the trainer's package that needs no torch.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from controlplane.cli import output
 from controlplane.cli.contexts import connect
+from controlplane.cli.errors import CliError, Code
 from controlplane.cli.options import All, Context, Json, Url
 from controlplane.cli.runs import some, train
 
+if TYPE_CHECKING:
+    from teragpt.plan import Plan
+
 commands = typer.Typer()
+GPU = "h100"  # what a number of GPUs is of, unless they are named
 
 
 @commands.command()
@@ -28,9 +39,30 @@ def sizes(json: Json = False, url: Url = None, context: Context = None) -> None:
 
 @commands.command()
 def plan(
-    size: Annotated[str, typer.Argument(help="A named size (`teragpt sizes`).")],
-    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of each node.")] = None,
+    size: Annotated[str | None, typer.Argument(help="A named size (`teragpt sizes`).")] = None,
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="N | N..M", help="GPUs in all, here or not; a range is swept.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help=f"Their kind: h100, a100, b200, ...; {GPU}.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", help="A budget, in place of a size: what it trains best.")
+    ] = None,
+    link: Annotated[
+        str | None, typer.Option("--link", help="Between nodes: ib-ndr, roce-200, ..., or GB/s each way a GPU.")
+    ] = None,
+    gpu_memory: Annotated[float | None, typer.Option("--gpu-memory", help="GB of each GPU.")] = None,
+    price: Annotated[float | None, typer.Option("--price", min=0, help="Of one GPU for an hour.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="What `teragpt bench --calibrate` wrote on such a GPU.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Every formula, its numbers and its source.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="HTML page to write: memory, step, scaling.")
+    ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", help="Machines.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", help="GPUs of each node of the cluster that is here.")
+    ] = None,
     processes: Annotated[int | None, typer.Option("--processes", help="Ranks of each node.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any trainer setting.")
@@ -40,11 +72,25 @@ def plan(
     url: Url = None,
     context: Context = None,
 ) -> None:
-    """Show what training a size takes; nothing is made."""
-    compute = some({"nodes": nodes, "gpus_per_node": gpus, "processes_per_node": processes})
-    request = {"size": size, **{key: part for key, part in (("compute", compute), ("train", train(settings))) if part}}
+    """Show what training a size takes, here or on GPUs that are named; nothing is made."""
+    if any(given is not None for given in (gpus, gpu, gpu_hours)):
+        here = some({"--gpus-per-node": gpus_per_node, "--processes": processes})
+        if here:
+            raise CliError(f"{', '.join(here)}: allowed: without --gpus, --gpu and --gpu-hours", Code.BAD_INPUT)
+        elsewhere = Elsewhere(gpu or GPU, gpus, nodes, link, gpu_memory, price, calibration)
+        shown = Shown(explain=explain, picture=picture, everything=everything, json=json)
+        budget(size, gpu_hours, elsewhere, shown) if gpu_hours is not None else there(
+            size, train(settings), elsewhere, shown
+        )
+        return
+    only = some({"--link": link, "--gpu-memory": gpu_memory, "--price": price, "--calibration": calibration})
+    only |= {name: True for name, given in (("--explain", explain), ("--picture", picture)) if given}
+    if only:
+        raise CliError(f"{', '.join(only)}: allowed: with --gpus or --gpu", Code.BAD_INPUT)
+    compute = some({"nodes": nodes, "gpus_per_node": gpus_per_node, "processes_per_node": processes})
+    parts = (("compute", compute), ("train", train(settings)))
     with connect(url, context) as client:
-        found = client.plan(request)
+        found = client.plan({"size": named(size), **{key: part for key, part in parts if part}})
     if json:
         output.json(found)
         return
@@ -52,6 +98,120 @@ def plan(
     if everything:
         print()
         output.details(found["resolved"]["config"])
+
+
+def named(size: str | None) -> str:
+    """The size. Raises CliError where there is none."""
+    if size is None:
+        raise CliError("SIZE: got nothing; allowed: a named size", Code.BAD_INPUT, next="teragpt sizes")
+    return size
+
+
+# --- GPUs that are not here -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """GPUs that are not here, as they were named."""
+
+    gpu: str
+    gpus: str | None
+    nodes: int | None
+    link: str | None
+    memory: float | None
+    price: float | None
+    calibration: Path | None
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of GPUs: one, or a range's ends and what lies between them by doubling. Raises CliError."""
+        first, dots, last = (self.gpus or "8").partition("..")
+        try:
+            low, high = int(first), int(last if dots else first)
+        except ValueError:
+            low, high = 1, 0
+        if not 0 < low <= high:
+            raise CliError(f"--gpus: got {self.gpus!r}; allowed: a number, or two as 8..4096", Code.BAD_INPUT)
+        between = [low << power for power in range(high.bit_length()) if low << power < high]
+        return [*between, high]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a plan is to be shown."""
+
+    explain: bool
+    picture: Path | None
+    everything: bool
+    json: bool
+
+
+def budget(size: str | None, gpu_hours: float, where: Elsewhere, shown: Shown) -> None:
+    """What a budget trains best."""
+    from teragpt.plan import cluster_of, within
+    from teragpt.plan.report import budget as rows
+
+    if size is not None:
+        raise CliError(f"--gpu-hours: got {gpu_hours:g} and size {size!r}; allowed: one of the two", Code.BAD_INPUT)
+    cluster = cluster_of(where.gpu, where.numbers[-1], nodes=where.nodes, network=where.link, memory=where.memory)
+    found = within(gpu_hours, cluster, price=where.price, calibration=where.calibration)
+    if shown.json:
+        output.json({**{name: getattr(found, name) for name in BUDGET}, "plan": found.plan.to_json()})
+    else:
+        output.details(dict(rows(found)))
+
+
+BUDGET = ("gpu_hours", "parameters", "tokens", "mfu", "size")
+
+
+def there(size: str | None, settings: dict[str, object], where: Elsewhere, shown: Shown) -> None:
+    """The plan on these GPUs; on several numbers of them, a row each."""
+    from teragpt.plan import cluster_of, sweep
+    from teragpt.plan import plan as make
+
+    asked = {"size": named(size), **settings}
+    numbers, last = where.numbers, where.numbers[-1]
+    cluster = cluster_of(where.gpu, last, nodes=where.nodes, network=where.link, memory=where.memory)
+    if len(numbers) == 1:
+        plans = [make(asked, cluster, price=where.price, calibration=where.calibration)]
+    else:
+        tried = sweep(asked, numbers, cluster, price=where.price, calibration=where.calibration)
+        plans = [one for one in tried if not isinstance(one, Exception)]
+        if not plans:
+            raise tried[-1]  # type: ignore[misc]  # none is a plan
+    if shown.picture:
+        from teragpt.plan.picture import page
+
+        shown.picture.write_text(page(plans), "utf-8")
+    show(plans, shown, swept=len(numbers) > 1)
+
+
+def show(plans: Sequence[Plan], shown: Shown, *, swept: bool) -> None:
+    """Print plans: a table of several, one in whole."""
+    from teragpt.plan.explain import explain
+    from teragpt.plan.report import rows, table
+
+    if shown.json:
+        output.json([one.to_json() for one in plans] if swept else plans[0].to_json())
+        return
+    if swept:
+        head, *lines = rows(plans)
+        output.table(head, lines, right=head)
+    else:
+        for name, value in table(plans[0]):
+            print(f"{name:26} {value}")
+    if shown.explain:
+        print()
+        for line in explain(plans[-1]):
+            print(f"{line.what}: {line.formula}\n    {line.source}")
+    if shown.everything:
+        print()
+        output.details(vars(plans[-1].config))
+    if shown.picture:
+        print(f"written: {shown.picture}")
+
+
+# --- the cluster that is here -----------------------------------------------------------------------------------------
 
 
 def summary(plan: dict[str, Any]) -> dict[str, str]:

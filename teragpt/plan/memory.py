@@ -1,0 +1,209 @@
+"""Bytes of one rank by kind, and where in a step they peak.
+
+State is exact (`layout.held`), and so is what blocks keep for backward where the mode says so
+(`activations.activation_bytes`). Buffers follow from what FSDP2 and the loss hold at once; the allocator's slack and
+the context are a part of the card that a plan leaves free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+from teragpt.activations import activation_bytes
+from teragpt.config import Config
+from teragpt.layout import Layout, State, held, spread
+from teragpt.sizes import padded
+
+# Of the data sheet's bytes: half for CUDA, NCCL and the allocator's slack (beside what a card shows beyond its data
+# sheet), half for what these formulas may be wrong by. A policy: neither half has been measured on a card yet.
+LEFT_FREE = 0.10
+STAYS_GATHERED = 4 << 30  # bytes of fp32 gradients up to which a model stays whole (pipeline.py)
+LOSS_CHUNKS = 3 * (8 << 20)  # logits, scores and slopes of one chunk, in fp32 (ops.py)
+BF16, FP32 = 2, 4
+BACKWARD, LOSS = "the first block's backward", "the loss"
+ABSENT = {  # kinds by the moment at which they are not there
+    BACKWARD: {"logits and loss", "left free"},
+    LOSS: {"gradients", "one block's backward", "gradients to be scattered", "left free"},
+}
+HELD_BLOCKS = 2  # gathered at once: the one that computes and the next one
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A step cut over ranks: the mesh, sequences of a micro-batch, micro-batches of a step, what is computed again."""
+
+    stages: Layout
+    micro_batch: int
+    count: int
+    recompute: str
+
+    def tokens(self, context: int) -> int:
+        """Tokens of a micro-batch on a rank, before `tp` cuts them between a layer's halves."""
+        return self.micro_batch * context // self.stages.cp
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the fullest rank by kind. Not all kinds are there at once: `peak` is the most, `where` it happens."""
+
+    kinds: dict[str, int]
+    peak: int
+    where: str
+    limit: int
+
+    @property
+    def at_peak(self) -> dict[str, int]:
+        """The kinds that are there at the peak, which they add up to."""
+        return {kind: taken for kind, taken in self.kinds.items() if kind not in ABSENT[self.where]}
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak leaves free what is to be left free."""
+        return self.peak <= self.limit
+
+
+def limit(memory: int) -> int:
+    """Bytes of a card that a plan may use."""
+    return int(memory * (1 - LEFT_FREE))
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Counts bytes of cuts of one model on cards of `device_memory` bytes; it remembers states that it has counted."""
+
+    config: Config
+    device_memory: int
+    states: dict[tuple[int, ...], State] = field(default_factory=dict, compare=False, repr=False)
+
+    def memory(self, cut: Cut) -> Memory:
+        """Of the rank that holds most: on the first stage of a pipeline, or on the last, which has the loss."""
+        first = self.of_stage(cut, 0)
+        if cut.stages.pp == 1:
+            return first
+        return max(first, self.of_stage(cut, cut.stages.pp - 1), key=lambda one: one.peak)
+
+    def hopeless(self, cut: Cut) -> bool:
+        """Whether what blocks keep on the first stage is too much already."""
+        kept = kept_bytes(self.config, cut) * layers_of(self.config.depth, cut.stages, 0) * alive(cut, 0)
+        return kept > limit(self.device_memory)
+
+    def state(self, stages: Layout, pp_rank: int) -> State:
+        """Of the fullest rank on a rank of the pipeline, counted once."""
+        key = pp_rank, stages.pp, stages.chunks, stages.fsdp, stages.tp
+        if key not in self.states:
+            self.states[key] = held(self.config, stages, pp_rank, 0)
+        return self.states[key]
+
+    def of_stage(self, cut: Cut, pp_rank: int) -> Memory:
+        """As `memory`, on one rank of the pipeline."""
+        config, stages = self.config, cut.stages
+        state = self.state(stages, pp_rank)
+        layers, head = layers_of(config.depth, stages, pp_rank), pp_rank == stages.pp - 1
+        kept = int(kept_bytes(config, cut) * layers * alive(cut, pp_rank))
+        gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
+        copies = joined_copies(config, cut, layers)
+        backward = int(working_bytes(config, cut))
+        loss = loss_bytes(config, cut) if head else 0
+        always = state.total + gathered + copies + kept
+        moments = {BACKWARD: always + gradients + backward, LOSS: always - state.gradients + loss}
+        where = max(moments, key=lambda one: moments[one])
+        kinds = {
+            "parameters": state.parameters,
+            "gradients": state.gradients,
+            "optimizer": state.optimizer,
+            "activations": kept,
+            "one block's backward": backward,
+            "copies of weights": copies,
+            "gathered parameters": gathered,
+            "gradients to be scattered": gradients,
+            "logits and loss": loss,
+            "left free": int(self.device_memory * LEFT_FREE),
+        }
+        return Memory(kinds, moments[where], where, limit(self.device_memory))
+
+
+@cache
+def layers_on(depth: int, pp: int, chunks: int, pp_rank: int) -> int:
+    """Layers on a rank of the pipeline."""
+    return sum(map(len, spread(depth, pp * chunks)[pp_rank::pp]))
+
+
+def layers_of(depth: int, stages: Layout, pp_rank: int) -> int:
+    """As `layers_on`, of a layout."""
+    return layers_on(depth, stages.pp, stages.chunks, pp_rank)
+
+
+def kept_bytes(config: Config, cut: Cut) -> float:
+    """Bytes that a micro-batch keeps in a layer until its backward."""
+    stages = cut.stages
+    return activation_bytes(config.shape, cut.recompute, BF16, stages.tp, stages.cp) * cut.tokens(config.context)
+
+
+def alive(cut: Cut, pp_rank: int) -> float:
+    """Micro-batches whose activations a rank of the pipeline holds at once, as parts of all its layers.
+
+    1F1B: one for each stage from this one on. Interleaved: as many chunks as run before the first backward returns.
+    """
+    p, v = cut.stages.pp, cut.stages.chunks
+    if v == 1:
+        return min(cut.count, p - pp_rank)
+    return min(cut.count * v, 2 * (p - pp_rank - 1) + (v - 1) * p + 1) / v
+
+
+def working_bytes(config: Config, cut: Cut) -> float:
+    """Of one block's backward: what is computed again, and the gradients of its widest product."""
+    stages, tokens = cut.stages, cut.tokens(config.context)
+    every = activation_bytes(config.shape, "none", BF16, stages.tp, stages.cp)
+    again = every - activation_bytes(config.shape, cut.recompute, BF16, stages.tp, stages.cp)
+    slopes = (3 * config.ffn + 3 * config.dim) * BF16 / stages.tp
+    return tokens * (again + slopes)
+
+
+def block_parameters(config: Config, tp: int) -> int:
+    """Of the matrices of one block, on one of `tp` ranks."""
+    kv = config.kv_heads * config.dim // config.heads
+    return (2 * config.dim * (config.dim + kv) + 3 * config.dim * config.ffn) // tp
+
+
+def stays_gathered(config: Config, cut: Cut, layers: int) -> bool:
+    """Whether a stage's parameters stay whole for all of a step."""
+    whole = layers * block_parameters(config, cut.stages.tp) + ends_parameters(config, cut.stages.tp)
+    return whole * FP32 <= STAYS_GATHERED
+
+
+def ends_parameters(config: Config, tp: int) -> int:
+    """Of the embedding, and of the head where it has a matrix of its own."""
+    return (1 if config.tied else 2) * padded(config.num_tokens) * config.dim // tp
+
+
+def buffers(config: Config, cut: Cut, layers: int, ends: int) -> tuple[int, int]:
+    """Of what FSDP gathers, in bf16, and of gradients that wait to be scattered, in fp32."""
+    if cut.stages.ranks == 1:
+        return 0, 0
+    block = block_parameters(config, cut.stages.tp)
+    vocabulary = padded(config.num_tokens) * config.dim // cut.stages.tp
+    held_ends = min(ends, 1 if config.tied else 2) * vocabulary
+    if stays_gathered(config, cut, layers):
+        whole = layers * block + held_ends
+        return BF16 * whole, (FP32 * whole if cut.count > 1 else HELD_BLOCKS * FP32 * block)
+    return BF16 * (HELD_BLOCKS * block + held_ends), HELD_BLOCKS * (BF16 + FP32) * block
+
+
+def joined_copies(config: Config, cut: Cut, layers: int) -> int:
+    """Of q, k, v and of gate, up side by side, which stay until backward where nothing is computed again.
+
+    One rank alone has no FSDP to hand it weights in bf16: its other matrices are cast too (docs/notebook.md).
+    """
+    block = block_parameters(config, cut.stages.tp)
+    others = (config.dim * config.dim + config.dim * config.ffn) // cut.stages.tp
+    copied = block if cut.stages.ranks == 1 else block - others
+    return BF16 * copied * (layers if cut.recompute == "none" else 1)
+
+
+def loss_bytes(config: Config, cut: Cut) -> int:
+    """Of the chunked loss: logits of a chunk, the gradient of the tokens, and the head's in fp32, twice at the end."""
+    tp = cut.stages.tp
+    head = padded(config.num_tokens) * config.dim // tp
+    tokens = cut.tokens(config.context)
+    return LOSS_CHUNKS + tokens * 4 * config.dim * BF16 + (2 * FP32 + BF16) * head

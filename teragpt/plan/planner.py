@@ -1,0 +1,249 @@
+"""The plan of a run: what was asked, the best layout of it, the next best and why each loses, and what it all takes.
+
+The one door to the planner. It reads no cluster: who asks says which GPUs there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from teragpt.config import Config, ConfigError, Problem, resolve
+from teragpt.layout import gib
+from teragpt.plan.calibration import Calibration, Speed, read, shipped
+from teragpt.plan.forecast import Forecast, affordable, forecast
+from teragpt.plan.hardware import DEVICES, LINKS, Cluster, Device, device, link
+from teragpt.plan.memory import Ledger
+from teragpt.plan.search import DIMENSIONS, MOST_GPUS, SHOWN, Option, Search, counts
+from teragpt.plan.step import Clock
+from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
+
+MOST = 1 << 20
+CHOSEN = frozenset({*DIMENSIONS, "micro_batch", "recompute", "pipeline_schedule", "pipeline_chunks"})
+# Bounds of a step's seconds, as parts of what is predicted. One H100: five steps that fixed no constant were within 5%
+# of it. Several: other frameworks' published steps take 1.23 as long at the median (tests/teragpt/plan). Another kind
+# of GPU: nothing of ours was ever measured on it.
+ALONE, TOGETHER, ELSEWHERE = (0.95, 1.10), (0.95, 1.30), (0.85, 1.50)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout for a run, its step and bytes, the next best, what the run takes. `config` has the layout's settings."""
+
+    config: Config
+    cluster: Cluster
+    best: Option
+    others: tuple[tuple[Option, str], ...]
+    forecast: Forecast
+    speed: Speed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the trainer is to be told beside what was asked: the layout, and how often to write a checkpoint."""
+        return {**self.best.settings, "checkpoint_every": self.forecast.checkpoint_steps}
+
+    @property
+    def idle(self) -> int:
+        """GPUs that the best layout leaves alone."""
+        return self.cluster.gpus - self.best.cut.stages.ranks
+
+    @property
+    def measured(self) -> str:
+        """What the plan's speeds rest on."""
+        if self.speed.own:
+            return f"measured on {self.speed.calibration.measured}"
+        name, other = self.cluster.device.label, self.speed.measured_on.label
+        return f"not measured on {name}: the parts of its peaks that an {other} reaches"
+
+    def to_json(self) -> dict[str, Any]:
+        """As the API and `--json` show it."""
+        stages = self.best.cut.stages
+        return {
+            "size": self.config.size,
+            "gpu": self.cluster.device.name,
+            "gpus": self.cluster.gpus,
+            "gpus_used": stages.ranks,
+            "gpus_per_node": self.cluster.per_node,
+            "network": self.cluster.network.name,
+            "layout": {
+                **asdict(stages),
+                "micro_batch": self.best.cut.micro_batch,
+                "micro_batches": self.best.cut.count,
+                "recompute": self.best.cut.recompute,
+                "precision": self.config.precision,
+            },
+            "settings": self.settings,
+            "memory": {
+                "kinds": self.best.memory.kinds,
+                "peak": self.best.memory.peak,
+                "where": self.best.memory.where,
+                "limit": self.best.memory.limit,
+            },
+            "step": {"seconds": self.best.seconds, "parts": self.best.step.parts, "hidden": self.best.step.hidden},
+            "forecast": {**asdict(self.forecast), "days": self.forecast.days},
+            "others": [
+                {"layout": named(option), "step_seconds": option.seconds, "peak": option.memory.peak, "loses": why}
+                for option, why in self.others
+            ],
+            "measured": self.measured,
+        }
+
+
+def cluster_of(
+    gpu: str, gpus: int, *, nodes: int | None = None, network: str | None = None, memory: float | None = None
+) -> Cluster:
+    """GPUs by the name of their kind and their number; `memory` in GB where it is not the data sheet's.
+
+    Raises ConfigError that names the field.
+    """
+    found = device(gpu)
+    for name, value in (("gpus", gpus), ("nodes", 1 if nodes is None else nodes)):
+        if value != int(value) or not 1 <= value <= MOST:
+            raise ConfigError([Problem(name, value, f"a whole number from 1 to {MOST:,}")])
+    if memory is not None:
+        if not 1 <= memory <= 1e6:
+            raise ConfigError([Problem("memory", memory, "GB of one GPU, from 1 to 1,000,000")])
+        found = replace(found, memory=int(memory * 1e9))
+    if nodes is not None and gpus % nodes:
+        raise ConfigError([Problem("nodes", nodes, f"a divisor of gpus {gpus}")])
+    per_node = gpus // nodes if nodes else min(gpus, found.per_node)
+    return Cluster(found, gpus, per_node, link(network) if network else LINKS[found.network])
+
+
+def plan(
+    settings: Mapping[str, object],
+    cluster: Cluster,
+    *,
+    calibration: Path | None = None,
+    price: float | None = None,
+    exactly: bool = False,
+) -> Plan:
+    """The best layout of a run with these settings of the trainer, of which those of the layout stay as they are given.
+
+    `exactly` where every GPU is to be used. Raises ConfigError: settings that cannot be, or a cluster too small, with
+    the smallest that would do.
+    """
+    frozen = tuple(sorted((name, value) for name, value in settings.items()))
+    return planned(frozen, cluster, read(calibration) if calibration else None, price, exactly)
+
+
+@lru_cache(maxsize=256)
+def planned(
+    given: tuple[tuple[str, object], ...],
+    cluster: Cluster,
+    calibration: Calibration | None,
+    price: float | None,
+    exactly: bool,  # noqa: FBT001 - a key
+) -> Plan:
+    """As `plan`, remembered."""
+    settings = dict(given)
+    vocabulary = None if settings.get("size", TINY) == TINY else REFERENCE_VOCABULARY
+    config = resolve(settings, vocabulary)
+    found = calibration or shipped()
+    speed = Speed(cluster.device, found, DEVICES[found.device])
+    search = Search(Clock(config, cluster, speed), Ledger(config, cluster.device.memory), CHOSEN & settings.keys())
+    numbers = [cluster.gpus] if exactly else counts(cluster.gpus, cluster.per_node)
+    options = search.best(numbers)
+    if not options:
+        raise ConfigError([too_small(search, numbers)])
+    best = options[0]
+    every = config.checkpoint_every if "checkpoint_every" in settings else None
+    bounds = ELSEWHERE if not speed.own else ALONE if best.cut.stages.ranks == 1 else TOGETHER
+    others = tuple((option, loses(option, best)) for option in options[1:SHOWN])
+    whole = forecast(config, best, cluster, bounds, price, every)
+    chosen: dict[str, Any] = {**best.settings, "checkpoint_every": whole.checkpoint_steps}
+    return Plan(replace(config, **chosen), cluster, best, others, whole, speed)
+
+
+def too_small(search: Search, numbers: list[int]) -> Problem:
+    """Why nothing fits, and the smallest cluster on which something does."""
+    cluster, config = search.clock.cluster, search.config
+    possible = [gpus for gpus in numbers if search.possible(gpus)]
+    enough = search.smallest(counts(MOST_GPUS, cluster.per_node))
+    mend = f"{enough:,} GPUs are the fewest that do" if enough else "no number of these GPUs does"
+    if not possible:
+        pinned = ", ".join(f"{name} {getattr(config, name)}" for name in sorted(search.pinned)) or "these settings"
+        detail = f"a number that {pinned} and {config.sequences:,} sequences a step can be cut over; {mend}"
+        return Problem("gpus", cluster.gpus, detail)
+    least = min((search.least(gpus) for gpus in possible), key=lambda one: one.peak)
+    kinds = {kind: taken for kind, taken in least.kinds.items() if kind != "left free"}
+    most = max(kinds, key=lambda kind: kinds[kind])
+    detail = (
+        f"enough to hold {config.size}: the thriftiest layout takes {gib(least.peak)} of the {gib(least.limit)} that "
+        f"may be used of a {cluster.device.label}, {gib(kinds[most])} of it {most}; {mend}"
+    )
+    return Problem("gpus", cluster.gpus, detail)
+
+
+def loses(option: Option, best: Option) -> str:
+    """Why an option is not the best: the kind of time that grows most."""
+    slower = option.seconds / best.seconds - 1
+    grown = {kind: took - best.step.parts.get(kind, 0.0) for kind, took in option.step.parts.items()}
+    worst = max(grown, key=lambda kind: grown[kind])
+    if grown[worst] <= 1e-4 * best.seconds:
+        return "as quick, with a mesh of more dimensions"
+    return f"{slower:+.1%} a step: {worst} {grown[worst] * 1000:+,.1f} ms"
+
+
+def named(option: Option) -> str:
+    """A layout in words."""
+    cut = option.cut
+    return f"{cut.stages}; {cut.count} x {cut.micro_batch}, recompute {cut.recompute}"
+
+
+def sweep(
+    settings: Mapping[str, object], numbers: list[int], cluster: Cluster, **named: Any
+) -> list[Plan | ConfigError]:
+    """Plans over several numbers of GPUs, or why there is none."""
+    found: list[Plan | ConfigError] = []
+    for gpus in numbers:
+        per_node = min(gpus, cluster.per_node)
+        try:
+            found.append(plan(settings, replace(cluster, gpus=gpus, per_node=per_node), **named))
+        except ConfigError as error:
+            found.append(error)
+    return found
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a number of GPU-hours trains best: `parameters` and `tokens`; the largest named size that it pays for."""
+
+    gpu_hours: float
+    parameters: float
+    tokens: float
+    mfu: float
+    size: str
+    plan: Plan
+
+
+def within(gpu_hours: float, cluster: Cluster, **named: Any) -> Budget:
+    """The model that a budget trains best. Raises ConfigError for one that pays for no size."""
+    if not 0 < gpu_hours < 1e12:
+        raise ConfigError([Problem("gpu_hours", gpu_hours, "hours of one GPU, more than 0")])
+    best: Plan | None = None
+    cheapest = 0.0
+    for size in SIZES:
+        if size == TINY:
+            continue
+        try:
+            one = plan({"size": size}, cluster, **named)
+        except ConfigError:
+            continue
+        cheapest = min(cheapest or one.forecast.gpu_hours, one.forecast.gpu_hours)
+        if one.forecast.gpu_hours <= gpu_hours:
+            best = one
+    if best is None:
+        least = (
+            f"at least {cheapest:,.3g}, which the smallest size takes" if cheapest else "a cluster that holds any size"
+        )
+        raise ConfigError([Problem("gpu_hours", gpu_hours, least)])
+    lost = 1 + best.forecast.lost_seconds / best.forecast.seconds
+    parameters, tokens = affordable(best.forecast.mfu * cluster.device.bf16 / lost, gpu_hours)
+    return Budget(gpu_hours, parameters, tokens, best.forecast.mfu, best.config.size, best)
+
+
+__all__ = ["Budget", "Cluster", "Device", "Plan", "cluster_of", "plan", "sweep", "within"]

@@ -1,0 +1,277 @@
+"""The best layout of a run on a cluster: every cut of a step that settings and memory allow, the quickest first.
+
+A cut's own compute bounds its step from below, so that most are never timed whole. GPUs may stay idle where fewer are
+quicker: the numbers that are tried do not depend on how many there are, so that more GPUs never make a plan slower.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
+
+from teragpt.config import Config, fp8_misfits, mesh_misfits
+from teragpt.layout import Layout
+from teragpt.plan.memory import Cut, Ledger, Memory
+from teragpt.plan.step import Clock, Step
+
+SHOWN = 6  # the best and the next best five
+MOST_GPUS = 1 << 17
+WIDEST_CONTEXT_PARALLEL, DEEPEST_PIPELINE, LARGEST_MICRO_BATCH = 16, 64, 32
+SHORTEST_PIECE = 1024  # tokens of a sequence that a rank of cp is worth giving
+SIGNIFICANT_BITS = 4  # of the numbers of GPUs, beyond a node of the numbers of nodes, that are tried
+RECOMPUTES = ("none", "selective", "full")
+DIMENSIONS = ("tp", "cp", "pp", "dp_replicate")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A cut that fits, how long its step takes, and what it keeps."""
+
+    cut: Cut
+    step: Step
+    memory: Memory
+
+    @property
+    def seconds(self) -> float:
+        """Of a step."""
+        return self.step.seconds
+
+    @property
+    def settings(self) -> dict[str, int | str]:
+        """As the trainer takes it, but for `dp_shard`, which is what the others leave."""
+        stages = self.cut.stages
+        schedule = "interleaved" if stages.chunks > 1 else "1f1b"
+        sizes: dict[str, int | str] = {
+            "dp_replicate": stages.dp_replicate,
+            "tp": stages.tp,
+            "cp": stages.cp,
+            "pp": stages.pp,
+        }
+        pipeline: dict[str, int | str] = {"pipeline_schedule": schedule, "pipeline_chunks": stages.chunks}
+        return {**sizes, **pipeline, "micro_batch": self.cut.micro_batch, "recompute": self.cut.recompute}
+
+
+@dataclass(order=True)
+class Entry:
+    """A cut before its data-parallel ranks are divided into shards and copies; `bound`: no such step is shorter."""
+
+    bound: float
+    order: int
+    cut: Cut = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Looks for layouts of the clock's model on its cluster; settings in `pinned` stay as they are."""
+
+    clock: Clock
+    ledger: Ledger
+    pinned: frozenset[str]
+
+    @property
+    def config(self) -> Config:
+        """What is to be trained."""
+        return self.clock.config
+
+    def best(self, counts: Sequence[int]) -> list[Option]:
+        """The quickest cut over one of so many GPUs, and others by speed; none where none fits."""
+        found: list[Option] = []
+        floor = self.floor()
+        for gpus in sorted(counts, reverse=True):
+            if found and floor / gpus >= found[0].seconds:
+                break
+            found = self.improved(found, gpus)
+        return found
+
+    def floor(self) -> float:
+        """Seconds that one GPU would compute a step in, with the quickest cut there is and nothing to wait for."""
+        tokens = LARGEST_MICRO_BATCH * self.config.context
+        alone = Cut(Layout(1, 1, 2, 1, 1), LARGEST_MICRO_BATCH, 1, "none")
+        layer = self.clock.layer(alone).computes * self.config.depth
+        return (layer + self.clock.head(tokens, 1)) / tokens * self.config.global_batch_tokens * 0.999
+
+    def improved(self, found: list[Option], gpus: int) -> list[Option]:
+        """`found` with what is quicker on so many GPUs; of fewer than before, only what beats the best."""
+        entries = list(self.entries(gpus))
+        heapq.heapify(entries)
+        signatures = {signature(one.cut) for one in found}
+        limit = found[0].seconds if found else float("inf")
+        while entries:
+            entry = heapq.heappop(entries)
+            enough = len(found) >= SHOWN
+            if entry.bound >= (found[-1].seconds if enough and limit == float("inf") else limit):
+                break
+            option = self.divided(entry.cut, limit)
+            if option is None:
+                continue
+            mine = signature(option.cut)
+            if mine in signatures:
+                same = next(one for one in found if signature(one.cut) == mine)
+                if preferred(option) >= preferred(same):
+                    continue
+                found.remove(same)
+            signatures.add(mine)
+            found = sorted([*found, option], key=preferred)[:SHOWN]
+            signatures = {signature(one.cut) for one in found}
+        return found
+
+    # --- cuts ---------------------------------------------------------------------------------------------------
+
+    def entries(self, gpus: int) -> Iterator[Entry]:
+        """Every cut over so many GPUs that the shape and the batch allow, with its bound."""
+        order = 0
+        for stages in self.meshes(gpus):
+            seen = set()
+            for sequences in self.micro_batches():
+                micro, count = self.pieces(stages, sequences)
+                if count == 0 or count in seen:
+                    continue
+                seen.add(count)
+                for recompute in RECOMPUTES if "recompute" not in self.pinned else (self.config.recompute,):
+                    cut = Cut(stages, micro, count, recompute)
+                    yield Entry(self.clock.computing(cut), order, cut)
+                    order += 1
+
+    def meshes(self, gpus: int) -> Iterator[Layout]:
+        """Layouts in which all data-parallel ranks are shards; `divided` makes copies of them."""
+        for tp, cp, pp, chunks in self.shapes:
+            rest, left = divmod(gpus, tp * cp * pp)
+            if not left and rest % self.copies_at_least() == 0:
+                yield Layout(pp, 1, rest, cp, tp, chunks)
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, int, int, int]]:
+        """Sizes of `tp`, `cp`, `pp` and stages on each rank of it that the model can be cut into."""
+        return [
+            (tp, cp, pp, chunks)
+            for tp in self.sizes("tp", self.clock.cluster.per_node)
+            for cp in self.sizes("cp", min(WIDEST_CONTEXT_PARALLEL, max(1, self.config.context // SHORTEST_PIECE)))
+            for pp in self.sizes("pp", min(DEEPEST_PIPELINE, self.config.depth))
+            for chunks in self.chunks(pp)
+            if self.allowed(tp, cp, pp, chunks)
+        ]
+
+    def sizes(self, name: str, most: int) -> list[int]:
+        """What a dimension may be: what is given, or powers of two."""
+        if name in self.pinned:
+            return [getattr(self.config, name)]
+        return [1 << power for power in range(most.bit_length()) if 1 << power <= most]
+
+    def chunks(self, pp: int) -> list[int]:
+        """Stages on each rank of the pipeline."""
+        if self.pinned & {"pipeline_chunks", "pipeline_schedule"} or pp == 1:
+            return [self.config.pipeline_chunks if self.pinned & {"pipeline_chunks", "pipeline_schedule"} else 1]
+        return [1, 2]
+
+    def allowed(self, tp: int, cp: int, pp: int, chunks: int) -> bool:
+        """Whether the shape can be cut so."""
+        schedule = "interleaved" if chunks > 1 else "1f1b"
+        other = replace(self.config, tp=tp, cp=cp, pp=pp, pipeline_chunks=chunks, pipeline_schedule=schedule)
+        return not any(mesh_misfits(other, blamed)) and not any(fp8_misfits(other, blamed))
+
+    def copies_at_least(self) -> int:
+        """Whole copies that are asked for."""
+        return self.config.dp_replicate if "dp_replicate" in self.pinned else 1
+
+    def micro_batches(self) -> list[int]:
+        """Sequences of a micro-batch to try, the largest first."""
+        if "micro_batch" in self.pinned:
+            return [self.config.micro_batch]
+        return [1 << power for power in reversed(range(LARGEST_MICRO_BATCH.bit_length()))]
+
+    def pieces(self, stages: Layout, sequences: int) -> tuple[int, int]:
+        """Sequences of the largest micro-batch and how many a step has, as the trainer cuts it; 0 where it cannot."""
+        ranks = stages.data_ranks
+        least, most = self.config.sequences // ranks, ceil(self.config.sequences / ranks)
+        if not least or self.config.eval_sequences < ranks:
+            return 0, 0
+        multiple = stages.pp if stages.chunks > 1 else 1
+        count = max(min(ceil(most / sequences), least), stages.pp)
+        count = ceil(count / multiple) * multiple
+        return (ceil(most / count), count) if count <= least else (0, 0)
+
+    # --- what they take -----------------------------------------------------------------------------------------
+
+    def divided(self, cut: Cut, limit: float) -> Option | None:
+        """The quickest division of the data-parallel ranks into shards and copies that fits."""
+        best: Option | None = None
+        if self.ledger.hopeless(cut):
+            return None
+        for stages in self.divisions(cut.stages):
+            one = Cut(stages, cut.micro_batch, cut.count, cut.recompute)
+            step = self.clock.step(one)
+            if step.seconds >= (best.seconds if best else limit):
+                continue
+            taken = self.ledger.memory(one)
+            if taken.fits:
+                best = Option(one, step, taken)
+            elif stages.dp_replicate == self.copies_at_least():
+                break  # the most shards there are
+        return best
+
+    def divisions(self, stages: Layout) -> Iterator[Layout]:
+        """Numbers of copies, the fewest first."""
+        copies = self.copies_at_least()
+        while stages.dp_shard % copies == 0:
+            yield Layout(stages.pp, copies, stages.dp_shard // copies, stages.cp, stages.tp, stages.chunks)
+            if "dp_replicate" in self.pinned:
+                break
+            copies *= 2
+
+    def smallest(self, counts: Sequence[int]) -> int | None:
+        """The fewest GPUs, of those numbers in their order, on which anything fits; None where nothing ever does."""
+        first = bisect_left(counts, True, key=lambda gpus: self.least(gpus).fits if self.possible(gpus) else gpus > 1)  # noqa: FBT003 - what is sought
+        return next((gpus for gpus in counts[first:] if self.possible(gpus) and self.least(gpus).fits), None)
+
+    def possible(self, gpus: int) -> bool:
+        """Whether any cut over so many GPUs is possible at all, memory aside."""
+        return next(self.entries(gpus), None) is not None
+
+    def least(self, gpus: int) -> Memory:
+        """Bytes of the cut over so many GPUs that needs the fewest."""
+        thrifty: dict[Layout, Cut] = {}
+        for entry in self.entries(gpus):
+            thrifty[entry.cut.stages] = entry.cut  # the last has the smallest micro-batch, and computes most again
+        fewest = [replace(cut, stages=next(self.divisions(cut.stages))) for cut in thrifty.values()]
+        return min((self.ledger.memory(cut) for cut in fewest), key=lambda one: one.peak)
+
+
+def blamed(*names: str) -> tuple[str, object]:
+    """Nobody reads who is to blame where cuts are only tried."""
+    return names[0], None
+
+
+def signature(cut: Cut) -> tuple[object, ...]:
+    """What makes a layout another one for its reader."""
+    stages = cut.stages
+    return stages.tp, stages.cp, stages.pp, cut.recompute, stages.ranks
+
+
+def preferred(option: Option) -> tuple[float, int, int]:
+    """Quicker first; of equals, the mesh with fewer dimensions, then fewer micro-batches."""
+    stages = option.cut.stages
+    dimensions = sum(size > 1 for size in (stages.tp, stages.cp, stages.pp, stages.dp_replicate))
+    return float(f"{option.seconds:.6g}"), dimensions, option.cut.count
+
+
+def counts(most: int, per_node: int) -> list[int]:
+    """Numbers of GPUs to try, up to `most`: any few on a node, then whole nodes, of few significant bits."""
+    few = [gpus for gpus in range(1, min(most, per_node) + 1) if rounded(gpus) == gpus]
+    nodes = [count for count in sparse(most // per_node) if count > 1]
+    return [*few, *(count * per_node for count in nodes)]
+
+
+def sparse(most: int) -> list[int]:
+    """Whole numbers of few significant bits."""
+    low = range(1, 1 << SIGNIFICANT_BITS)
+    return sorted({one << power for one in low for power in range(most.bit_length() + 1) if one << power <= most})
+
+
+def rounded(number: int) -> int:
+    """A number's first significant bits."""
+    spare = max(0, number.bit_length() - SIGNIFICANT_BITS)
+    return number >> spare << spare

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controlplane.cli import main
+
+
+def test_gpus_that_nobody_has_are_planned_for_without_a_control_plane(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "8b", "--gpus", "64", "--price", "2", "--explain", "--all"]) == 0
+    printed = capsys.readouterr().out
+    assert "GPUs                       64 x H100 SXM, 8 a node, ib-ndr" in printed
+    assert "in money" in printed
+    assert "products: 6 FLOPs a weight and token" in printed
+    assert "rope_theta" in printed
+
+
+def test_a_plan_is_json_and_a_range_is_a_row_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "8b", "--gpu", "h200", "--gpus", "16", "--nodes", "4", "--set", "tp=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["gpus_per_node"], found["layout"]["tp"], found["settings"]["tp"]) == (4, 2, 2)
+    drawn = tmp_path / "curve.html"
+    assert main(["plan", "1.3b", "--gpus", "1..8", "--picture", str(drawn)]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[1:5]] == ["1", "2", "4", "8"]
+    assert "perfect scaling" in drawn.read_text("utf-8")
+    assert main(["plan", "1.3b", "--gpus", "1..2", "--json"]) == 0
+    assert [one["gpus"] for one in json.loads(capsys.readouterr().out)] == [1, 2]
+
+
+def test_a_budget_of_gpu_hours_names_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--gpu-hours", "100"]) == 0
+    assert "20 a parameter" in capsys.readouterr().out
+    assert main(["plan", "--gpu-hours", "100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"]["forecast"]["gpu_hours"] <= 100
+    assert found["size"] == found["plan"]["size"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["8b", "--gpus", "none"], "--gpus: got 'none'; allowed: a number, or two as 8..4096"),
+        (["8b", "--gpus", "8..4"], "--gpus: got '8..4'"),
+        (["8b", "--gpus", "0"], "--gpus: got '0'"),
+        (["175b", "--gpus", "8"], "gpus: got 8; allowed: enough to hold 175b"),
+        (["175b", "--gpus", "1..8"], "gpus: got 8; allowed: enough to hold 175b"),
+        (["8b", "--gpu", "h101"], "gpu: got 'h101'; allowed: did you mean h100?"),
+        (["8b", "--gpus", "8", "--processes", "2"], "--processes: allowed: without --gpus, --gpu and --gpu-hours"),
+        (["8b", "--price", "2", "--explain"], "--price, --explain: allowed: with --gpus or --gpu"),
+        (["--gpus", "8"], "SIZE: got nothing; allowed: a named size"),
+        (["8b", "--gpu-hours", "10"], "--gpu-hours: got 10 and size '8b'; allowed: one of the two"),
+        (["--gpu-hours", "-1"], "gpu_hours: got -1.0; allowed: hours of one GPU, more than 0"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_by_name(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""Steps that others have published, and what the planner says of the same model, cards and cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from teragpt.config import resolve
+from teragpt.layout import Layout
+from teragpt.plan.calibration import Calibration, Speed, shipped
+from teragpt.plan.hardware import LINKS, Cluster, device
+from teragpt.plan.memory import Cut
+from teragpt.plan.step import Clock
+
+# llm-foundry, scripts/train/benchmarking/README.md, commits 061f2c7 and c90b9b3: FSDP over all GPUs in bf16, vocabulary
+# 50,368. Model, tokens, GPUs, card, micro-batch, micro-batches, recompute, tokens/s of a GPU.
+FOUNDRY = """
+70b 2048 512 h100 8 1 full 1007
+70b 2048 256 h100 8 1 full 1035
+70b 2048 128 h100 8 1 full 1058
+70b 2048 64 h100 8 4 full 1039
+70b 2048 32 h100 2 16 full 882
+30b 2048 512 h100 8 1 full 2115
+30b 2048 128 h100 8 1 full 2199
+30b 2048 32 h100 14 3 full 2308
+30b 2048 16 h100 10 3 full 2263
+30b 2048 8 h100 3 21 full 2002
+30b 4096 8 h100 1 21 full 1802
+30b 8192 8 h100 1 21 full 1384
+13b 2048 512 h100 16 1 full 4952
+13b 2048 256 h100 16 1 full 4989
+13b 2048 128 h100 16 1 full 5080
+13b 2048 64 h100 2 1 none 4800
+13b 2048 8 h100 2 1 none 4792
+13b 4096 8 h100 10 3 full 4717
+13b 1024 8 h100 40 3 full 5502
+13b 16384 8 h100 3 3 full 2985
+7b 2048 512 h100 6 1 none 9670
+7b 2048 256 h100 6 1 none 10119
+7b 2048 128 h100 6 1 none 10475
+7b 2048 8 h100 6 1 none 10643
+7b 4096 8 h100 16 2 full 8611
+7b 8192 8 h100 8 2 full 6935
+7b 1024 8 h100 64 2 full 10203
+3b 2048 512 h100 8 1 none 21664
+3b 2048 128 h100 8 1 none 23422
+3b 2048 64 h100 6 3 none 22525
+3b 2048 16 h100 10 3 none 24142
+3b 4096 8 h100 5 6 none 20964
+3b 8192 8 h100 3 6 none 16578
+3b 1024 8 h100 20 6 none 27046
+1b 2048 512 h100 12 1 none 39837
+1b 2048 128 h100 12 1 none 44123
+1b 2048 64 h100 20 1 none 44402
+1b 2048 16 h100 20 1 none 46037
+1b 2048 8 h100 14 1 none 45455
+1b 4096 8 h100 7 4 none 38535
+1b 8192 8 h100 3 4 none 29157
+1b 1024 8 h100 18 4 none 48910
+760m 2048 32 h100 24 1 none 67971
+760m 2048 8 h100 24 2 none 63147
+760m 1024 8 h100 48 2 none 78581
+70b 2048 64 a100 8 4 full 410
+30b 2048 8 a100 3 21 full 916
+30b 4096 8 a100 1 21 full 814
+13b 2048 8 a100 2 3 none 2262
+13b 4096 8 a100 10 3 full 2060
+7b 2048 8 a100 6 2 none 4641
+7b 4096 8 a100 16 2 full 3684
+7b 8192 8 a100 8 2 full 3206
+3b 2048 8 a100 10 2 none 10811
+3b 8192 8 a100 3 6 none 7695
+1b 2048 8 a100 14 4 none 20513
+1b 8192 8 a100 3 4 none 13814
+"""
+MPT = {
+    "70b": (8192, 80, 64),
+    "30b": (7168, 48, 56),
+    "13b": (5120, 40, 40),
+    "7b": (4096, 32, 32),
+    "3b": (2560, 32, 20),
+    "1b": (2048, 24, 16),
+    "760m": (1536, 24, 12),
+}
+SETS = ("7b", 2048, 8)  # the row that sets a framework's efficiency on a card: its other rows are held out
+# flash-2's attention on the card of the shipped calibration (docs/notebook.md), which llm-foundry runs
+FLASH_2 = ((64, 1024, 184e12), (64, 2048, 231e12), (128, 2048, 253e12), (128, 8192, 295e12))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published step: `rate` in tokens/s of a GPU."""
+
+    name: str
+    tokens: int
+    gpus: int
+    card: str
+    micro_batch: int
+    count: int
+    recompute: str
+    rate: float
+
+
+def rows(text: str) -> list[Row]:
+    """A table's rows."""
+    found = []
+    for line in text.strip().splitlines():
+        name, tokens, gpus, card, micro_batch, count, recompute, rate = line.split()
+        found.append(Row(name, int(tokens), int(gpus), card, int(micro_batch), int(count), recompute, float(rate)))
+    return found
+
+
+def foundry(row: Row) -> float:
+    """Tokens/s of a GPU that the planner says of a row of llm-foundry's; a GELU of 4 widths is 8/3 of a gated one."""
+    dim, depth, heads = MPT[row.name]
+    shape = {"dim": dim, "depth": depth, "heads": heads, "kv_heads": heads, "ffn": 8 * dim // 3, "num_tokens": 50_368}
+    calibration = replace(shipped(), attention=FLASH_2)
+    return rate(shape, row, calibration)
+
+
+def rate(shape: dict[str, int], row: Row, calibration: Calibration, precision: str = "bf16") -> float:
+    """Tokens/s of a GPU that the planner says of a model of this shape, sharded over all GPUs."""
+    batch = row.tokens * row.micro_batch * row.count * row.gpus
+    given = {**shape, "context": row.tokens, "global_batch_tokens": batch, "precision": precision, "steps": 100}
+    config = resolve({"size": "1.3b", "tied": False, **given})
+    card = device(row.card)
+    cluster = Cluster(card, row.gpus, card.per_node, LINKS[card.network])
+    cut = Cut(Layout(1, 1, row.gpus, 1, 1), row.micro_batch, row.count, row.recompute)
+    step = Clock(config, cluster, Speed(card, calibration, device(calibration.device))).step(cut)
+    return batch / step.seconds / row.gpus

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from teragpt.config import ConfigError, resolve
+from teragpt.layout import misfits, state
+from teragpt.plan import Plan, cluster_of, plan, sweep, within
+from teragpt.plan.calibration import Speed, shipped
+from teragpt.plan.explain import explain
+from teragpt.plan.hardware import DEVICES, Cluster
+from teragpt.plan.memory import Ledger
+from teragpt.plan.picture import page
+from teragpt.plan.planner import planned
+from teragpt.plan.report import budget, table
+from teragpt.plan.search import Search, counts
+from teragpt.plan.step import Clock
+from tests.teragpt import fake
+
+SMALL = settings(max_examples=12, deadline=None, derandomize=True)
+SIZES = st.sampled_from(["124m", "1.3b", "8b", "13b"])
+CARDS = st.sampled_from(sorted(DEVICES))
+GPUS = st.integers(1, 96)
+
+
+def plan_or_none(size: str, cluster: Cluster, **given: Any) -> Plan | None:
+    try:
+        return plan({"size": size, **given}, cluster)
+    except ConfigError:
+        return None
+
+
+@SMALL
+@given(SIZES, CARDS, GPUS, st.floats(1.0, 3.0))
+def test_more_memory_never_makes_a_plan_infeasible_or_slower(size: str, card: str, gpus: int, more: float) -> None:
+    cluster = cluster_of(card, gpus)
+    roomy = replace(cluster, device=replace(cluster.device, memory=int(cluster.device.memory * more)))
+    found, other = plan_or_none(size, cluster), plan_or_none(size, roomy)
+    assert found is None or (other is not None and other.best.seconds <= found.best.seconds * 1.00001)
+
+
+@SMALL
+@given(SIZES, CARDS, GPUS, st.integers(1, 64))
+def test_more_gpus_never_lower_the_throughput_of_the_best_plan(size: str, card: str, gpus: int, more: int) -> None:
+    cluster = cluster_of(card, max(gpus, DEVICES[card].per_node))
+    found, other = plan_or_none(size, cluster), plan_or_none(size, replace(cluster, gpus=cluster.gpus + more))
+    assert found is None or (other is not None and other.best.seconds <= found.best.seconds * 1.00001)
+    assert other is None or 0 <= other.idle < other.cluster.gpus
+
+
+@SMALL
+@given(SIZES, CARDS, GPUS, st.sampled_from(["adamw", "muon"]), st.sampled_from(["auto", "fp8"]))
+def test_every_returned_layout_can_be_built_and_its_parts_add_up(
+    size: str, card: str, gpus: int, optimizer: str, precision: str
+) -> None:
+    found = plan_or_none(size, cluster_of(card, gpus), optimizer=optimizer, precision=precision)
+    if found is None:
+        return
+    for option in (found.best, *(other for other, _ in found.others)):
+        stages = option.cut.stages
+        config = resolve(
+            {"size": size, "optimizer": optimizer, "precision": precision, "num_tokens": 50_304, **option.settings}
+        )
+        assert not list(misfits(config, stages.ranks))
+        kinds = option.memory.kinds
+        assert kinds["parameters"] in {state(config, stages.ranks, rank).parameters for rank in (0, stages.ranks - 1)}
+        assert sum(option.memory.at_peak.values()) == option.memory.peak <= option.memory.limit
+        assert sum(option.step.parts.values()) == pytest.approx(option.seconds)
+        assert option.cut.micro_batch * option.cut.count * stages.data_ranks >= config.sequences
+    seconds = [option.seconds for option in (found.best, *(other for other, _ in found.others))]
+    assert min(seconds) >= seconds[0] * 0.99999
+
+
+def test_the_best_layout_is_built_on_ranks_that_are_not_there() -> None:
+    found = plan({"size": "70b"}, cluster_of("h100", 256))
+    for rank in (0, 255):
+        assert fake.on_meta(found.config, 256, rank) == state(found.config, 256, rank)
+
+
+@pytest.mark.parametrize(("size", "gpus"), [("1.3b", 8), ("8b", 16)])
+def test_no_cut_at_all_is_quicker_than_the_best(size: str, gpus: int) -> None:
+    cluster, config = cluster_of("h100", gpus), resolve({"size": size, "num_tokens": 50_304})
+    speed = Speed(cluster.device, shipped(), cluster.device)
+    search = Search(Clock(config, cluster, speed), Ledger(config, cluster.device.memory), frozenset())
+    best = search.best(counts(gpus, cluster.per_node))[0]
+    every = [option for entry in search.entries(gpus) if (option := search.divided(entry.cut, float("inf")))]
+    assert len(every) > 50
+    assert min(option.seconds for option in every) >= best.seconds * 0.99999
+    assert all(search.clock.computing(option.cut) <= option.seconds for option in every)
+
+
+def test_what_is_given_of_a_layout_stays() -> None:
+    found = plan({"size": "70b", "tp": 8, "recompute": "full", "micro_batch": 2}, cluster_of("h100", 256))
+    given = {"tp": 8, "recompute": "full", "micro_batch": 2}
+    assert given.items() <= found.settings.items()
+    free = plan({"size": "70b"}, cluster_of("h100", 256))
+    assert free.best.seconds < found.best.seconds
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"size": "175b"},
+            r"gpus: got 8; allowed: enough to hold 175b: .* of it optimizer; \d+ GPUs are the fewest that do",
+        ),
+        ({"size": "175b", "tp": 16}, r"gpus: got 8; allowed: a number that tp 16 and .* can be cut over; \d+ GPUs are"),
+        ({"size": "8b", "tp": 3}, "tp: got 3; allowed: a divisor of kv_heads 8"),
+        ({"size": "8b", "global_batch_tokens": 8192, "pp": 4}, "no number of these GPUs does"),
+        ({"size": "9b"}, "size: got '9b'; allowed: one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_field_and_its_mend(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        plan(settings, cluster_of("h100", 8))
+
+
+def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan({"size": "70b"}, cluster_of("h100", 8))
+    fewest = int(str(caught.value).rpartition(" GPUs are")[0].rpartition(" ")[2])
+    assert plan({"size": "70b"}, cluster_of("h100", fewest)).best.cut.stages.ranks == fewest
+    assert plan_or_none("70b", cluster_of("h100", fewest - 8)) is None
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ({"gpu": "h10", "gpus": 8}, "gpu: got 'h10'; allowed: did you mean h100"),
+        ({"gpu": "h100", "gpus": 0}, "gpus: got 0; allowed: a whole number from 1"),
+        ({"gpu": "h100", "gpus": -8}, "gpus: got -8"),
+        ({"gpu": "h100", "gpus": 2.5}, "gpus: got 2.5"),
+        ({"gpu": "h100", "gpus": 1 << 40}, "gpus: got 1099511627776"),
+        ({"gpu": "h100", "gpus": 8, "nodes": 3}, "nodes: got 3; allowed: a divisor of gpus 8"),
+        ({"gpu": "h100", "gpus": 8, "network": "carrier-pigeon"}, "link: got 'carrier-pigeon'; allowed: one of ib-xdr"),
+        ({"gpu": "h100", "gpus": 8, "memory": -1}, "memory: got -1"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_by_its_field(named: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        cluster_of(**named)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("NVIDIA-H100-80GB-HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA-A100-SXM4-80GB", "a100"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA L40S", "l40s"),
+    ],
+)
+def test_a_card_is_known_by_what_drivers_and_nodes_call_it(label: str, name: str) -> None:
+    assert cluster_of(label, 8).device.name == name
+
+
+def test_a_plan_takes_a_tenth_of_a_second_and_a_known_one_nothing() -> None:
+    cluster = cluster_of("h100", 1024)
+    planned.cache_clear()
+    start = time.process_time()
+    first = plan({"size": "175b"}, cluster)
+    assert time.process_time() - start <= 0.5  # a tenth on an idle core; tests share theirs
+    start = time.process_time()
+    assert plan({"size": "175b"}, cluster) is first
+    assert time.process_time() - start <= 0.002
+
+
+def test_a_plan_is_told_as_a_table_as_json_as_formulas_and_as_a_picture() -> None:
+    found = plan({"size": "175b", "pp": 2}, cluster_of("b200", 512), price=4)
+    rows = dict(table(found))
+    assert rows["GPUs"] == "512 x B200, 8 a node, ib-ndr"
+    assert "in money" in rows["takes"]
+    assert rows["rests on"] == "not measured on B200: the parts of its peaks that an H100 SXM reaches"
+    shown = json.loads(json.dumps(found.to_json()))
+    assert shown["settings"] == found.settings
+    assert sum(shown["step"]["parts"].values()) == pytest.approx(shown["forecast"]["step_seconds"])
+    lines = list(explain(found))
+    assert {*found.best.memory.kinds, *found.best.step.parts} - {"head and loss"} <= {line.what for line in lines}
+    assert all(line.source for line in lines)
+    drawn = page([found])
+    assert drawn.count("<rect") >= len(found.best.step.parts) + 6
+    assert "optimizer: " in drawn
+
+
+def test_a_sweep_scales_and_says_where_nothing_fits() -> None:
+    plans = sweep({"size": "70b"}, [8, 64, 256, 1024], cluster_of("h100", 8))
+    assert isinstance(plans[0], ConfigError)
+    rates = [one.forecast.tokens_per_second for one in plans[1:] if isinstance(one, Plan)]
+    assert len(rates) == 3
+    assert rates == sorted(rates)
+    assert "perfect scaling" in page([one for one in plans if isinstance(one, Plan)])
+
+
+def test_a_budget_buys_what_chinchilla_says() -> None:
+    found = within(5000, cluster_of("h100", 8))
+    flops = found.mfu * 989.4e12 * 5000 * 3600
+    assert 6 * found.parameters * found.tokens == pytest.approx(flops, rel=0.02)
+    assert found.tokens == pytest.approx(20 * found.parameters)
+    assert found.plan.forecast.gpu_hours <= 5000
+    assert dict(budget(found))["largest size"].startswith(f"{found.size}: ")
+    with pytest.raises(ConfigError, match=r"gpu_hours: got 0.001; allowed: at least [\d.]+, which the smallest size"):
+        within(0.001, cluster_of("h100", 8))
+
+
+def test_the_checkpoint_interval_loses_the_least() -> None:
+    found = plan({"size": "70b"}, cluster_of("h100", 1024))
+    every = found.forecast.checkpoint_steps
+    for other in (max(1, every // 4), every * 4):
+        asked = plan({"size": "70b", "checkpoint_every": other}, cluster_of("h100", 1024))
+        assert asked.forecast.checkpoint_steps == other
+        assert asked.forecast.lost_seconds >= found.forecast.lost_seconds * 0.999
+    fewer = plan({"size": "70b"}, cluster_of("h100", 128))
+    assert fewer.forecast.checkpoint_seconds > found.forecast.checkpoint_seconds
+    assert found.forecast.failures * 0.9 < fewer.forecast.failures * 2
+
+
+def test_a_calibration_of_ones_own_card_replaces_the_shipped_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    values = json.loads(resources.files("teragpt.plan").joinpath("h100.json").read_text("utf-8"))
+    file.write_text(
+        json.dumps({**values, "device": "a100", "products": {"bf16": [[1e9, 0.2], [1e12, 0.8]], "fp8": [[1, 1]]}})
+    )
+    mine = plan({"size": "8b"}, cluster_of("a100", 8), calibration=file)
+    assert "not measured" not in mine.measured
+    assert mine.best.step.parts["products"] != plan({"size": "8b"}, cluster_of("a100", 8)).best.step.parts["products"]
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match=r"calibration: got .*mine.json.*; allowed: a file that `teragpt bench"):
+        plan({"size": "8b"}, cluster_of("a100", 8), calibration=file)
