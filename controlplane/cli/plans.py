@@ -1,10 +1,11 @@
-"""`sizes` and `plan`: what can be trained, and what that takes: on the cluster, or on GPUs that nobody has yet.
+"""`sizes`, `plan`, `bench`: what can be trained, and what that takes, on the cluster or on GPUs that nobody has yet.
 
 The second needs no control plane: the planner is a part of the trainer's package that needs no torch.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
 from controlplane.cli.options import All, Context, Json, Url
 from controlplane.cli.runs import some, train
+from controlplane.cli.trainer import trainer
 
 if TYPE_CHECKING:
     from teragpt.plan import Plan
@@ -98,6 +100,21 @@ def plan(
     if everything:
         print()
         output.details(found["resolved"]["config"])
+
+
+@commands.command()
+def bench(
+    calibrate: Annotated[
+        Path, typer.Option("--calibrate", metavar="FILE", help="File to write, for `teragpt plan --calibration`.")
+    ],
+) -> None:
+    """Measure this machine's GPU for the planner; a minute or two."""
+    with trainer("bench"):
+        from teragpt.bench import calibrate as measure
+
+        found = measure(calibrate)
+    print(f"{calibrate}: {found.measured}")
+    print(f"next: teragpt plan SIZE --gpu {found.device} --gpus 8 --calibration {shlex.quote(str(calibrate))}")
 
 
 def named(size: str | None) -> str:

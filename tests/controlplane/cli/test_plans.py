@@ -60,3 +60,10 @@ def test_what_cannot_be_planned_is_refused_by_name(
 ) -> None:
     assert main(["plan", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_machine_without_a_gpu_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "there.json"
+    there.touch()
+    assert main(["bench", "--calibrate", str(there)]) == 2
+    assert "allowed: a file that is not there yet" in capsys.readouterr().err

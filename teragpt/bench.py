@@ -1,0 +1,226 @@
+"""Measures on this card what the planner needs to know of its kind, and writes it as a small JSON file.
+
+Each part is timed for as long as a card takes to warm up, since a card's clocks fall with its temperature and power. It
+knows the operations of a step, and no model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from teragpt.config import ConfigError, Problem
+from teragpt.fp8 import E4M3, rows_by_rows
+from teragpt.ops import linear_cross_entropy, swiglu
+from teragpt.plan.calibration import Calibration, shipped
+from teragpt.plan.hardware import DEVICES, Device, known
+from teragpt.plan.memory import BF16
+from teragpt.plan.step import GATE_BYTES
+
+LAUNCHES = 2000
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is measured: `tokens` of products of these `widths`, attention by (head width, tokens) with `dim` in all.
+
+    `elements` are copied; the loss is over a `vocabulary`. Each is repeated for `seconds`.
+    """
+
+    tokens: int
+    widths: Sequence[int]
+    attention: Sequence[tuple[int, int]]
+    dim: int
+    elements: int
+    vocabulary: int
+    seconds: float
+
+
+CARD = Load(
+    tokens=16_384,
+    widths=(512, 1024, 2048, 4096, 8192),
+    attention=((64, 1024), (64, 2048), (128, 1024), (128, 2048), (128, 8192)),
+    dim=2048,
+    elements=1 << 28,
+    vocabulary=50_304,
+    seconds=2.0,
+)
+
+
+def calibrate(file: Path, load: Load = CARD) -> Calibration:
+    """Measure this machine's card and write the file. Raises ConfigError: no card, an unknown one, a file that is."""
+    if file.exists():
+        raise ConfigError([Problem("calibrate", str(file), "a file that is not there yet")])
+    if not torch.cuda.is_available():
+        raise ConfigError([Problem("calibrate", "a machine without a GPU", "a machine with one")])
+    name = torch.cuda.get_device_name()
+    kind = known(name)
+    if kind is None:
+        raise ConfigError([Problem("calibrate", name, f"a card of the table: {', '.join(DEVICES)}")])
+    found = measured(load, kind, torch.device("cuda"), f"{name}, torch {torch.__version__}, {time.strftime('%F')}")
+    file.write_text(json.dumps(asdict(found), indent=2) + "\n", "utf-8")
+    return found
+
+
+def measured(load: Load, kind: Device, device: torch.device, where: str) -> Calibration:
+    """The calibration of a card of this kind."""
+    bench = Bench(load, kind, device)
+    copy = bench.copy()
+    fp8 = bench.products(fp8=True) if has_fp8(device) else shipped().products["fp8"]
+    attention = [(float(width), float(tokens), bench.attention(width, tokens)) for width, tokens in load.attention]
+    rate = copy * kind.bandwidth
+    return Calibration(
+        device=kind.name,
+        measured=where,
+        products={"bf16": bench.products(), "fp8": fp8},
+        copy=copy,
+        pointwise=bench.gates() / rate,
+        attention=attention,
+        attention_in_step=bench.attention_beside_products(*load.attention[-1], attention[-1][2]),
+        loss_passes=bench.loss_passes(rate),
+        quantise_bytes=shipped().quantise_bytes,
+        launch_seconds=bench.launch() if device.type == "cuda" else None,
+        context_bytes=context_bytes() if device.type == "cuda" else None,
+    )
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether the card multiplies in eight bits."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Times a load on a device."""
+
+    load: Load
+    kind: Device
+    device: torch.device
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Of one time of `work`, the mean over as long as the load says, after as long again."""
+        for measure in (False, True):
+            start, times = time.perf_counter(), 0
+            while times == 0 or time.perf_counter() - start < self.load.seconds:
+                for _ in range(4):
+                    work()
+                times += 4
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+            if measure:
+                return (time.perf_counter() - start) / times
+        raise AssertionError
+
+    def random(self, *shape: int, grad: bool = False) -> Tensor:
+        """Numbers in bf16."""
+        return torch.randn(*shape, device=self.device, dtype=torch.bfloat16).requires_grad_(grad)
+
+    def products(self, *, fp8: bool = False) -> list[tuple[float, float]]:
+        """Points of (FLOPs, part of the peak), of square weights of each width."""
+        points = []
+        for width in self.load.widths:
+            x, weight = self.random(self.load.tokens, width), self.random(width, width)
+            flops = 2.0 * self.load.tokens * width**2
+            took = self.seconds(scaled(x, weight) if fp8 else lambda x=x, weight=weight: x @ weight)  # type: ignore[misc]
+            points.append((flops, flops / took / self.kind.peak("fp8" if fp8 else "bf16")))
+        return points
+
+    def copy(self) -> float:
+        """The part of the memory's bandwidth that a copy reaches."""
+        source = self.random(self.load.elements)
+        target = torch.empty_like(source)
+        return 2 * BF16 * self.load.elements / self.seconds(lambda: target.copy_(source)) / self.kind.bandwidth
+
+    def gates(self) -> float:
+        """Bytes a second of the compiled SwiGLU, forward and backward."""
+        width = self.load.widths[-1]
+        joint = self.random(self.load.tokens, 2 * width, grad=True)
+        slope = self.random(self.load.tokens, width)
+        compiled = torch.compile(swiglu) if self.device.type == "cuda" else swiglu
+
+        def work() -> None:
+            compiled(joint).backward(slope)
+            joint.grad = None
+
+        return GATE_BYTES * self.load.tokens * width / self.seconds(work)
+
+    def attention(self, width: int, tokens: int) -> float:
+        """FLOP/s of causal attention, forward and backward."""
+        work, flops = self.attending(width, tokens)
+        return flops / self.seconds(work)
+
+    def attending(self, width: int, tokens: int) -> tuple[Callable[[], None], float]:
+        """Causal attention of the load's tokens, forward and backward, and its FLOPs."""
+        batch, heads = max(1, self.load.tokens // tokens), self.load.dim // width
+        q, k, v = (self.random(batch, heads, tokens, width, grad=True) for _ in range(3))
+        slope = self.random(batch, heads, tokens, width)
+
+        def work() -> None:
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).backward(slope)
+            q.grad = k.grad = v.grad = None
+
+        return work, 7.0 * batch * tokens**2 * heads * width
+
+    def attention_beside_products(self, width: int, tokens: int, alone: float) -> float:
+        """The part of attention's rate that is left where products heat the card, as in a step."""
+        work, flops = self.attending(width, tokens)
+        x, weight = (
+            self.random(self.load.tokens, self.load.widths[-1]),
+            self.random(self.load.widths[-1], self.load.widths[-1]),
+        )
+        product = self.seconds(lambda: x @ weight)
+
+        def both() -> None:
+            work()
+            _ = x @ weight
+
+        beside = max(self.seconds(both) - product, flops / alone)
+        return flops / alone / beside
+
+    def loss_passes(self, rate: float) -> float:
+        """Passes over the logits in bf16, at `rate` bytes a second, that the loss takes beside its three products."""
+        dim, vocabulary = self.load.dim, self.load.vocabulary
+        x, weight = self.random(1, self.load.tokens, dim, grad=True), self.random(vocabulary, dim, grad=True)
+        targets = torch.randint(0, vocabulary, (1, self.load.tokens), device=self.device)
+        logits = self.random(self.load.tokens, vocabulary)
+
+        def work() -> None:
+            linear_cross_entropy(x, weight, targets, vocabulary).backward()
+            x.grad = weight.grad = None
+
+        def products() -> None:
+            with torch.no_grad():
+                _ = x[0] @ weight.T, logits @ weight, logits.T @ x[0]
+
+        extra = max(0.0, self.seconds(work) - self.seconds(products))
+        return extra * rate / (BF16 * self.load.tokens * vocabulary)
+
+    def launch(self) -> float:
+        """Seconds that the host takes to launch a kernel."""
+        one = self.random(1)
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        for _ in range(LAUNCHES):
+            one.add_(1)
+        torch.cuda.synchronize(self.device)
+        return (time.perf_counter() - start) / LAUNCHES
+
+
+def scaled(x: Tensor, weight: Tensor) -> Callable[[], object]:
+    """A product in eight bits of what is cast already."""
+    one = torch.ones((), device=x.device)
+    left, right = x.to(E4M3), weight.to(E4M3)
+    return lambda: rows_by_rows(left, right, one, one, torch.bfloat16)
+
+
+def context_bytes() -> int:
+    """Of the card, what CUDA's context and libraries hold beside the allocator."""
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free - torch.cuda.memory_reserved())

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from teragpt.bench import Load, calibrate, measured
+from teragpt.config import ConfigError
+from teragpt.plan import cluster_of, plan
+from teragpt.plan.calibration import read
+from teragpt.plan.hardware import DEVICES
+
+TINY = Load(64, (32, 64), ((16, 32), (16, 64)), 32, 1 << 12, 256, 0.002)
+
+
+def test_what_is_measured_is_a_calibration_that_plans_rest_on(tmp_path: Path) -> None:
+    found = measured(TINY, DEVICES["l40s"], torch.device("cpu"), "a processor")
+    parts = [part for _, part in found.products["bf16"]]
+    assert len(parts) == 2
+    assert all(0 < value <= 1 for value in (*parts, found.copy, found.attention_in_step))
+    assert found.loss_passes >= 0
+    assert found.pointwise > 0
+    assert [tokens for _, tokens, rate in found.attention if rate > 0] == [32, 64]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(asdict(found)))
+    assert read(file).measured == "a processor"
+    mine = plan({"size": "124m"}, cluster_of("l40s", 1), calibration=file)
+    assert mine.measured == "measured on a processor"
+    assert mine.best.seconds > plan({"size": "124m"}, cluster_of("l40s", 1)).best.seconds
+
+
+def test_a_file_that_is_there_and_a_machine_without_a_card_are_refused(tmp_path: Path) -> None:
+    there = tmp_path / "there.json"
+    there.write_text("mine")
+    with pytest.raises(ConfigError, match=r"calibrate: got .*there.json'; allowed: a file that is not there yet"):
+        calibrate(there)
+    assert there.read_text() == "mine"
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="calibrate: got 'a machine without a GPU'"):
+            calibrate(tmp_path / "new.json")
