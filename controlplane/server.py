@@ -215,6 +215,7 @@ def executing(context: Context, ledger: Ledger, settings: Settings) -> AbstractC
 def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements: Measurements) -> Generator[None]:
     """The reconciler's thread at work; its looks are measured."""
     from controlplane.reconcile.outbox import Site
+    from controlplane.reconcile.packer import Packer
     from controlplane.reconcile.reconciler import Reconciler
 
     class Measured(Reconciler):
@@ -223,10 +224,13 @@ def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements
                 return super().step()
 
     reconciler = Measured(ledger, cluster, site=Site(context.url, context.image, context.queue))
+    packer = Packer(ledger)
     reconciler.start()
+    packer.start()
     try:
         yield
     finally:
+        packer.stop()
         reconciler.stop()
 
 

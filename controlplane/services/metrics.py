@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select
 
 from controlplane.faults import fault
 from controlplane.services import runs
 from controlplane.services.context import Context
-from controlplane.store.points import PLACE, add_points, point_of
-from controlplane.store.tables import MetricPoint
+from controlplane.store.history import PLACE, drawn, points_of
+from controlplane.store.points import add_points, newest_seq
+from controlplane.store.tables import MetricBlock, MetricPoint
 
 SHAPE_KEYS = ("loss", "val_loss")  # whose extremes a thinned curve keeps, where no keys were asked for
 LARGEST_BATCH = 5000
@@ -32,11 +33,8 @@ def points_after(
 ) -> list[dict[str, Any]]:
     """Points as they came, beyond point `seq` of `attempt`: what a stream sends. Raises NotFound."""
     run_id = runs.get(context, run_id).id
-    place = tuple_(MetricPoint.attempt, MetricPoint.seq)
-    wanted = select(MetricPoint).where(MetricPoint.run_id == run_id, place > (attempt, seq))
     with context.store.read() as session:
-        ordered = wanted.order_by(MetricPoint.attempt, MetricPoint.seq).limit(min(limit, LARGEST_BATCH))
-        return [point_of(row) for row in session.scalars(ordered)]
+        return [*points_of(session, run_id, after=(attempt, seq), limit=min(limit, LARGEST_BATCH))]
 
 
 def curve(
@@ -45,24 +43,26 @@ def curve(
     """One point a step, of the highest attempt that reached it, with its evaluation merged in. Raises NotFound.
 
     `keys` picks values, and leaves out points that have none of them. `downsample` bounds the number of points; the
-    first, the last, and each stretch's extremes stay.
+    first, the last, and each stretch's extremes stay; a long curve of a run that has ended is drawn from its tiers.
     """
     run_id = runs.get(context, run_id).id
-    wanted = select(MetricPoint).where(MetricPoint.run_id == run_id).order_by(MetricPoint.attempt, MetricPoint.seq)
+    shape = [*keys] or SHAPE_KEYS
     with context.store.read() as session:
-        points = merged(point_of(row) for row in session.scalars(wanted))
+        few = drawn(session, run_id, shape, downsample // 2) if downsample else None
+        points = merged(points_of(session, run_id, keys=keys or None) if few is None else few)
     if keys:
         points = [picked for point in points if (picked := _pick(point, keys))]
-    return thinned(points, downsample, [*keys] or SHAPE_KEYS) if downsample else points
+    return thinned(points, downsample, shape) if downsample else points
 
 
 def last_point(context: Context, run_id: str) -> tuple[int, int]:
     """The newest point's (attempt, seq); (0, 0) where there is none. Raises NotFound."""
     run_id = runs.get(context, run_id).id
     with context.store.read() as session:
-        attempt = session.scalar(select(func.max(MetricPoint.attempt)).where(MetricPoint.run_id == run_id))
-        here = (MetricPoint.run_id == run_id, MetricPoint.attempt == attempt)
-        return attempt or 0, session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
+        tables = (MetricPoint, MetricBlock)
+        numbers = [session.scalar(select(func.max(table.attempt)).where(table.run_id == run_id)) for table in tables]
+        attempt = max(number or 0 for number in numbers)
+        return attempt, newest_seq(session, run_id, attempt)
 
 
 def merged(points: Any) -> list[dict[str, Any]]:

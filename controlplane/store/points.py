@@ -9,11 +9,11 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from controlplane.faults import fault
+from controlplane.store.history import PLACE, newest_packed, packed_seqs
 from controlplane.store.moves import get_attempt, get_run
 from controlplane.store.tables import MetricPoint, Run
 from controlplane.store.writer import Transaction
 
-PLACE = ("attempt", "seq", "step", "time")  # where a point lies; everything else is a value
 PROGRESS = ("loss", "val_loss", "tokens_per_s", "eta_s", "mfu", "memory_bytes")
 
 
@@ -26,7 +26,10 @@ def add_points(transaction: Transaction, run_id: str, attempt: int, points: Sequ
     get_attempt(transaction, run_id, attempt)
     session, here = transaction.session, (MetricPoint.run_id == run_id, MetricPoint.attempt == attempt)
     given = {int(point["seq"]): point for point in points}
-    known = set(session.scalars(select(MetricPoint.seq).where(*here, MetricPoint.seq >= min(given, default=0))))
+    first = min(given, default=0)
+    known = set(session.scalars(select(MetricPoint.seq).where(*here, MetricPoint.seq >= first)))
+    if run.finished_at is not None:
+        known |= packed_seqs(session, run_id, attempt, first)
     fresh = [given[seq] for seq in sorted(given.keys() - known)]
     session.add_all(_row(run_id, attempt, point) for point in fresh)
     session.flush()
@@ -42,12 +45,8 @@ def add_points(transaction: Transaction, run_id: str, attempt: int, points: Sequ
 def newest_seq(session: Session, run_id: str, attempt: int) -> int:
     """The attempt's highest `seq`; 0 where it has no point."""
     here = (MetricPoint.run_id == run_id, MetricPoint.attempt == attempt)
-    return session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
-
-
-def point_of(row: MetricPoint) -> dict[str, Any]:
-    """A stored point as it came."""
-    return {"attempt": row.attempt, "seq": row.seq, "step": row.step, "time": row.time, **row.values}
+    in_rows = session.scalar(select(func.max(MetricPoint.seq)).where(*here)) or 0
+    return max(in_rows, newest_packed(session, run_id, attempt))
 
 
 def _row(run_id: str, attempt: int, point: Mapping[str, Any]) -> MetricPoint:

@@ -233,3 +233,26 @@ class MetricPoint(Base):
     step: Mapped[int] = mapped_column(BigInteger)
     time: Mapped[float]
     values: Mapped[dict[str, Any]] = mapped_column(json_value())
+
+
+class MetricBlock(Base):
+    """The points of an attempt from `first_seq` to `last_seq` that lie in rows no longer (`store.packed`)."""
+
+    __tablename__ = "metric_blocks"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    first_seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    last_seq: Mapped[int] = mapped_column(BigInteger)
+    points: Mapped[int]
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class MetricTier(Base):
+    """The lowest and highest points of one value of a long curve, for drawing; made of the blocks, at any time anew."""
+
+    __tablename__ = "metric_tiers"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)

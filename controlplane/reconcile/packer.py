@@ -1,0 +1,92 @@
+"""Packs the points of runs that have ended, a block at a time, with a rest after each: nobody waits for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from controlplane.domain.errors import StoreError
+from controlplane.store import history
+from controlplane.store.store import Ledger
+from controlplane.store.tables import MetricTier
+from controlplane.store.writer import Transaction
+
+log = logging.getLogger(__name__)
+IDLE_S = 60.0
+REST = 1.0  # times what a block has taken
+
+
+class Packer:
+    """Packs what the store `ledger` holds; `step` is one block, `start` and `stop` run it in a thread of its own."""
+
+    def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = time.time) -> None:
+        self._ledger, self._clock = ledger, clock
+        self._refused: set[str] = set()
+        self._undrawn: list[str] | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="packer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to pack."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the block at hand."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def step(self) -> bool:
+        """Pack one block, or draw one run's tiers; whether there was anything. Raises StoreError."""
+        with self._ledger.read() as session:
+            if self._undrawn is None:
+                self._undrawn = history.undrawn(session)
+            run_id = history.ended_with_rows(session, self._clock(), self._refused)
+        if run_id is not None:
+            self._pack(run_id)
+        elif self._undrawn:
+            self._draw(self._undrawn.pop())
+        return run_id is not None or bool(self._undrawn)
+
+    def _pack(self, run_id: str) -> None:
+        with self._ledger.read() as session:
+            rows = history.next_points(session, run_id)
+        try:
+            block = history.packed_block(rows)
+            self._ledger.write(lambda transaction: history.replace(transaction, block))
+        except history.Moved:
+            return
+        except ValueError as error:  # what cannot be packed stays in rows
+            log.warning("%s", error)
+            self._refused.add(run_id)
+            return
+        with self._ledger.read() as session:
+            if not history.next_points(session, run_id) and history.long(session, run_id):
+                self._undrawn = [*(self._undrawn or []), run_id]
+
+    def _draw(self, run_id: str) -> None:
+        with self._ledger.read() as session:
+            tiers = history.tiers_of(session, run_id)
+        self._ledger.write(lambda transaction: _store(transaction, tiers))
+
+    def _run(self) -> None:
+        rest = 0.0
+        while not self._stopping.wait(rest):
+            started = time.monotonic()
+            try:
+                more = self.step()
+            except StoreError as error:
+                log.warning("points are packed later: %s", error)
+                more = False
+            except Exception:
+                log.exception("points could not be packed")
+                more = False
+            rest = REST * (time.monotonic() - started) if more else IDLE_S
+
+
+def _store(transaction: Transaction, tiers: list[MetricTier]) -> None:
+    for tier in tiers:
+        transaction.session.merge(MetricTier(run_id=tier.run_id, key=tier.key, data=tier.data))
+    transaction.session.flush()
