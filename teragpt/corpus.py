@@ -13,16 +13,16 @@ import platform
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from teragpt.config import EMBEDDED_VOCABULARY
 from teragpt.dataset_files import MANIFEST, TRAIN, fail, read_manifest
-from teragpt.prepare import Document, counted, write
+from teragpt.documents import Document, Recipe
 from teragpt.storage import cache_folder, locked
 from teragpt.tokenizer import PIECES, train_bpe
 
@@ -69,13 +69,22 @@ def library() -> Path:
 
 def make(folder: Path) -> None:
     """Train the tokenizer on the corpus and write the dataset."""
+    from teragpt.assembly import write  # once a machine: no run after the first has to load what prepares
+
     documents = list(read_library(library()))
     if not documents:
         raise fail("data", library(), "a Python with its standard library's source, or a dataset of your own")
     size = sum(document.size for document in documents)
     with tqdm(total=2 * size, unit="B", unit_scale=True, desc="prepare the embedded corpus", disable=None) as bar:
         tokenizer = train_bpe((part for one in counted(documents, bar) for part in one.parts), EMBEDDED_VOCABULARY)
-        write(counted(documents, bar), folder, tokenizer, VALIDATION)
+        write(counted(documents, bar), folder, tokenizer, Recipe(validation=VALIDATION))
+
+
+def counted(documents: Iterable[Document], bar: tqdm[NoReturn]) -> Iterator[Document]:
+    """The documents, while a bar shows how far they are."""
+    for document in documents:
+        yield document
+        bar.update(document.size)
 
 
 def read_library(root: Path) -> Iterator[Document]:

@@ -19,8 +19,6 @@ import numpy.typing as npt
 from teragpt.dataset_files import File, Manifest, Split, checksum, fail, measure, token_type
 from teragpt.storage import cache_folder, locked
 
-SHARD_TOKENS = 1 << 27  # 256 MiB of two-byte tokens
-
 
 def verify(folder: Path, manifest: Manifest) -> None:
     """Refuse a dataset that isn't what was written: sizes always, content once for each state of its files.
@@ -71,7 +69,7 @@ def numpy_type(name: str) -> np.dtype[Any]:
 class SplitWriter:
     """Appends documents to the shards of one split, and counts how often each token occurs."""
 
-    def __init__(self, folder: Path, split: str, vocabulary: int, shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(self, folder: Path, split: str, vocabulary: int, shard_tokens: int) -> None:
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
         self.dtype = numpy_type(token_type(vocabulary))
         self.counts = np.zeros(vocabulary, np.int64)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import output, remote
+from controlplane.cli import remote
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, missing_extra
 from controlplane.cli.follow import ENDED, called
@@ -93,22 +93,51 @@ def pull(
 
 @commands.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Text files, folders, glob patterns.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - is stdin.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The dataset's folder, which must not exist yet.")],
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="A hub's name, a folder or a tokenizer.json.")],
     validation: Annotated[
         float, typer.Option("--validation", min=0, max=1, help="Share of documents that is held out.")
     ] = 0.01,
+    format: Annotated[
+        str, typer.Option("--format", help="text, jsonl, parquet or arrow; auto: by each file's name.")
+    ] = "auto",
+    column: Annotated[str, typer.Option("--column", help="The column that holds the text.")] = "text",
+    template: Annotated[str, typer.Option("--template", help="Text over several columns: '{title}\\n{body}'.")] = "",
+    min_chars: Annotated[int, typer.Option("--min-chars", min=0, help="Drop shorter documents.")] = 0,
+    max_chars: Annotated[int, typer.Option("--max-chars", min=0, help="Drop longer documents; 0: none.")] = 0,
+    exact_duplicates: Annotated[
+        str, typer.Option("--exact-duplicates", help="keep, or drop all but the first.")
+    ] = "keep",
+    near_duplicates: Annotated[
+        float, typer.Option("--near-duplicates", min=0, max=1, help="Drop documents this similar to an earlier one.")
+    ] = 0,
+    bad_input: Annotated[str, typer.Option("--bad-input", help="fail, or skip and count.")] = "fail",
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
 ) -> None:
-    """Turn text files and folders into a dataset."""
+    """Turn text into a dataset, on all cores."""
     with trainer("prepare"):
+        from teragpt.documents import Recipe
+        from teragpt.preparation_report import summary
         from teragpt.prepare import prepare as make
         from teragpt.tokenizer import Tokenizer
 
-        made = make(sources, out, Tokenizer(tokenizer), validation=validation)
-    for name, split in made.splits.items():
-        held = (output.count(split.documents, "document"), output.count(split.tokens, "token"))
-        print(f"{name}: {', '.join(held)}, {output.count(len(split.shards), 'shard')}")
+        recipe = Recipe(
+            validation=validation,
+            format=format,
+            column=column,
+            template=template.replace("\\n", "\n").replace("\\t", "\t"),
+            min_chars=min_chars,
+            max_chars=max_chars,
+            exact_duplicates=exact_duplicates,
+            near_duplicates=near_duplicates,
+            bad_input=bad_input,
+        )
+        make(sources, out, Tokenizer(tokenizer), recipe, workers=workers)
+        for line in summary(out):
+            print(line)
     print(f"next: teragpt run SIZE --data {shlex.quote(str(out))}")
 
 

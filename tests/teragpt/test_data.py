@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from teragpt.assembly import write
 from teragpt.config import ConfigError
 from teragpt.data import Batch, Dataset, ShardedDataset, open_dataset, share, shuffled
 from teragpt.dataset_files import MANIFEST, parse_manifest, read_manifest
-from teragpt.prepare import Document, write
+from teragpt.documents import Document, Recipe
 from teragpt.tokenizer import Tokenizer, train_bpe
 
 TEXTS = ["def value():\n    return value\n", "class Value:\n    pass\n"]
@@ -37,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(folder: Path, tokenizer: Tokenizer, shard_tokens: int = 500) -> Path:
     draw = random.Random(1)
     documents = [Document(("".join(draw.choices(TEXTS, k=draw.randint(1, 5))),)) for _ in range(200)]
-    write(documents, folder, tokenizer, 0.2, shard_tokens)
+    write(documents, folder, tokenizer, Recipe(validation=0.2, shard_tokens=shard_tokens))
     return folder
 
 
@@ -213,7 +214,7 @@ def test_a_context_longer_than_a_split_is_refused(dataset: ShardedDataset, split
 
 
 def test_a_split_without_tokens_allows_no_context(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    write([Document((TEXTS[0],))], tmp_path / "dataset", tokenizer, 0)
+    write([Document((TEXTS[0],))], tmp_path / "dataset", tokenizer, Recipe(validation=0))
     with pytest.raises(ConfigError, match="context: got 8; allowed: at most 0"):
         open_dataset(str(tmp_path / "dataset")).validation(1, 8, 0, 1)
 

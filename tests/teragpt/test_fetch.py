@@ -8,11 +8,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from teragpt.assembly import write
 from teragpt.config import ConfigError
 from teragpt.data import open_dataset
 from teragpt.dataset_files import MANIFEST
+from teragpt.documents import Document, Recipe
 from teragpt.fetch import on_this_node
-from teragpt.prepare import Document, write
 from teragpt.storage import Bucket
 from teragpt.tokenizer import Tokenizer, train_bpe
 
@@ -28,7 +29,7 @@ def tokenizer() -> Tokenizer:
 def prepared(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset on this machine, and an empty cache."""
     monkeypatch.setenv("TERAGPT_CACHE", str(tmp_path / "cache"))
-    write((Document((text,)) for text in TEXTS), tmp_path / "made", tokenizer, 0.2, shard_tokens=300)
+    write((Document((text,)) for text in TEXTS), tmp_path / "made", tokenizer, Recipe(validation=0.2, shard_tokens=300))
     return tmp_path / "made"
 
 

@@ -9,19 +9,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teragpt import prepare as module
+from teragpt import documents as module
+from teragpt import formats, sources
+from teragpt.assembly import LOCK, publication, published, write
 from teragpt.config import ConfigError
-from teragpt.dataset_files import Manifest, read_manifest
-from teragpt.prepare import LOCK, Document, boundary, decode, main, prepare, published, read_documents, write
+from teragpt.dataset_files import read_manifest
+from teragpt.documents import Document, Dropped, Recipe, boundary, decode, pieces, read_segments
+from teragpt.parts import Part
+from teragpt.prepare import main, prepare
 from teragpt.shards import verify
 from teragpt.storage import locked
 from teragpt.tokenizer import Tokenizer, train_bpe
@@ -64,7 +69,7 @@ def stored(folder: Path, split: str) -> list[list[int]]:
 
 
 def test_every_document_lands_whole_in_exactly_one_split(texts: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    prepare([texts], tmp_path / "out", tokenizer, validation=0.2, progress=False)
+    prepare([texts], tmp_path / "out", tokenizer, Recipe(validation=0.2), progress=False)
     train, held_out = (stored(tmp_path / "out", split) for split in ("train", "validation"))
     written = sorted(tokenizer.decode(ids) for ids in train + held_out)
     assert written == sorted(path.read_text("utf-8") for path in texts.rglob("*.txt"))
@@ -72,7 +77,7 @@ def test_every_document_lands_whole_in_exactly_one_split(texts: Path, tmp_path: 
 
 
 def test_the_manifest_describes_what_was_written(texts: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    made = prepare([texts], tmp_path / "out", tokenizer, validation=0.2, progress=False)
+    made = prepare([texts], tmp_path / "out", tokenizer, Recipe(validation=0.2), progress=False)
     assert read_manifest(tmp_path / "out") == made
     said = json.loads((tmp_path / "out" / "dataset.json").read_text("utf-8"))
     assert (said["format"], said["version"], said["dtype"]) == ("teragpt-dataset", 1, "uint16")
@@ -84,7 +89,7 @@ def test_the_manifest_describes_what_was_written(texts: Path, tmp_path: Path, to
     assert Tokenizer(str(tmp_path / "out" / "tokenizer")).fingerprint == made.tokenizer_fingerprint
     assert not list(tmp_path.glob(".*"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "dataset.json", "tokenizer", "train-00000.bin", "validation-00000.bin",
+        "dataset.json", "report.json", "report.svg", "tokenizer", "train-00000.bin", "validation-00000.bin",
     }  # fmt: skip
 
 
@@ -93,7 +98,8 @@ def test_the_same_text_makes_the_same_dataset(texts: Path, tmp_path: Path, token
     two = prepare([texts], tmp_path / "two", tokenizer, progress=False)
     assert one.fingerprint == two.fingerprint
     assert (
-        prepare([texts], tmp_path / "three", tokenizer, validation=0.5, progress=False).fingerprint != one.fingerprint
+        prepare([texts], tmp_path / "three", tokenizer, Recipe(validation=0.5), progress=False).fingerprint
+        != one.fingerprint
     )
 
 
@@ -110,8 +116,8 @@ def test_a_documents_point_lies_between_nought_and_one(texts: list[str]) -> None
 
 
 def test_shards_are_cut_at_their_size(texts: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    whole = prepare([texts], tmp_path / "whole", tokenizer, validation=0.2, progress=False)
-    cut = prepare([texts], tmp_path / "cut", tokenizer, validation=0.2, shard_tokens=1000, progress=False)
+    whole = prepare([texts], tmp_path / "whole", tokenizer, Recipe(validation=0.2), progress=False)
+    cut = prepare([texts], tmp_path / "cut", tokenizer, Recipe(validation=0.2, shard_tokens=1000), progress=False)
     sizes = [shard.size for shard in cut.splits["train"].shards]
     assert len(sizes) > 2
     assert set(sizes[:-1]) == {2000}
@@ -121,7 +127,7 @@ def test_shards_are_cut_at_their_size(texts: Path, tmp_path: Path, tokenizer: To
 
 def test_a_single_document_gives_its_end_to_validation(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "one.txt").write_text("def value\n" * 1000, "utf-8")
-    made = prepare([tmp_path / "one.txt"], tmp_path / "out", tokenizer, validation=0.1, progress=False)
+    made = prepare([tmp_path / "one.txt"], tmp_path / "out", tokenizer, Recipe(validation=0.1), progress=False)
     train, held_out = made.splits["train"], made.splits["validation"]
     assert held_out.tokens == pytest.approx(0.1 * (train.tokens + held_out.tokens), abs=1)
     shards = [np.fromfile(tmp_path / "out" / f"{split}-00000.bin", "<u2") for split in ("train", "validation")]
@@ -129,13 +135,18 @@ def test_a_single_document_gives_its_end_to_validation(tmp_path: Path, tokenizer
 
 
 def test_the_first_document_trains_whatever_its_hash_says(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    made = write([Document((f"document {number}",)) for number in range(20)], tmp_path / "out", tokenizer, 0.9999999)
+    made = write(
+        [Document((f"document {number}",)) for number in range(20)],
+        tmp_path / "out",
+        tokenizer,
+        Recipe(validation=0.9999999),
+    )
     assert made.splits["train"].documents == 1
     assert made.splits["validation"].documents == 19
 
 
 def test_validation_zero_holds_nothing_out(texts: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    made = prepare([texts], tmp_path / "out", tokenizer, validation=0, progress=False)
+    made = prepare([texts], tmp_path / "out", tokenizer, Recipe(validation=0), progress=False)
     assert (made.splits["train"].documents, made.splits["validation"].tokens) == (60, 0)
 
 
@@ -162,7 +173,7 @@ def saved_wide(tokenizer: Tokenizer, tmp_path: Path) -> Tokenizer:
 
 def test_globs_folders_and_files_are_read_in_a_fixed_order(texts: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     sources: list[Path | str] = [texts / "0.txt", str(texts / "below" / "*.txt"), f"{texts}/**/3.txt"]
-    made = prepare(sources, tmp_path / "out", tokenizer, validation=0, progress=False)
+    made = prepare(sources, tmp_path / "out", tokenizer, Recipe(validation=0), progress=False)
     assert made.splits["train"].documents == 1 + 40 + 1
 
 
@@ -171,7 +182,7 @@ def test_hidden_files_and_empty_ones_in_folders_are_left_out(texts: Path, tmp_pa
     (texts / ".git" / "index").write_bytes(b"\0")
     (texts / ".hidden").write_bytes(b"\0")
     (texts / "empty.txt").touch()
-    made = prepare([texts], tmp_path / "out", tokenizer, validation=0, progress=False)
+    made = prepare([texts], tmp_path / "out", tokenizer, Recipe(validation=0), progress=False)
     assert made.splits["train"].documents == 60
 
 
@@ -179,14 +190,17 @@ def test_a_long_file_becomes_documents_that_end_with_a_line(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(formats, "DOCUMENT_BYTES", 100)
     text = "".join(f"{number} Straße 漢字\n" for number in range(50)) + "x" * 250 + "ß" * 200
     (tmp_path / "long.txt").write_text(text, "utf-8")
-    pieces = [part for document in read_documents(tmp_path / "long.txt") for part in document.parts]
-    assert "".join(pieces) == text
-    assert all(len(piece.encode()) <= 100 for piece in pieces)
-    assert all(piece.endswith("\n") for piece in pieces[: len(pieces) - 7])
-    prepare([tmp_path / "long.txt"], tmp_path / "out", tokenizer, validation=0, progress=False)
-    assert [tokenizer.decode(ids) for ids in stored(tmp_path / "out", "train")] == pieces
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": text}), "utf-8")
+    prepare([tmp_path / "long.txt"], tmp_path / "out", tokenizer, Recipe(validation=0), progress=False)
+    found = [tokenizer.decode(ids) for ids in stored(tmp_path / "out", "train")]
+    assert "".join(found) == text
+    assert all(len(piece.encode()) <= 100 for piece in found)
+    assert all(piece.endswith("\n") for piece in found[: len(found) - 7])
+    prepare([tmp_path / "long.jsonl"], tmp_path / "record", tokenizer, Recipe(validation=0), progress=False)
+    assert [tokenizer.decode(ids) for ids in stored(tmp_path / "record", "train")] == found == list(pieces(text))
 
 
 @settings(deadline=None)
@@ -212,7 +226,7 @@ def test_a_cut_never_falls_into_a_character(text: str, size: int) -> None:
 def test_what_is_no_text_is_refused_with_its_offset_and_leaves_nothing(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, content: bytes, problem: str
 ) -> None:
-    monkeypatch.setattr(module, "DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(formats, "DOCUMENT_BYTES", 100)
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=rf"sources: got '{tmp_path}/bad\.txt'; allowed: {problem}"):
         prepare([tmp_path / "bad.txt"], tmp_path / "out", tokenizer, progress=False)
@@ -220,8 +234,8 @@ def test_what_is_no_text_is_refused_with_its_offset_and_leaves_nothing(
 
 
 def test_decoding_says_where_in_the_file_a_byte_stands() -> None:
-    with pytest.raises(ConfigError, match="offset 1002"):
-        decode(Path("some.txt"), 1000, b"ab\xff")
+    with pytest.raises(ValueError, match="offset 1002"):
+        decode(1000, b"ab\xff")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +273,11 @@ def closed(path: Path) -> Iterator[None]:
         path.chmod(0o755)
 
 
+def documents_of(source: str) -> Iterator[Document]:
+    for block in sources.blocks(sources.find_sources([source]), Recipe()):
+        yield from read_segments(block.segments, Recipe(), Dropped())
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_may_not_be_read_is_named(kind: str) -> None:
     with TemporaryDirectory() as name:  # not tmp_path, which only its owner may enter
@@ -268,17 +287,31 @@ def test_what_may_not_be_read_is_named(kind: str) -> None:
         (below / "file.txt").write_text("text", "utf-8")
         path = below / "file.txt" if kind == "file" else below
         with closed(path), pytest.raises(ConfigError, match=f"sources: got '{name}.*Permission denied"):
-            [one for found in module.find_files([name]) for one in read_documents(found)]
+            list(documents_of(name))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("validation", 1.0), ("validation", -0.1), ("validation", float("nan")), ("shard_tokens", 1)]
+    ("name", "value"),
+    [
+        ("validation", 1.0),
+        ("validation", -0.1),
+        ("validation", float("nan")),
+        ("shard_tokens", 1),
+        ("format", "csv"),
+        ("column", ""),
+        ("template", "no column"),
+        ("template", "{text.__class__}"),
+        ("template", "{text"),
+        ("min_chars", -1),
+        ("max_chars", -1),
+        ("exact_duplicates", "yes"),
+        ("near_duplicates", 1.0),
+        ("bad_input", "ignore"),
+    ],
 )
-def test_settings_out_of_range_are_refused(
-    texts: Path, tmp_path: Path, tokenizer: Tokenizer, name: str, value: float
-) -> None:
+def test_settings_out_of_range_are_refused(name: str, value: float | str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: got "):
-        prepare([texts], tmp_path / "out", tokenizer, progress=False, **{name: value})  # type: ignore[arg-type]
+        Recipe(**{name: value})  # type: ignore[arg-type]
 
 
 # --- publication
@@ -287,7 +320,7 @@ def test_settings_out_of_range_are_refused(
 def test_a_dataset_is_never_overwritten(texts: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     made = prepare([texts], tmp_path / "out", tokenizer, progress=False)
     with pytest.raises(ConfigError, match=r"out: got '.*/out'; allowed: .*a dataset is there"):
-        prepare([texts], tmp_path / "out", tokenizer, validation=0, progress=False)
+        prepare([texts], tmp_path / "out", tokenizer, Recipe(validation=0), progress=False)
     assert read_manifest(tmp_path / "out") == made
 
 
@@ -360,28 +393,61 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err.startswith("error: tokenizer: got ")
 
 
-def test_a_killed_preparation_leaves_nothing_wrong_and_the_next_one_succeeds(
-    tmp_path: Path, texts: Path, tokenizer: Tokenizer
+SMALL_BLOCKS = """
+import sys
+from teragpt import prepare, sources
+sources.BLOCK_BYTES = 2000
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_preparation_goes_on_with_what_is_whole_and_makes_the_same(
+    tmp_path: Path, texts: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer.save(tmp_path / "tokenizer")
-    (tmp_path / "texts" / "much.txt").write_text("def value(): return Straße\n" * 400_000, "utf-8")
+    (texts / "much.txt").write_text("def value(): return Straße\n" * 40_000, "utf-8")
     out, draft = tmp_path / "out", tmp_path / ".out.partial"
     given = [str(texts), "-o", str(out), "--tokenizer", str(tmp_path / "tokenizer")]
-    command = [sys.executable, "-m", "teragpt.prepare", *given]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 30
-        while not (draft / "train-00000.bin").is_file():
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    assert not out.exists()
-    (draft / "tokenizer").mkdir(exist_ok=True)  # as if the kill had come a little later
-    (texts / "much.txt").unlink()
-    again: Manifest = prepare([texts], out, tokenizer, validation=0, progress=False)
+    command = [sys.executable, "-c", SMALL_BLOCKS, *given]
+    for parts in (1, 5):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while len(list(draft.glob("parts/*.npz"))) < parts:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+        assert not out.exists()
+    kept = {path: path.stat().st_mtime_ns for path in draft.glob("parts/*.npz")}
+    next(iter(kept)).write_bytes(b"torn")  # as a power cut may leave it
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 2000)
+    made: list[Path] = []
+    write_part = Part.write
+
+    def written(part: Part, **arrays: Any) -> None:
+        made.append(part.path)
+        write_part(part, **arrays)
+
+    monkeypatch.setattr(Part, "write", written)
+    again = prepare([texts], out, tokenizer, progress=False)
+    assert next(iter(kept)) in made
+    assert not set(made) & set(list(kept)[1:])
     verify(out, again)
-    assert again.splits["train"].documents == 60
     assert not draft.exists()
+    assert prepare([texts], tmp_path / "whole", tokenizer, progress=False).fingerprint == again.fingerprint
+
+
+def test_another_recipe_begins_anew(texts: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    part = tmp_path / ".out.partial" / "parts" / "000000-000000.npz"
+    with suppress(KeyboardInterrupt), publication(tmp_path / "out", tokenizer, Recipe()):
+        part.write_bytes(b"whatever")
+        raise KeyboardInterrupt
+    assert part.exists()
+    with suppress(KeyboardInterrupt), publication(tmp_path / "out", tokenizer, Recipe()):
+        raise KeyboardInterrupt
+    assert part.exists()
+    made = prepare([texts], tmp_path / "out", tokenizer, Recipe(validation=0), progress=False)
+    assert made.splits["train"].documents == 60
 
 
 def test_a_held_lock_refuses_and_a_freed_one_does_not(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.spec import parse_spec
 from controlplane.services import datasets
 from controlplane.services.datasets import vocabulary_of
+from teragpt.documents import Recipe
 from teragpt.prepare import prepare
 from teragpt.tokenizer import train_bpe
 
@@ -23,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for number, text in enumerate(TEXTS):
         (folder / f"{number}.txt").write_text(text, "utf-8")
-    prepare([folder], folder / "made", train_bpe(TEXTS, 300), validation=0.2, shard_tokens=1000, progress=False)
+    prepare([folder], folder / "made", train_bpe(TEXTS, 300), Recipe(validation=0.2, shard_tokens=1000), progress=False)
     return folder / "made"
 
 
@@ -126,7 +127,7 @@ def test_content_is_read_once_for_each_of_its_states(folder: Path) -> None:
 def test_content_beyond_the_limit_is_left_to_the_trainer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = max(folder.glob("validation-*.bin"))
     last.write_bytes(bytes(byte ^ 1 for byte in last.read_bytes()))
-    whole = sum(path.stat().st_size for path in folder.rglob("*.*") if path.name != "dataset.json")
+    whole = sum(path.stat().st_size for path in folder.rglob("*.*") if path.stem not in {"dataset", "report"})
     monkeypatch.setattr(datasets, "LARGEST_READ", whole - 1)
     assert vocabulary(data={"uri": str(folder)}) == 300
     monkeypatch.setattr(datasets, "LARGEST_READ", whole)
