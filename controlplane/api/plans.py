@@ -60,6 +60,12 @@ class Resolved(View):
     ttl_after_finish_s: int | None = Field(
         None, description="Seconds after which an ended object is removed.", examples=[None]
     )
+    planned: dict[str, Any] = Field(
+        {},
+        description="What the planner says of it on its GPUs: layout, memory by kind, seconds of a step by kind, days, "
+        "the next best layouts; `refused` where nothing fits; empty without GPUs that it knows.",
+        examples=[{"gpu": "h100", "gpus": 8, "step": {"seconds": 1.96}, "forecast": {"days": 0.35, "mfu": 0.53}}],
+    )
 
 
 class Capacity(View):

@@ -246,6 +246,22 @@ def summary(plan: dict[str, Any]) -> dict[str, str]:
         "trains on": f"{run['tokens']:,} tokens: {run['steps']:,} steps of {config['global_batch_tokens']:,}",
         "layout": f"{output.count(run['nodes'], 'node')} of {output.count(run['processes_per_node'], 'rank')}: {node}",
         "state": f"{output.size(state['total'])} on the fullest rank: {kinds}",
+        **predicted(run.get("planned", {})),
         "cluster": f"{has}, {output.count(there['gpus'], 'GPU')}" if there.get("known", True) else "unknown",
         "fits": "yes" if plan["fits"] else f"no: {problems}",
+    }
+
+
+def predicted(planned: dict[str, Any]) -> dict[str, str]:
+    """What the planner says of the run's GPUs; nothing where it knows none of them."""
+    if "forecast" not in planned:
+        return {"prediction": planned["refused"]} if planned else {}
+    layout, whole, memory = planned["layout"], planned["forecast"], planned["memory"]
+    mesh = ", ".join(f"{name} {size}" for name, size in layout.items() if isinstance(size, int) and size > 1)
+    bounds = f"{whole['low']:.3g} to {whole['high']:.3g}"
+    return {
+        "mesh": f"{mesh or 'one rank'}, recompute {layout['recompute']}",
+        "memory": f"{output.size(memory['peak'])} of each {planned['gpu']} at {memory['where']}",
+        "step": f"{whole['step_seconds']:.3g} s ({bounds}), {whole['tokens_per_second']:,.0f} tokens/s",
+        "takes": f"{whole['days']:.3g} days, {whole['gpu_hours']:,.0f} GPU-hours",
     }

@@ -42,6 +42,11 @@ class Machine(Protocol):
         ...
 
     @property
+    def gpu_type(self) -> str | None:
+        """What the cluster calls them; None where it does not say."""
+        ...
+
+    @property
     def largest(self) -> tuple[int, int, int] | None:
         """CPUs, bytes and GPUs of the largest node; None where nodes are not told apart."""
         ...

@@ -15,11 +15,13 @@ from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layout_on_machine
 from controlplane.domain.names import fingerprint
 from controlplane.domain.placement import Kind, Placement, Scheduling, given
+from controlplane.domain.planned import on_gpus, told
 from controlplane.domain.spec import SET_ELSEWHERE, RunSpec, short
 from controlplane.domain.storage import REMOTE, BadStorage, Place, place_of, uri_of
 from teragpt.config import Config, ConfigError
 from teragpt.config import resolve as resolve_config
 from teragpt.layout import misfits, state
+from teragpt.plan import Plan
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 RANK_GRACE_S = 120
@@ -37,8 +39,8 @@ class ResolvedRun:
     `folder` is the run folder as its user knows it; `config` holds paths as the pods see them, on `claims` that are
     mounted into each. `kind` is that of its objects for all its life: what is created again must be the same object.
     `secrets` are the variables that come from one; `command` is what pods run that do not train; `left_open` are
-    settings that only the trainer can know, since only pods see the data: `config` holds a guess. Fields with a default
-    may be absent in what an older version stored.
+    settings that only the trainer can know, since only pods see the data: `config` holds a guess. `planned` is what the
+    planner says of it, empty without known GPUs. Fields with a default may be absent in what an older version stored.
     """
 
     config: dict[str, Any]
@@ -61,6 +63,7 @@ class ResolvedRun:
     ttl_after_finish_s: int | None = None
     command: tuple[str, ...] = ()
     left_open: tuple[str, ...] = ()
+    planned: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def world_size(self) -> int:
@@ -88,7 +91,7 @@ class ResolvedRun:
     @property
     def spec_hash(self) -> str:
         """What tells this run's objects from another's of the same name."""
-        return fingerprint(self.to_json())
+        return fingerprint({name: value for name, value in self.to_json().items() if name != "planned"})
 
 
 def lay_out(
@@ -115,7 +118,9 @@ def lay_out(
     config = _config(spec, {name: place.path for name, place in places.items()}, vocabulary, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
-    layout = (layout_on_machine if shared_folders else layout_on_cluster)(spec.compute, machine, config)
+    layout, plan = on_gpus(spec, config, machine, layout_on_machine if shared_folders else layout_on_cluster)
+    if isinstance(plan, Plan):
+        config = dataclasses.replace(config, **plan.settings)
     if problems := list(_mesh_problems(config, layout, spec)):
         raise InvalidSpec(problems)
     bytes_of_state = state(config, layout.world_size)
@@ -137,6 +142,7 @@ def lay_out(
         secrets={one.name: one.secret_ref.model_dump() for one in spec.env if one.secret_ref is not None},
         pod_overrides=spec.pod_overrides,
         ttl_after_finish_s=spec.limits.ttl_after_finish_s,
+        planned=told(plan),
         left_open=() if shared_folders or not spec.data.uri or spec.train.keys() & READS else ("num_tokens",),
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from controlplane.clusters.base import Capacity, ClusterError
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.layout import misfits
+from controlplane.domain.planned import too_large
 from controlplane.domain.resolve import ResolvedRun, lay_out
 from controlplane.domain.spec import RunSpec
 from controlplane.domain.storage import within
@@ -60,7 +61,8 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> 
         kind=context.kind,
     )
     ensure_renderable(run)
-    return run, [*misfits(run.layout, spec, machine), *_bad_claims(context, spec, run)]
+    large = too_large(run.planned, run.state_bytes["total"], spec, machine)
+    return run, [*misfits(run.layout, spec, machine), *large, *_bad_claims(context, spec, run)]
 
 
 def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> ResolvedRun:

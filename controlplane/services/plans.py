@@ -10,6 +10,7 @@ from typing import Any, Literal
 from controlplane.clusters.base import ClusterError, Manifest, NameConflict, Rejected, Traits
 from controlplane.domain.errors import Problem
 from controlplane.domain.names import default_name, new_run_id, object_name
+from controlplane.domain.planned import REFUSED
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.resolve import sizes as table_of_sizes
 from controlplane.domain.spec import RunSpec
@@ -144,6 +145,8 @@ def _warnings(planned: Plan) -> Iterator[str]:
             total, free = layout.nodes * each, there[f"free_{name}"]
             if total > free:
                 yield f"it will wait: it needs {total:,} {unit}, and {free} of {there[name]} are free"
+    if planned.fits and (why := planned.resolved.planned.get(REFUSED)):
+        yield f"its GPUs may be too few: {why}"
     if not there["known"]:
         yield "the cluster does not show its nodes: whether it fits is not known"
     if layout.processes_per_node > layout.cpus_per_node >= 1:

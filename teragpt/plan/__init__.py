@@ -5,6 +5,17 @@
 
 from teragpt.activations import activation_bytes, micro_batch
 from teragpt.layout import State
-from teragpt.plan.planner import Budget, Plan, cluster_of, plan, sweep, within
+from teragpt.plan.planner import Budget, Plan, TooSmall, cluster_of, plan, sweep, within
 
-__all__ = ["Budget", "Plan", "State", "activation_bytes", "cluster_of", "micro_batch", "plan", "sweep", "within"]
+__all__ = [
+    "Budget",
+    "Plan",
+    "State",
+    "TooSmall",
+    "activation_bytes",
+    "cluster_of",
+    "micro_batch",
+    "plan",
+    "sweep",
+    "within",
+]

@@ -15,6 +15,7 @@ HOUR, DAY = 3600.0, 86_400.0
 GPU_HOURS_BETWEEN_FAILURES = 54 * 24 * 16_384 / 419
 # An asynchronous checkpoint of 16.4 GB stops one H100 for 0.38 s and is written in 2.6 s (docs/notebook.md).
 STALL_PER_BYTE, WRITE_PER_BYTE = 0.38 / 16.4e9, 2.6 / 16.4e9
+FEWEST_CHECKPOINTS = 10  # of a run, unless it says how many
 RESTART_SECONDS = 300.0  # an assumption, not a measurement: pods, imports, compilation, reading a checkpoint
 
 
@@ -67,7 +68,7 @@ def forecast(
     written = kinds["parameters"] + kinds["optimizer"]
     stall = STALL_PER_BYTE * written
     interval = min(max(daly(stall, between), WRITE_PER_BYTE * written, each), max(seconds, each))
-    steps = every or min(config.steps, max(1, round(interval / each)))
+    steps = every or max(1, min(config.steps // FEWEST_CHECKPOINTS, round(interval / each)))
     interval = steps * each
     failures = seconds / between
     lost = failures * (interval / 2 + RESTART_SECONDS) + seconds / interval * stall

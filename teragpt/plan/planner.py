@@ -29,6 +29,14 @@ CHOSEN = frozenset({*DIMENSIONS, "micro_batch", "recompute", "pipeline_schedule"
 ALONE, TOGETHER, ELSEWHERE = (0.95, 1.10), (0.95, 1.30), (0.85, 1.50)
 
 
+class TooSmall(ConfigError):
+    """Nothing fits the cluster; `enough` GPUs are the fewest on which something does, None where none ever are."""
+
+    def __init__(self, problem: Problem, enough: int | None) -> None:
+        super().__init__([problem])
+        self.enough = enough
+
+
 @dataclass(frozen=True)
 class Plan:
     """A layout for a run, its step and bytes, the next best, what the run takes. `config` has the layout's settings."""
@@ -148,7 +156,7 @@ def planned(
     numbers = [cluster.gpus] if exactly else counts(cluster.gpus, cluster.per_node)
     options = search.best(numbers)
     if not options:
-        raise ConfigError([too_small(search, numbers)])
+        raise too_small(search, numbers)
     best = options[0]
     every = config.checkpoint_every if "checkpoint_every" in settings else None
     bounds = ELSEWHERE if not speed.own else ALONE if best.cut.stages.ranks == 1 else TOGETHER
@@ -158,7 +166,7 @@ def planned(
     return Plan(replace(config, **chosen), cluster, best, others, whole, speed)
 
 
-def too_small(search: Search, numbers: list[int]) -> Problem:
+def too_small(search: Search, numbers: list[int]) -> TooSmall:
     """Why nothing fits, and the smallest cluster on which something does."""
     cluster, config = search.clock.cluster, search.config
     possible = [gpus for gpus in numbers if search.possible(gpus)]
@@ -167,7 +175,7 @@ def too_small(search: Search, numbers: list[int]) -> Problem:
     if not possible:
         pinned = ", ".join(f"{name} {getattr(config, name)}" for name in sorted(search.pinned)) or "these settings"
         detail = f"a number that {pinned} and {config.sequences:,} sequences a step can be cut over; {mend}"
-        return Problem("gpus", cluster.gpus, detail)
+        return TooSmall(Problem("gpus", cluster.gpus, detail), enough)
     least = min((search.least(gpus) for gpus in possible), key=lambda one: one.peak)
     kinds = {kind: taken for kind, taken in least.kinds.items() if kind != "left free"}
     most = max(kinds, key=lambda kind: kinds[kind])
@@ -175,7 +183,7 @@ def too_small(search: Search, numbers: list[int]) -> Problem:
         f"enough to hold {config.size}: the thriftiest layout takes {gib(least.peak)} of the {gib(least.limit)} that "
         f"may be used of a {cluster.device.label}, {gib(kinds[most])} of it {most}; {mend}"
     )
-    return Problem("gpus", cluster.gpus, detail)
+    return TooSmall(Problem("gpus", cluster.gpus, detail), enough)
 
 
 def loses(option: Option, best: Option) -> str:

@@ -28,6 +28,7 @@ class Unknown:
     cpus: int = 0
     memory: int = 0
     gpus: int = 0
+    gpu_type: str | None = None
     largest: tuple[int, int, int] | None = None
     known: bool = False
 

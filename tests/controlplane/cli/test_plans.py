@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from controlplane.cli import main
+from controlplane.cli.plans import predicted
+from teragpt.plan import cluster_of, plan
 
 
 def test_gpus_that_nobody_has_are_planned_for_without_a_control_plane(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,3 +69,12 @@ def test_a_machine_without_a_gpu_is_not_measured(tmp_path: Path, capsys: pytest.
     there.touch()
     assert main(["bench", "--calibrate", str(there)]) == 2
     assert "allowed: a file that is not there yet" in capsys.readouterr().err
+
+
+def test_a_runs_prediction_is_told_in_a_few_words() -> None:
+    told = predicted(plan({"size": "8b"}, cluster_of("h100", 16)).to_json())
+    assert told["mesh"].startswith("dp_replicate 2, dp_shard 8") or "dp_shard 16" in told["mesh"]
+    assert told["memory"].endswith("backward")
+    assert "GPU-hours" in told["takes"]
+    assert predicted({"refused": "too few"}) == {"prediction": "too few"}
+    assert predicted({}) == {}

@@ -22,6 +22,7 @@ class Nodes:
     cpus: int = 256
     memory: int = 4096 * GIB
     gpus: int = 32
+    gpu_type: str | None = None
     largest: tuple[int, int, int] | None = (64, 1024 * GIB, 8)
     known: bool = True
 

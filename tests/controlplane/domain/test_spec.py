@@ -39,6 +39,7 @@ class Machine:
     cpus: int = 2
     memory: int = 8 << 30
     gpus: int = 0
+    gpu_type: str | None = None
     largest: tuple[int, int, int] | None = None
     known: bool = True
 

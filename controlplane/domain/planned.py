@@ -1,0 +1,69 @@
+"""What the planner says of a run on the GPUs that it gets: the layout that nobody gave, its memory, its speed.
+
+A run without a GPU, on cards that nobody has described, or of somebody's own model is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from controlplane.domain.errors import Problem
+from controlplane.domain.layout import Layout, Machine
+from controlplane.domain.spec import Compute, RunSpec
+from teragpt.config import Config, ConfigError
+from teragpt.layout import OURS
+from teragpt.plan import Plan, TooSmall, cluster_of, plan
+from teragpt.plan.hardware import known
+
+ELSEWHERE = frozenset({"start_from", "tokenizer", "loader", "model"})  # settings that no step depends on
+WIDE = frozenset({"fp32", "fp64"})  # precisions of which nobody has measured a step
+REFUSED = "refused"
+Lay: TypeAlias = Callable[[Compute, Machine, Config], Layout]
+
+
+def on_gpus(spec: RunSpec, config: Config, machine: Machine, lay: Lay) -> tuple[Layout, Plan | ConfigError | None]:
+    """The pods of a run and the plan of all of their GPUs, or why there is none; None where there is nothing to plan.
+
+    Settings that were given stay as they are. Of a number of nodes that nobody gave, the fewest on which it fits.
+    """
+    compute = spec.compute
+    layout = lay(compute, machine, config)
+    found = _plan(spec, config, layout, machine)
+    if isinstance(found, TooSmall) and compute.nodes is None and found.enough and found.enough <= machine.gpus:
+        each = layout.gpus_per_node
+        compute = compute.model_copy(update={"nodes": -(-found.enough // each), "gpus_per_node": each})
+        found = _plan(spec, config, lay(compute, machine, config), machine)
+    if isinstance(found, Plan):  # what a node needs follows from the layout
+        layout = lay(compute, machine, replace(config, **found.settings))
+    return layout, found
+
+
+def _plan(spec: RunSpec, config: Config, layout: Layout, machine: Machine) -> Plan | ConfigError | None:
+    kind = known(spec.compute.gpu or machine.gpu_type)
+    whole = layout.gpus_per_node == layout.processes_per_node
+    if kind is None or not whole or config.model != OURS or config.precision in WIDE:
+        return None
+    settings = {name: value for name, value in spec.train.items() if name not in ELSEWHERE}
+    settings |= {"size": spec.size, "num_tokens": config.num_tokens}
+    if spec.checkpoint.every_steps is not None:
+        settings["checkpoint_every"] = spec.checkpoint.every_steps
+    try:
+        return plan(settings, cluster_of(kind.name, layout.world_size, nodes=layout.nodes), exactly=True)
+    except ConfigError as error:
+        return error
+
+
+def told(found: Plan | ConfigError | None) -> dict[str, Any]:
+    """As a run keeps it."""
+    if isinstance(found, ConfigError):
+        return {REFUSED: "; ".join(one.detail for one in found.problems)}
+    return found.to_json() if found else {}
+
+
+def too_large(planned: Mapping[str, Any], state: int, spec: RunSpec, machine: Machine) -> Iterator[Problem]:
+    """That a rank's exact state alone is more than its GPU has; what only may not fit is left to the trainer."""
+    kind = known(spec.compute.gpu or machine.gpu_type)
+    if REFUSED in planned and kind is not None and state > kind.memory:
+        yield Problem("/size", "does_not_fit", planned[REFUSED])

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+
+from controlplane.domain.planned import too_large
+from controlplane.domain.resolve import ResolvedRun, lay_out
+from controlplane.domain.spec import RunSpec, parse_spec
+from teragpt.config import Config
+from teragpt.layout import misfits
+from teragpt.plan import cluster_of, plan
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Cards:
+    """A cluster of nodes of eight GPUs."""
+
+    gpus: int = 64
+    gpu_type: str | None = "NVIDIA-H100-80GB-HBM3"
+    cpus: int = 4096
+    memory: int = 1 << 46
+    largest: tuple[int, int, int] | None = (128, 2048 * GIB, 8)
+    known: bool = True
+
+
+def laid(machine: Cards, **spec: Any) -> ResolvedRun:
+    return lay_out(asked(**spec), machine, "pvc://runs/x", shared_folders=False)
+
+
+def asked(**spec: Any) -> RunSpec:
+    return parse_spec({"size": "8b", "data": {"uri": "pvc://runs/books"}, **spec})
+
+
+def test_a_size_alone_gets_the_planners_layout_where_gpus_are_known() -> None:
+    run = laid(Cards())
+    best = plan({"size": "8b", "num_tokens": run.config["num_tokens"]}, cluster_of("h100", 8, nodes=1), exactly=True)
+    assert best.settings.items() <= run.config.items()
+    assert run.planned["forecast"]["days"] == best.forecast.days
+    assert run.planned["gpus_used"] == run.world_size == 8
+    assert ResolvedRun.from_json(run.to_json()) == run
+    assert not list(misfits(Config(**run.config), run.world_size))
+
+
+def test_a_size_that_one_node_cannot_hold_gets_the_fewest_nodes_that_do() -> None:
+    run = laid(Cards(gpus=512), size="70b")
+    assert run.layout.nodes > 1
+    assert run.planned["gpus_used"] == run.world_size == run.layout.nodes * 8
+    assert "refused" in laid(Cards(gpus=512), size="70b", compute={"nodes": 1}).planned
+
+
+def test_what_was_given_stays_and_the_rest_is_found() -> None:
+    given = {"tp": 2, "recompute": "full", "micro_batch": 2}
+    run = laid(Cards(), train=given, checkpoint={"every_steps": 123})
+    assert {**given, "checkpoint_every": 123}.items() <= run.config.items()
+    assert run.planned["layout"]["tp"] == 2
+
+
+@pytest.mark.parametrize(
+    ("machine", "spec"),
+    [
+        (Cards(gpu_type="NVIDIA-Unheard-Of"), {}),
+        (Cards(gpu_type=None), {}),
+        (Cards(), {"compute": {"gpus_per_node": 0, "nodes": 1}, "size": "124m"}),
+        (Cards(), {"train": {"precision": "fp32"}, "size": "124m"}),
+        (Cards(), {"train": {"model": "mine:Model"}, "size": "124m"}),
+        (Cards(), {"compute": {"gpus_per_node": 8, "processes_per_node": 2}, "size": "124m"}),
+    ],
+)
+def test_a_run_that_nobody_can_plan_is_as_it_was(machine: Cards, spec: dict[str, Any]) -> None:
+    run = laid(machine, **spec)
+    assert run.planned == {}
+    assert (run.config["tp"], run.config["pp"], run.config["dp_replicate"]) == (1, 1, 1)
+
+
+def test_state_that_is_more_than_the_gpus_have_is_refused_with_the_fewest_that_do() -> None:
+    few = Cards(gpus=8)
+    run = laid(few, size="175b")
+    (problem,) = too_large(run.planned, run.state_bytes["total"], asked(size="175b"), few)
+    assert problem.pointer == "/size"
+    assert "GPUs are the fewest that do" in problem.detail
+    ours = laid(few)
+    assert not list(too_large(ours.planned, ours.state_bytes["total"], asked(), few))
+
+
+def test_a_known_plan_costs_a_request_nothing() -> None:
+    first = laid(Cards())
+    start = time.process_time()
+    assert laid(Cards()) == first
+    assert time.process_time() - start <= 0.02  # of which the plan's part is microseconds
+
+
+def test_a_forecast_does_not_change_which_object_a_run_is() -> None:
+    run = laid(Cards())
+    assert dataclasses.replace(run, planned={}).spec_hash == run.spec_hash
