@@ -177,6 +177,10 @@ class Client:
         """How the run described by `request` (a run's spec) would be laid out and what it needs; nothing is created."""
         return self._json("POST", "/plans", json=request)
 
+    def measured(self, run: str) -> JsonObject:
+        """What was planned of the run and what its steps took: `{planned, measured, measured_over_planned, points}`."""
+        return self._json("GET", _path(run, "plan"))
+
     def create(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> Run:
         """Create a run. The same key with the same spec gives the same run; without one, each call makes a new run."""
         headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}

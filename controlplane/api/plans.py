@@ -9,9 +9,9 @@ from pydantic import Field
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem
-from controlplane.api.views import OBJECT, RUN_ID, Services, View
+from controlplane.api.views import OBJECT, RUN_ID, RunRef, Services, View
 from controlplane.domain.spec import RunSpec
-from controlplane.services import plans
+from controlplane.services import measured, plans
 
 router = APIRouter(tags=["plans"], route_class=JsonRoute)
 
@@ -162,3 +162,26 @@ class Preview(View):
 def preview(spec: RunSpec, context: Services) -> Preview:
     """Plan, object, per-pod environment and the cluster's own word on a run that is not created."""
     return Preview.of(plans.preview(context, spec))
+
+
+class Comparison(View):
+    """A run's plan beside its steps."""
+
+    planned: dict[str, float] = Field(
+        description="tokens_per_second, step_seconds, mfu and peak_memory as planned; empty without known GPUs.",
+        examples=[{"tokens_per_second": 66840.0, "step_seconds": 1.96, "mfu": 0.53, "peak_memory": 68e9}],
+    )
+    measured: dict[str, float] = Field(
+        description="The same, as reported: medians without each attempt's first point; of memory rank 0's most.",
+        examples=[{"tokens_per_second": 61200.0, "step_seconds": 2.14, "mfu": 0.485, "peak_memory": 66e9}],
+    )
+    measured_over_planned: dict[str, float] = Field(
+        description="What was measured over what was planned.", examples=[{"step_seconds": 1.09, "peak_memory": 0.97}]
+    )
+    points: int = Field(description="Points that were measured.", examples=[199])
+
+
+@router.get("/runs/{run}/plan", summary="Compare a run with its plan")
+def compare(run: RunRef, context: Services) -> Comparison:
+    """What was planned and what its steps took, as far as it got."""
+    return Comparison.model_validate(vars(measured.compared(context, run)))

@@ -1,4 +1,4 @@
-"""`sizes`, `plan`, `bench`: what can be trained, and what that takes, on the cluster or on GPUs that nobody has yet.
+"""`sizes`, `plan`, `measured`, `bench`: what can be trained, and what that takes, here or on GPUs that nobody has.
 
 The second needs no control plane: the planner is a part of the trainer's package that needs no torch.
 """
@@ -16,7 +16,7 @@ import typer
 from controlplane.cli import output
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
-from controlplane.cli.options import All, Context, Json, Url
+from controlplane.cli.options import All, Context, Json, RunName, Url
 from controlplane.cli.runs import some, train
 from controlplane.cli.trainer import trainer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from teragpt.plan import Plan
 
 commands = typer.Typer()
+NUMBERS = ("step_seconds", "tokens_per_second", "mfu", "peak_memory")
 GPU = "h100"  # what a number of GPUs is of, unless they are named
 
 
@@ -100,6 +101,21 @@ def plan(
     if everything:
         print()
         output.details(found["resolved"]["config"])
+
+
+@commands.command()
+def measured(run: RunName, json: Json = False, url: Url = None, context: Context = None) -> None:
+    """Show what a run's steps took beside what was planned."""
+    with connect(url, context) as client:
+        found = client.measured(run)
+    if json:
+        output.json(found)
+        return
+    parts = (found["planned"], found["measured"], found["measured_over_planned"])
+    names = [name for name in NUMBERS if any(name in part for part in parts)]
+    rows = [[name, *(part.get(name) for part in parts)] for name in names]
+    output.table(["number", "planned", "measured", "measured / planned"], rows, right=["planned", "measured"])
+    print(f"over {output.count(found['points'], 'point')}")
 
 
 @commands.command()
