@@ -241,6 +241,13 @@ class Client:
                 raise ApiError(_problem(reply))
             yield from reply.iter_bytes(1 << 20)
 
+    def notifications(
+        self, *, run: str | None = None, state: str | None = None, limit: int | None = None
+    ) -> list[JsonObject]:
+        """The newest notifications: which event of which run was told to whom, and what was answered."""
+        query = {"run": run, "state": state, "limit": limit}
+        return cast("list[JsonObject]", self._json("GET", "/notifications", params=query)["items"])
+
     def store(self) -> JsonObject:
         """The store: `{database, revision, bytes, reclaimable_bytes, runs}`."""
         return self._json("GET", "/store")

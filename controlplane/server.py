@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from controlplane.api.telemetry import Measurements
     from controlplane.clusters.base import Cluster
+    from controlplane.domain.destinations import Destination
     from controlplane.services.context import Context
     from controlplane.store.store import Ledger
 
@@ -148,7 +149,21 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
                 queue=runs.queue,
                 storage=runs.storage,
                 defaults=defaults,
+                destinations=destinations_of(settings.notifications),
             )
+
+
+def destinations_of(file: str) -> list[Destination]:
+    """Where notifications go. Raises StartError."""
+    from controlplane.domain.destinations import parse_destinations
+
+    try:
+        given = json.loads(Path(file).read_text("utf-8")) if file else {"destinations": []}
+        return parse_destinations(given)
+    except (OSError, ValueError) as error:
+        raise StartError(f"--notifications: {file} is no readable JSON ({error})") from None
+    except InvalidSpec as error:
+        raise StartError(f"--notifications: {file}: {error}") from None
 
 
 def cluster_of(settings: Settings, ledger: Ledger, installation: str) -> Cluster:
@@ -214,6 +229,7 @@ def executing(context: Context, ledger: Ledger, settings: Settings) -> AbstractC
 @contextmanager
 def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements: Measurements) -> Generator[None]:
     """The reconciler's thread at work; its looks are measured."""
+    from controlplane.reconcile.notifier import Notifier
     from controlplane.reconcile.outbox import Site
     from controlplane.reconcile.packer import Packer
     from controlplane.reconcile.reconciler import Reconciler
@@ -225,11 +241,14 @@ def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements
 
     reconciler = Measured(ledger, cluster, site=Site(context.url, context.image, context.queue))
     packer = Packer(ledger)
+    notifier = Notifier(ledger, context.destinations, context.url)
     reconciler.start()
     packer.start()
+    notifier.start()
     try:
         yield
     finally:
+        notifier.stop()
         packer.stop()
         reconciler.stop()
 

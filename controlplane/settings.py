@@ -277,6 +277,9 @@ class Settings:
     database: Database = Database()
     streams: Streams = Streams()
     execution: Execution = Execution()
+    notifications: str = option(
+        "", "JSON file with the destinations of notifications (docs/notifications.md); none unless given.", file
+    )
     require_token: bool = option(
         default=False, help="Ask every caller for the token in the home's file `token`.", read=switch
     )

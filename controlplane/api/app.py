@@ -21,6 +21,7 @@ from controlplane.api import (
     health,
     logs,
     metrics,
+    notifications,
     plans,
     problems,
     runs,
@@ -35,7 +36,7 @@ from controlplane.services import state
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
-NOUNS = (runs, tasks, attempts, explanations, events, logs, metrics, sizes, plans, clusters, store, health)
+NOUNS = (runs, tasks, attempts, explanations, events, logs, metrics, sizes, plans, clusters, notifications, store, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},
     "5XX": {"model": problems.Problem, "description": "The control plane could not answer."},

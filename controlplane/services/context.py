@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from controlplane.clusters.base import Cluster, Kind
 from controlplane.domain.defaults import RunDefaults
+from controlplane.domain.destinations import Destination
 from controlplane.store.store import Store
 from controlplane.submission import IMAGE
 
@@ -18,7 +19,8 @@ from controlplane.submission import IMAGE
 class Context:
     """`home` is the data folder, `url` the control plane's as pods reach it, `clock` seconds since the epoch.
 
-    `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else.
+    `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else, and
+    `destinations` those of its notifications.
     """
 
     store: Store
@@ -30,4 +32,5 @@ class Context:
     queue: str = ""
     storage: str = ""
     defaults: RunDefaults = field(default_factory=RunDefaults)
+    destinations: Sequence[Destination] = ()
     clock: Callable[[], float] = time.time

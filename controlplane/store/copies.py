@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from controlplane.domain.errors import NewerStore, NotRestored, StoreUnavailable
-from controlplane.faults import fault
 from controlplane.store.folder import DataFolder
 from controlplane.store.migrate import revisions
 
@@ -28,7 +27,6 @@ def copy(database: Path, target: Path) -> None:
     try:
         with _gone_if_broken(draft):
             _copy(database, draft)
-            fault("copy written")
             os.link(draft, target)  # fails where it is there, as a rename does not
         draft.unlink()
         _sync(target.parent)

@@ -16,7 +16,6 @@ from sqlalchemy import delete, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from controlplane.domain.phases import TERMINAL
-from controlplane.faults import fault
 from controlplane.store.packed import pack, unpack
 from controlplane.store.tables import MetricBlock, MetricPoint, MetricTier, Run
 from controlplane.store.writer import Transaction
@@ -114,7 +113,6 @@ def replace(transaction: Transaction, block: MetricBlock) -> None:
     transaction.session.execute(delete(MetricTier).where(MetricTier.run_id == block.run_id))
     transaction.session.add(MetricBlock(**{name: getattr(block, name) for name in COLUMNS}))
     transaction.session.flush()
-    fault("points packed")
 
 
 def long(session: Session, run_id: str) -> bool:

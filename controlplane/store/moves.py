@@ -11,11 +11,12 @@ from typing import Any
 
 from sqlalchemy import delete, select, update
 
+from controlplane.domain.destinations import ANNOUNCED
 from controlplane.domain.errors import NotFound
 from controlplane.domain.names import object_name, token_hash
 from controlplane.domain.phases import Transition
 from controlplane.faults import fault
-from controlplane.store.tables import Attempt, Event, Outbox, Run
+from controlplane.store.tables import Attempt, Event, Notice, Outbox, Run
 from controlplane.store.writer import Transaction
 
 CREATE, DELETE = "create", "delete"
@@ -68,20 +69,24 @@ def move(
             "reason": reason,
             "transition": transition.number,
         }
-        add_event(transaction, run_id, "phase", told, now, data=data)
+        seq = add_event(transaction, run_id, "phase", told, now, data=data)
+        if transition.target in ANNOUNCED and transition.target != before.phase:
+            session.add(Notice(run_id=run_id, seq=seq))
+            session.flush()
     return changed
 
 
 def add_event(
     transaction: Transaction, run_id: str, kind: str, message: str, now: float, *, data: dict[str, Any] | None = None
-) -> None:
-    """Add an event with the run's next number, and tell the run's listeners after the commit."""
+) -> int:
+    """Add an event with the run's next number, which is returned, and tell the run's listeners after the commit."""
     session = transaction.session
     session.execute(update(Run).where(Run.id == run_id).values(last_event=Run.last_event + 1))
     seq, attempt = session.execute(select(Run.last_event, Run.attempt).where(Run.id == run_id)).one()
     session.add(Event(run_id=run_id, seq=seq, time=now, kind=kind, attempt=attempt, message=message, data=data or {}))
     session.flush()
     transaction.touched.add(run_id)
+    return int(seq)
 
 
 def add_attempt(

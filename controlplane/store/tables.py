@@ -256,3 +256,28 @@ class MetricTier(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Notice(Base):
+    """An event of which destinations are to hear; gone once there is a delivery for each that wants it."""
+
+    __tablename__ = "notices"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Delivery(Base):
+    """An event that is told to one destination: `waiting` until `due_at`, `delivered`, or `given up`."""
+
+    __tablename__ = "deliveries"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    destination: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    tries: Mapped[int]
+    due_at: Mapped[float | None] = mapped_column(index=True)
+    answer: Mapped[str | None] = mapped_column(prose())
+    created_at: Mapped[float] = mapped_column(index=True)
+    finished_at: Mapped[float | None]

@@ -1,0 +1,34 @@
+"""Destinations that cannot be used are named before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controlplane.domain.destinations import parse_destinations
+from controlplane.domain.errors import InvalidSpec
+
+GOOD = {"name": "ops", "url": "https://ops.example.com/hook"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([{**GOOD, "url": "ftp://x"}], "/destinations/0/url"),
+        ([{"name": "ops"}], "one of url and command"),
+        ([{**GOOD, "command": ["x"]}], "one of url and command"),
+        ([{**GOOD, "phases": ["queued"]}], "/destinations/0/phases/0"),
+        ([{**GOOD, "secret": "short"}], "/destinations/0/secret"),
+        ([{**GOOD, "pasword": "x"}], "/destinations/0/pasword"),
+        ([{**GOOD, "name": "Ops Team"}], "/destinations/0/name"),
+        ([GOOD, GOOD], "a name of its own"),
+    ],
+)
+def test_a_bad_destination_is_refused(given: list[dict[str, Any]], told: str) -> None:
+    with pytest.raises(InvalidSpec, match=told):
+        parse_destinations({"destinations": given})
+
+
+def test_an_empty_list_is_allowed() -> None:
+    assert parse_destinations({"destinations": []}) == []
