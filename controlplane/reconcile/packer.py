@@ -63,7 +63,7 @@ class Packer:
             self._refused.add(run_id)
             return
         with self._ledger.read() as session:
-            if not history.next_points(session, run_id) and history.long(session, run_id):
+            if not history.in_rows(session, run_id) and history.long(session, run_id):
                 self._undrawn = [*(self._undrawn or []), run_id]
 
     def _draw(self, run_id: str) -> None:

@@ -115,6 +115,11 @@ def replace(transaction: Transaction, block: MetricBlock) -> None:
     transaction.session.flush()
 
 
+def in_rows(session: Session, run_id: str) -> bool:
+    """Whether any of the run's points is not packed."""
+    return session.scalar(select(MetricPoint.seq).where(MetricPoint.run_id == run_id).limit(1)) is not None
+
+
 def long(session: Session, run_id: str) -> bool:
     """Whether drawing the run's packed curve whole would take too long."""
     return (session.scalar(select(func.sum(MetricBlock.points)).where(MetricBlock.run_id == run_id)) or 0) > DRAWN
@@ -144,7 +149,7 @@ def tiers_of(session: Session, run_id: str) -> list[MetricTier]:
 
 def drawn(session: Session, run_id: str, keys: Collection[str], stretches: int) -> list[dict[str, Any]] | None:
     """The points of a long curve from which it can be drawn in so many stretches; None where it must be read whole."""
-    if stretches > STRETCHES or session.scalar(select(MetricPoint.seq).where(MetricPoint.run_id == run_id).limit(1)):
+    if stretches > STRETCHES or in_rows(session, run_id):
         return None
     tiers = session.scalars(select(MetricTier.data).where(MetricTier.run_id == run_id, MetricTier.key.in_(keys))).all()
     if not tiers:

@@ -234,6 +234,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
         "runs": {"queue": "q", "defaults": defaults},
         "database": {"existingSecret": "database"},
         "auth": {"existingSecret": "access"},
+        "notifications": {"existingSecret": "destinations"},
     }
     given = environment(chosen)
     missing = set(names.values()) - own - given.keys()
