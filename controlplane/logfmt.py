@@ -5,14 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+,")
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
+_about: ContextVar[Mapping[str, object]] = ContextVar("about", default={})  # noqa: B039 - nobody changes it
+
+
+@contextmanager
+def about(**fields: object) -> Generator[None]:
+    """Put these fields into every line that is logged meanwhile in this context: of which request, of which run."""
+    token = _about.set({**_about.get(), **fields})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
 
 class Logfmt(logging.Formatter):
-    """Time, level, logger and message, then whatever was given as `extra`; a traceback stays within its line."""
+    """Time, level, logger and message, what it is about, and what `extra` gave; a traceback stays within its line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's line."""
@@ -21,6 +36,7 @@ class Logfmt(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "msg": record.getMessage(),
+            **_about.get(),
             **{name: value for name, value in vars(record).items() if name not in STANDARD},
         }
         if record.exc_info:

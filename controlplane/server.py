@@ -236,7 +236,7 @@ def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements
 
     class Measured(Reconciler):
         def step(self) -> bool:
-            with measurements.reconcile.time():
+            with measurements.look():
                 return super().step()
 
     reconciler = Measured(ledger, cluster, site=Site(context.url, context.image, context.queue))
@@ -251,6 +251,7 @@ def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements
         notifier.stop()
         packer.stop()
         reconciler.stop()
+        measurements.rests()
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:

@@ -65,6 +65,9 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     app.state.measurements = Measurements(
         phases=lambda: state.runs_by_phase(context),
         outbox=lambda: state.outbox_length(context),
+        outbox_age=lambda: state.outbox_age(context),
+        notifications=lambda: state.notifications_by_state(context),
+        watch_restarts=state.watch_restarts,
         streams=lambda: hub.open,
     )
     problems.install(app)

@@ -10,17 +10,19 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlplane.api.problems import Refusal, render
 from controlplane.domain.errors import StoreError
+from controlplane.logfmt import about
 
 log = logging.getLogger("controlplane.http")
 
@@ -34,12 +36,23 @@ Gauges = Callable[[], Mapping[str, float]]
 class Measurements:
     """The registry of one process's measurements.
 
-    `phases` counts runs by phase, `outbox` objects that wait for the cluster, `streams` open streams; they are asked
-    when the page is. What is stored is left out while the store does not answer.
+    `phases` counts runs by phase, `outbox` objects that wait for the cluster, the longest for `outbox_age` seconds,
+    `notifications` those by state, `watch_restarts` by watch, `streams` open streams; they are asked when the page is.
+    What is stored is left out while the store does not answer.
     """
 
-    def __init__(self, phases: Gauges, outbox: Callable[[], float], streams: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        phases: Gauges,
+        outbox: Callable[[], float],
+        outbox_age: Callable[[], float],
+        notifications: Gauges,
+        watch_restarts: Gauges,
+        streams: Callable[[], float],
+    ) -> None:
         self.registry = CollectorRegistry()
+        self._looked_at: float | None = None
         self.requests = Counter(
             "teragpt_http_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
         )
@@ -50,10 +63,34 @@ class Measurements:
             "teragpt_reconcile_seconds", "Seconds of one look at everything that lives.", registry=self.registry
         )
         Gauge("teragpt_http_streams", "Event streams now open.", registry=self.registry).set_function(streams)
-        self.registry.register(
-            _Stored("teragpt_outbox_rows", "Objects to be made or ended.", None, lambda: {"": outbox()})
-        )
-        self.registry.register(_Stored("teragpt_runs", "Runs by phase.", "phase", phases))
+        for found in (
+            _Asked("teragpt_outbox_rows", "Objects to be made or ended.", None, lambda: {"": outbox()}),
+            _Asked(
+                "teragpt_outbox_age_seconds", "Since when the first of them is due.", None, lambda: {"": outbox_age()}
+            ),
+            _Asked("teragpt_runs", "Runs by phase.", "phase", phases),
+            _Asked("teragpt_notifications", "Notifications of 30 days by state.", "state", notifications),
+            _Asked("teragpt_reconcile_lag_seconds", "Since the last look that was finished.", None, self._lag),
+            _Asked("teragpt_watch_restarts", "Watches begun anew.", "watch", watch_restarts, CounterMetricFamily),
+        ):
+            self.registry.register(found)
+
+    @contextmanager
+    def look(self) -> Generator[None]:
+        """Around one look of the reconciler."""
+        if self._looked_at is None:
+            self._looked_at = time.monotonic()
+        with self.reconcile.time():
+            yield
+        self._looked_at = time.monotonic()
+
+    def rests(self) -> None:
+        """This process does not reconcile any more."""
+        self._looked_at = None
+
+    def _lag(self) -> dict[str, float]:
+        """None where this process does not reconcile."""
+        return {} if self._looked_at is None else {"": time.monotonic() - self._looked_at}
 
     def leads(self, leads: Callable[[], bool]) -> None:
         """Show whether this process leads, where one of several does."""
@@ -65,19 +102,26 @@ class Measurements:
         return generate_latest(self.registry)
 
 
-class _Stored(Collector):
-    """A gauge of one label at most, read from the store when it is asked for."""
+class _Asked(Collector):
+    """A measurement of one label at most, read when it is asked for."""
 
-    def __init__(self, name: str, help: str, label: str | None, read: Gauges) -> None:
-        self.name, self.help, self.labels, self.read = name, help, [label] if label else [], read
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        label: str | None,
+        read: Gauges,
+        family: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily,
+    ) -> None:
+        self.name, self.help, self.labels, self.read, self.family = name, help, [label] if label else [], read, family
 
     def describe(self) -> Iterable[Metric]:
         """Its name alone, so that registering it reads nothing."""
-        return [GaugeMetricFamily(self.name, self.help, labels=self.labels)]
+        return [self.family(self.name, self.help, labels=self.labels)]
 
     def collect(self) -> Iterable[Metric]:
         """Its values."""
-        family = GaugeMetricFamily(self.name, self.help, labels=self.labels)
+        family = self.family(self.name, self.help, labels=self.labels)
         try:
             values = self.read()
         except StoreError:
@@ -111,15 +155,16 @@ class Telemetry:
                 status, streams = message["status"], headers.get("content-type", "").startswith("text/event-stream")
             await send(message)
 
-        try:
-            await self.app(scope, receive, named)
-        except Exception:
-            log.exception("request failed", extra={"request": scope["request_id"], "path": scope["path"]})
-            if not status:
-                refusal = Refusal("internal", "see the server's log for the request's id")
-                await render(refusal, scope)(scope, receive, named)
-        finally:
-            self._record(scope, status, time.perf_counter() - start, streams=streams)
+        with about(request=scope["request_id"]):
+            try:
+                await self.app(scope, receive, named)
+            except Exception:
+                log.exception("request failed", extra={"request": scope["request_id"], "path": scope["path"]})
+                if not status:
+                    refusal = Refusal("internal", "see the server's log for the request's id")
+                    await render(refusal, scope)(scope, receive, named)
+            finally:
+                self._record(scope, status, time.perf_counter() - start, streams=streams)
 
     def _record(self, scope: Scope, status: int, seconds: float, *, streams: bool) -> None:
         route = getattr(scope.get("route"), "path", "(none)")
@@ -130,4 +175,5 @@ class Telemetry:
         quiet = read or (scope["method"], route) in QUIET
         level = logging.DEBUG if quiet else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
-        log.log(level, "request", extra={**fields, "request": scope["request_id"]})
+        run = scope.get("path_params", {}).get("run")
+        log.log(level, "request", extra={**fields, **({"run": run} if run else {}), "request": scope["request_id"]})

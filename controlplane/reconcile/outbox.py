@@ -17,6 +17,7 @@ from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavaila
 from controlplane.domain.phases import REFUSED, SUBMIT, SUBMITTED, UNREACHABLE, Desired
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.faults import fault
+from controlplane.logfmt import about
 from controlplane.reconcile.line import Line
 from controlplane.reconcile.pace import Pace
 from controlplane.render import render, secret_of
@@ -71,7 +72,8 @@ class Worker:
         leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
         fault("rows leased")
         for row in leased:
-            self._create(row, now) if row.op == CREATE else self._delete(row, now)
+            with about(run=row.run_id, attempt=row.attempt):
+                self._create(row, now) if row.op == CREATE else self._delete(row, now)
         return len(leased) == BATCH
 
     def _lease(self, transaction: Transaction, rows: list[Outbox], now: float) -> list[Outbox]:

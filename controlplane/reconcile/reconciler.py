@@ -18,6 +18,7 @@ from controlplane.clusters.base import Cluster, ClusterError, ObservedJob
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
 from controlplane.faults import fault
+from controlplane.logfmt import about
 from controlplane.reconcile.apply import apply
 from controlplane.reconcile.decide import Look, decide
 from controlplane.reconcile.listener import Listener
@@ -140,12 +141,13 @@ class Reconciler:
 
     def _reconcile_one(self, run: Run, attempt: Attempt, job: ObservedJob | None) -> None:
         """One run's trouble is not another's; the store's is everyone's."""
-        try:
-            self._reconcile(run, attempt, job)
-        except StoreError:
-            raise
-        except Exception:
-            log.exception("run %s could not be reconciled; the next look tries again", run.id)
+        with about(run=run.id, attempt=attempt.number):
+            try:
+                self._reconcile(run, attempt, job)
+            except StoreError:
+                raise
+            except Exception:
+                log.exception("it could not be reconciled; the next look tries again")
 
     def _reconcile(self, run: Run, attempt: Attempt, job: ObservedJob | None) -> None:
         """Decide about a run until nothing is left to decide on this observation."""

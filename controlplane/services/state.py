@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from controlplane.clusters.base import Capacity, Check, ClusterError, Kind
+from controlplane.clusters.watches import RESTARTS
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import Phase
 from controlplane.services.context import Context
 from controlplane.services.ground import capacity_of, storage_of
 from controlplane.store.leadership import holder
-from controlplane.store.tables import Outbox, Run
+from controlplane.store.tables import Delivery, Outbox, Run
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,25 @@ def outbox_length(context: Context) -> int:
     """How many objects wait to be made or ended."""
     with context.store.read() as session:
         return session.scalar(select(func.count()).select_from(Outbox)) or 0
+
+
+def outbox_age(context: Context) -> float:
+    """For how many seconds the outbox's longest waiting row has been due; 0 where none is."""
+    with context.store.read() as session:
+        oldest = session.scalar(select(func.min(Outbox.due_at)))
+    return 0.0 if oldest is None else max(0.0, context.clock() - oldest)
+
+
+def notifications_by_state(context: Context) -> dict[str, int]:
+    """How many notifications of the last 30 days are in each state; every state is there."""
+    with context.store.read() as session:
+        counted = session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)).all()
+    return {"waiting": 0, "delivered": 0, "given up": 0} | {state: count for state, count in counted}  # noqa: C416 - as above
+
+
+def watch_restarts() -> dict[str, int]:
+    """How often this process began each watch of the cluster anew."""
+    return RESTARTS.counts()
 
 
 def _store(context: Context) -> Component:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from controlplane.logfmt import Logfmt, configure
+from controlplane.logfmt import Logfmt, about, configure
 
 
 def line(message: str, **extra: object) -> str:
@@ -29,6 +29,12 @@ def test_values_that_would_blur_the_pairs_are_quoted(value: str) -> None:
 
 def test_plain_values_stand_bare() -> None:
     assert line("m", path="/v1/runs", ms=1.5).endswith(" path=/v1/runs ms=1.5")
+
+
+def test_a_line_says_what_it_is_about_within_and_no_longer_than_that() -> None:
+    with about(run="run_1"), about(attempt=2):
+        assert line("m", to="x").endswith("msg=m run=run_1 attempt=2 to=x")
+    assert line("m").endswith("msg=m")
 
 
 def test_a_traceback_stays_within_the_line() -> None:

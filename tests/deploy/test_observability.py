@@ -29,10 +29,18 @@ def expressions() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def samples() -> dict[str, set[str]]:
     """The measurements of a control plane by name, with the names of their labels."""
-    measurements = Measurements(phases=lambda: {str(phase): 0 for phase in Phase}, outbox=lambda: 0, streams=lambda: 0)
+    measurements = Measurements(
+        phases=lambda: {str(phase): 0 for phase in Phase},
+        outbox=lambda: 0,
+        outbox_age=lambda: 0,
+        notifications=lambda: dict.fromkeys(("waiting", "delivered", "given up"), 0),
+        watch_restarts=lambda: {"/api/v1/pods": 0},
+        streams=lambda: 0,
+    )
     measurements.requests.labels("GET", "/runs", "200").inc()
     measurements.seconds.labels("/runs").observe(0.1)
-    measurements.reconcile.observe(0.1)
+    with measurements.look():
+        pass
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(measurements.page().decode()):
         for sample in family.samples:

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from controlplane.clusters.base import Unavailable
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Stream, Trouble
+from controlplane.clusters.watches import RESTARTS
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -121,6 +122,7 @@ class Informer(Generic[T]):
                     self._list()
                 self._watch()
             except Relist:
+                RESTARTS.add(self.path)
                 self._version = ""
                 self._stopping.wait(BACKOFF_S[0] * random.uniform(0.5, 1.0))
             except (Trouble, Refused) as error:
@@ -133,6 +135,7 @@ class Informer(Generic[T]):
     def _failed(self, error: Exception) -> None:
         if self._stopping.is_set():
             return
+        RESTARTS.add(self.path)
         if isinstance(error, Refused):
             self.status = error.status
             self._version = "" if error.status == GONE else self._version
