@@ -16,93 +16,31 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypedDict, cast
+from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
 
-TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+from controlplane.replies import TERMINAL, Attempt, Event, JsonObject, Point, Progress, Run
+
+__all__ = [
+    "TERMINAL",
+    "ApiError",
+    "Attempt",
+    "Client",
+    "ClientError",
+    "Event",
+    "JsonObject",
+    "Point",
+    "Progress",
+    "Run",
+    "ServerEvent",
+    "Unreachable",
+    "parse_events",
+]
 PAGE = 100  # runs fetched at once
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0  # between reconnections of a stream
 HEARTBEATS_MISSED_S = 45.0  # the server pings every 15 s; a stream silent for longer is dead
-
-JsonObject = dict[str, Any]
-
-
-class Progress(TypedDict):
-    """How far a run is: the newest point of its curve."""
-
-    step: int
-    steps: int
-    loss: float | None
-    val_loss: float | None
-    tokens_per_s: float | None
-    eta_s: float | None
-    mfu: float | None
-    memory_bytes: int | None
-    time: float | None
-
-
-class Run(TypedDict):
-    """A run as the API shows it. `resolved["config"]` holds every setting of the trainer, given or derived."""
-
-    id: str
-    name: str
-    phase: str
-    desired: str
-    reason: str | None
-    message: str | None
-    attempt: int
-    size: str
-    spec: JsonObject
-    resolved: JsonObject
-    progress: Progress | None
-    kubernetes: JsonObject
-    folder: str
-    labels: dict[str, str]
-    restarts: int
-    checkpoint_step: int | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    retry_of: str | None
-    links: dict[str, str]
-
-
-class Attempt(TypedDict):
-    """One execution of a run on a cluster. From `reason` to `last_lines` it tells of the rank that failed first."""
-
-    attempt: int
-    name: str
-    uid: str | None
-    phase: str
-    charged: bool | None
-    reason: str | None
-    message: str | None
-    rank: int | None
-    exit_code: int | None
-    signal: str | None
-    step: int | None
-    last_lines: list[str]
-    pods: list[JsonObject]
-    resumed_from: int | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-
-
-class Event(TypedDict):
-    """Something that happened to a run. `seq` grows by one with each event of the run."""
-
-    seq: int
-    time: str
-    kind: str
-    attempt: int | None
-    message: str
-    data: JsonObject
-
-
-Point = dict[str, Any]  # seq, step, time, loss, lr, grad_norm, tokens_per_s, ..., attempt; val_loss on evaluation
 
 
 class ClientError(Exception):
@@ -191,13 +129,33 @@ class Client:
         return self._json("POST", "/runs:preview", json=spec)
 
     def runs(
-        self, *, phase: Sequence[str] = (), label: Sequence[str] = (), q: str | None = None, limit: int | None = None
+        self,
+        *,
+        phase: Sequence[str] = (),
+        size: Sequence[str] = (),
+        label: Sequence[str] = (),
+        q: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        pinned: bool | None = None,
+        limit: int | None = None,
     ) -> Iterator[Run]:
-        """Runs, newest first, page by page; at most `limit`. `label` holds `key=value`, `q` is part of a name or id."""
-        query: JsonObject = {"phase": list(phase), "label": list(label), "q": q}
+        """Runs, newest first, page by page; at most `limit`. Every condition that is given holds.
+
+        `label` holds `key=value`; `q` words that are part of a name or a label, or the start of an id; `since` and
+        `until` are ISO 8601 moments with their zone.
+        """
+        query: JsonObject = {"phase": list(phase), "size": list(size), "label": list(label), "q": q}
+        return self._pages("/runs", {**query, "since": since, "until": until, "pinned": pinned}, limit)
+
+    def deleted(self, *, q: str | None = None, limit: int | None = None) -> Iterator[Run]:
+        """Runs that were deleted and not purged, as `runs`."""
+        return self._pages("/deleted", {"q": q}, limit)
+
+    def _pages(self, path: str, query: JsonObject, limit: int | None) -> Iterator[Run]:
         left, cursor = limit, None
         while left is None or left > 0:
-            page = self._json("GET", "/runs", params={**query, "cursor": cursor, "limit": min(left or PAGE, PAGE)})
+            page = self._json("GET", path, params={**query, "cursor": cursor, "limit": min(left or PAGE, PAGE)})
             yield from cast("list[Run]", page["items"])
             cursor = page["next_cursor"]
             left = left and left - len(page["items"])
@@ -219,6 +177,42 @@ class Client:
     def resume(self, run: str) -> Run:
         """Let a suspended run go on."""
         return cast("Run", self._json("POST", _path(run, "resume")))
+
+    def change(self, run: str, changes: Mapping[str, Any], *, revision: int | None = None) -> Run:
+        """Change labels, notes, `pinned`, limits or priority (a merge patch of them).
+
+        With the `revision` that the caller has seen, nothing is changed where somebody else was first (ApiError 412).
+        """
+        return cast("Run", self._json("PATCH", _path(run), json=changes, headers=_match(revision)))
+
+    def delete(self, run: str, *, revision: int | None = None) -> None:
+        """Hide a run that has ended; `restore_run` shows it again."""
+        self._send("DELETE", _path(run), headers=_match(revision))
+
+    def restore_run(self, run: str) -> Run:
+        """Show a deleted run, by its id, again."""
+        return cast("Run", self._json("POST", f"/deleted/{quote(run, safe='')}/restore"))
+
+    def remains(self, run: str) -> JsonObject:
+        """What a purge of a deleted run, by its id, would remove for good."""
+        return self._json("GET", f"/deleted/{quote(run, safe='')}")
+
+    def purge(self, run: str) -> JsonObject:
+        """Remove a deleted run, by its id, for good; what went."""
+        return self._json("DELETE", f"/deleted/{quote(run, safe='')}")
+
+    def clone(self, run: str, overrides: Mapping[str, Any], idempotency_key: str | None = None) -> Run:
+        """A new run with another's spec, changed by a merge patch; keys as in `create`."""
+        headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
+        return cast("Run", self._json("POST", _path(run, "clone"), json=overrides, headers=headers))
+
+    def checkpoints(self, run: str) -> JsonObject:
+        """The run's checkpoints: `items`, oldest first, and whether the folder was `seen`."""
+        return self._json("GET", _path(run, "checkpoints"))
+
+    def usage(self, by: str = "user", *, since: str | None = None, until: str | None = None) -> JsonObject:
+        """GPU-hours and CPU-core-hours by `user`, `size` or `label:KEY`, between two ISO 8601 moments."""
+        return self._json("GET", "/usage", params={"by": by, "since": since, "until": until})
 
     def task(self, run: str, body: Mapping[str, Any]) -> Run:
         """Have something done with a trained model where its folder is; the run that does it."""
@@ -395,6 +389,10 @@ def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
 
 def _path(run: str, *parts: str) -> str:
     return "/".join(("/runs", quote(run, safe=""), *parts))
+
+
+def _match(revision: int | None) -> dict[str, str]:
+    return {} if revision is None else {"if-match": f'"{revision}"'}
 
 
 def _given(query: Mapping[str, Any]) -> JsonObject:

@@ -7,9 +7,30 @@ run folder is someone else's, may be half written, and decides nothing alone.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+LATEST = 253_402_300_800.0  # the end of year 9999: beyond it, there is no date
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: `time` in seconds since 1970, `size` in bytes; None where its marker does not say."""
+
+    folder: Path
+    step: int
+    attempt: int
+    time: float | None
+    size: int | None
+    ranks: int | None
+
+
+def checkpoints(folder: Path) -> list[Checkpoint]:
+    """The complete checkpoints that count, in the order of their steps."""
+    return sorted((_described(marker) for marker in _counting(folder)), key=lambda one: (one.step, one.attempt))
 
 
 def last_checkpoint(folder: Path) -> int | None:
@@ -57,6 +78,31 @@ def _counting(folder: Path) -> Iterator[Path]:
             continue
         if all(step <= start for later, start in resumed.items() if later > attempt):
             yield marker
+
+
+def _described(marker: Path) -> Checkpoint:
+    """What a marker that counts says; one that was pruned meanwhile says nothing."""
+    words = marker.parent.name.split("-")
+    try:
+        meta = json.loads(marker.read_text("utf-8"))
+    except (OSError, ValueError):
+        meta = {}
+    told = meta if isinstance(meta, dict) else {}
+    sizes = told.get("files")
+    size = sum(sizes.values()) if isinstance(sizes, dict) and all(_whole(one) for one in sizes.values()) else None
+    time, ranks = told.get("time"), told.get("ranks")
+    return Checkpoint(
+        folder=marker.parent,
+        step=int(words[1]),
+        attempt=int(words[3]),
+        time=float(time) if isinstance(time, int | float) and math.isfinite(time) and 0 <= time < LATEST else None,
+        size=size,
+        ranks=ranks if _whole(ranks) else None,
+    )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _owners(folder: Path) -> Iterator[tuple[int, int]]:

@@ -31,15 +31,17 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
     namespace: str | None = None,
     audience: str | None = None,
     queue: str = "",
+    priority: str | None = None,
     avoid_nodes: tuple[str, ...] = (),
 ) -> Attempt:
     """The attempt as the renderer takes it. `url` is the control plane's, as the pods reach it.
 
-    `image` and `queue` are for runs that name none; with the `audience` of a cluster's service-account tokens, pods
-    show one of those instead of `token`; no pod comes to `avoid_nodes`.
+    `image` and `queue` are for runs that name none; `priority` is the attempt's own, if it has one. With the `audience`
+    of a cluster's service-account tokens, pods show one of those instead of `token`; no pod comes to `avoid_nodes`.
     """
     layout = run.layout
-    scheduling = run.scheduling.model_copy(update={"queue": run.scheduling.queue or queue or None})
+    own = {"queue": run.scheduling.queue or queue or None, "priority": priority or run.scheduling.priority}
+    scheduling = run.scheduling.model_copy(update=own)
     return Attempt(
         run_id=run_id,
         name=object_name,

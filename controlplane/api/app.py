@@ -14,11 +14,15 @@ from fastapi import APIRouter, FastAPI
 
 from controlplane.api import (
     attempts,
+    changes,
+    checkpoints,
     clusters,
+    deleted,
     docs,
     events,
     explanations,
     health,
+    lists,
     logs,
     metrics,
     notifications,
@@ -28,6 +32,7 @@ from controlplane.api import (
     sizes,
     store,
     tasks,
+    usage,
 )
 from controlplane.api.access import Access
 from controlplane.api.streams import Hub
@@ -36,7 +41,8 @@ from controlplane.services import state
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
-NOUNS = (runs, tasks, attempts, explanations, events, logs, metrics, sizes, plans, clusters, notifications, store, health)
+RUNS = (runs, lists, changes, tasks, attempts, checkpoints, explanations, events, logs, metrics, deleted, usage)
+NOUNS = (*RUNS, sizes, plans, clusters, notifications, store, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},
     "5XX": {"model": problems.Problem, "description": "The control plane could not answer."},

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -33,7 +34,7 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, given our request."""
         handler = super().get_route_handler()
-        known = [parameter.alias for parameter in self.dependant.query_params]
+        known = [*_query(self.dependant)]
 
         async def handle(request: Request) -> Response:
             if unknown := [name for name in request.query_params if name not in known]:
@@ -97,6 +98,13 @@ class JsonRequest(Request):
             detail = f"got content-type {kind or 'none'}; allowed: application/json"
             raise Refusal("unsupported_media_type", detail)
         return body
+
+
+def _query(dependant: Dependant) -> Iterator[str]:
+    """The query parameters of a route and of what it depends on."""
+    yield from (parameter.alias for parameter in dependant.query_params)
+    for each in dependant.dependencies:
+        yield from _query(each)
 
 
 def _unknown_parameter(name: str, known: Sequence[str]) -> FieldProblem:

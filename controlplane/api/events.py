@@ -25,7 +25,11 @@ class Event(View):
 
     seq: int = Field(description="Grows by one with each event of the run.", examples=[4])
     time: datetime = Field(description="When it happened.", examples=[STARTED])
-    kind: str = Field(description="created, phase, verdict, cancel or object.", examples=["phase"])
+    kind: str = Field(
+        description="created, phase, verdict or object; or what a user did: cancel, suspend, resume, change, delete, "
+        "restore.",
+        examples=["phase"],
+    )
     attempt: int | None = Field(description="The attempt that it concerns.", examples=[1])
     message: str = Field(description="What happened.", examples=["every pod runs"])
     data: dict[str, Any] = Field(description="The same for programs.", examples=[{"phase": "running"}])

@@ -1,16 +1,15 @@
-"""Runs: asked for, looked at, cancelled, tried again."""
+"""Runs: asked for, looked at, cancelled, tried again, cloned."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Body, Response
 from pydantic import Field
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.plans import Resolved
-from controlplane.api.problems import FieldProblem, invalid
 from controlplane.api.views import CREATED, OBJECT, RUN_ID, STARTED, IdempotencyKey, RunRef, Services, View
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.spec import RunSpec
@@ -19,6 +18,7 @@ from controlplane.services.views import RunView
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 STREAMED = ("logs", "events", "metrics")
+PARTS = ("manifest", "attempts", "pods", "checkpoints", *STREAMED)
 
 
 class Progress(View):
@@ -63,24 +63,25 @@ class Run(View):
     kubernetes: ClusterObject = Field(description="The object that executes its newest attempt.")
     folder: str = Field(description="Where checkpoints and metrics.jsonl lie.", examples=[f"/data/runs/{RUN_ID}"])
     labels: dict[str, str] = Field(description="Labels to find it by.", examples=[{"team": "lm"}])
+    notes: str | None = Field(description="What its user wants to remember of it.", examples=["with Muon"])
+    pinned: bool = Field(description="Whether it is one of those to keep at hand.", examples=[False])
+    user: str = Field(description="Who asked for it.", examples=["local"])
+    revision: int = Field(
+        description="Grows with each change that a user makes; the reply's ETag is the same number in quotes.",
+        examples=[1],
+    )
     restarts: int = Field(description="Restarts that count against limits.max_restarts.", examples=[0])
     checkpoint_step: int | None = Field(description="Step of its last complete checkpoint.", examples=[100])
     created_at: datetime = Field(description="When it was asked for.", examples=[CREATED])
     started_at: datetime | None = Field(description="When all of its pods first ran.", examples=[STARTED])
     finished_at: datetime | None = Field(description="When it ended.", examples=[None])
     retry_of: str | None = Field(description="The run that this one tries again.", examples=[None])
+    clone_of: str | None = Field(description="The run whose spec it began with.", examples=[None])
     task: str | None = Field(description="What it does with `task_of`, where it does not train.", examples=[None])
     task_of: str | None = Field(description="The run whose model it works on.", examples=[None])
     links: dict[str, str] = Field(
         description="Addresses of what belongs to it.", examples=[{"self": f"/v1/runs/{RUN_ID}"}]
     )
-
-
-class RunPage(View):
-    """A page of runs, newest first."""
-
-    items: list[Run] = Field(description="The runs.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page.", examples=[None])
 
 
 MADE: dict[int | str, dict[str, Any]] = {
@@ -97,16 +98,16 @@ MADE: dict[int | str, dict[str, Any]] = {
     }
     for status, description in ((201, "The new run."), (200, "The run that the same key had made before."))
 }
-PhaseFilter = Annotated[list[Phase] | None, Query(description="Only runs in these phases.", examples=[["running"]])]
-LabelFilter = Annotated[
-    list[str] | None, Query(description="Only runs with these labels, each key=value.", examples=[["team=lm"]])
+TAGGED: dict[int | str, dict[str, Any]] = {
+    200: {"headers": {"ETag": {"description": "The run's revision, for If-Match.", "schema": {"type": "string"}}}}
+}
+Overrides = Annotated[
+    dict[str, Any],
+    Body(
+        description="What is to be different from the other run's spec: a JSON merge patch (RFC 7396) of it.",
+        examples=[{"train": {"seed": 2}, "limits": None}],
+    ),
 ]
-Name = Annotated[str | None, Query(description="Only runs of this name.", examples=["first-try"], max_length=100)]
-Part = Annotated[
-    str | None, Query(description="Part of a name, or the start of an id.", examples=["first"], max_length=128)
-]
-Limit = Annotated[int, Query(description="Most runs of a page.", examples=[50], ge=1, le=runs.LARGEST_PAGE)]
-Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.", examples=[None], max_length=128)]
 
 
 @router.post("/runs", status_code=201, summary="Create a run", responses=MADE)
@@ -116,27 +117,10 @@ def create(spec: RunSpec, response: Response, context: Services, idempotency_key
     return _made(run, response, replayed=replayed)
 
 
-@router.get("/runs", summary="List runs")
-def list_runs(
-    context: Services,
-    phase: PhaseFilter = None,
-    label: LabelFilter = None,
-    name: Name = None,
-    q: Part = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-) -> RunPage:
-    """Runs, newest first, a page at a time."""
-    page = runs.list_runs(
-        context, cursor=cursor, limit=limit, phases=phase or (), name=name, query=q, labels=_labels(label or [])
-    )
-    return RunPage(items=[show(run) for run in page.runs], next_cursor=page.next_cursor)
-
-
-@router.get("/runs/{run}", summary="Show a run")
-def get(run: RunRef, context: Services) -> Run:
+@router.get("/runs/{run}", summary="Show a run", responses=TAGGED)
+def get(run: RunRef, response: Response, context: Services) -> Run:
     """One run."""
-    return show(runs.get(context, run))
+    return tagged(runs.get(context, run), response)
 
 
 @router.post("/runs/{run}/cancel", status_code=202, summary="Cancel a run")
@@ -164,10 +148,29 @@ def retry(run: RunRef, response: Response, context: Services, idempotency_key: I
     return _made(made, response, replayed=replayed)
 
 
+@router.post("/runs/{run}/clone", status_code=201, summary="Clone a run", responses=MADE)
+def clone(
+    run: RunRef,
+    response: Response,
+    context: Services,
+    overrides: Overrides = {},  # noqa: B006 - FastAPI copies it
+    idempotency_key: IdempotencyKey = None,
+) -> Run:
+    """A new run (`clone_of`) with another's spec, from the start; its name, notes and checkpoint.uri are left out."""
+    made, replayed = runs.clone_run(context, run, overrides, idempotency_key=idempotency_key)
+    return _made(made, response, replayed=replayed)
+
+
+def tagged(run: RunView, response: Response) -> Run:
+    """A run as the API shows it, with its revision as the reply's ETag."""
+    response.headers["etag"] = f'"{run.revision}"'
+    return show(run)
+
+
 def show(run: RunView) -> Run:
     """A run as the API shows it."""
     here = f"/v1/runs/{run.id}"
-    parts = {name: f"{here}/{name}" for name in ("manifest", "attempts", *STREAMED)}
+    parts = {name: f"{here}/{name}" for name in PARTS}
     streams = {f"{name}_stream": f"{here}/{name}/stream" for name in STREAMED}
     return Run.model_validate({**vars(run), "links": {"self": here, **parts, **streams}})
 
@@ -177,13 +180,3 @@ def _made(run: RunView, response: Response, *, replayed: bool) -> Run:
     response.headers["idempotency-replayed"] = str(replayed).lower()
     response.status_code = 200 if replayed else 201
     return show(run)
-
-
-def _labels(given: list[str]) -> dict[str, str]:
-    """Labels of a query. Raises Refusal for one that is no `key=value`."""
-    bad = [label for label in given if "=" not in label]
-    if bad:
-        raise invalid(
-            [FieldProblem(pointer="?label", code="invalid_label", detail=f"got {bad[0]!r}; allowed: key=value")]
-        )
-    return dict(label.split("=", 1) for label in given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -50,6 +51,15 @@ IdempotencyKey = Annotated[
         pattern="^[!-~]+$",
     ),
 ]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        description="ETags of the run as its caller knows it: with another the run stays as it is (412). `*` is any.",
+        examples=['"1"'],
+        max_length=1024,
+        pattern=r'^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$',
+    ),
+]
 LastEventId = Annotated[
     str | None,
     Header(description="The id of the last message received; the stream goes on after it.", examples=["1.0"]),
@@ -63,6 +73,13 @@ Authorization = Annotated[
         max_length=16_384,
     ),
 ]
+
+
+def revisions(if_match: str | None) -> set[int] | None:
+    """The revisions that an If-Match header allows; None where it allows any."""
+    if if_match is None or if_match == "*":
+        return None
+    return {int(number) for number in re.findall(r'(?<!/)"([0-9]{1,9})"', if_match)}  # a weak one (W/) matches nothing
 
 
 def bearer(authorization: str) -> str:

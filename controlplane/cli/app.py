@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import clusters, contexts, demo, explain, host, notifications, plans, runs, store, trainer
+from controlplane.cli import (
+    clusters,
+    contexts,
+    demo,
+    explain,
+    host,
+    keeping,
+    notifications,
+    plans,
+    runs,
+    store,
+    trainer,
+)
 
 app = typer.Typer(
     help="From a model size to a trained GPT with one REST call.",
@@ -26,6 +38,6 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for group in (host, runs, explain, plans, clusters, notifications, store, trainer, demo):
+for group in (host, runs, keeping, explain, plans, clusters, notifications, store, trainer, demo):
     app.add_typer(group.commands)
 app.add_typer(contexts.commands, name="context")

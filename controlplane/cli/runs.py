@@ -14,6 +14,7 @@ from controlplane.cli import follow as following
 from controlplane.cli import output
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
+from controlplane.cli.moments import moment
 from controlplane.cli.options import All, Context, Follow, Json, RunName, Url
 
 if TYPE_CHECKING:
@@ -92,15 +93,27 @@ def runs(
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label.")
     ] = None,
-    query: Annotated[str | None, typer.Option("--query", "-q", help="Part of a name or an id.")] = None,
+    size: Annotated[list[str] | None, typer.Option("--size", help="Only runs of this size.")] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="Words of names and labels, or the start of an id.")
+    ] = None,
+    since: Annotated[str | None, typer.Option("--since", help="A date, a time, or how long ago: 7d.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="The same.")] = None,
+    pinned: Annotated[bool | None, typer.Option("--pinned/--not-pinned", help="Only those.")] = None,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Deleted runs; of the filters, only --query.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The most runs to list.")] = 50,
     json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
     """List runs, newest first."""
+    wanted: dict[str, Any] = {"phase": phase or (), "size": size or (), "label": label or (), "pinned": pinned}
+    wanted |= {"since": moment("--since", since), "until": moment("--until", until)}
+    if deleted and any(value not in (None, ()) for value in wanted.values()):
+        raise CliError("--deleted: got another filter too; allowed: --query and --limit", Code.BAD_INPUT)
     with connect(url, context) as client:
-        found = list(client.runs(phase=phase or (), label=label or (), q=query, limit=limit))
+        listed = client.deleted(q=query, limit=limit) if deleted else client.runs(**wanted, q=query, limit=limit)
+        found = list(listed)
     if json:
         output.json(found)
         return

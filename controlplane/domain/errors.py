@@ -9,8 +9,11 @@ ControlPlaneError
 │   ├── StillRunning       the run has not ended yet
 │   ├── NoCheckpoint       the run has no model yet
 │   ├── NotAlive           the run has ended, or is being cancelled
+│   ├── NeededByRun        a live run reads the folder of a run that is to be purged
+│   ├── NotTraining        a task is no run to clone
 │   ├── OnPostgres         Postgres has its own means for this
 │   └── KeyReused          an idempotency key came back with another body
+├── Changed                somebody has changed the run since the caller read it
 ├── BadCursor              a page cursor that we did not make
 ├── Unauthorized           a run token that is unknown
 ├── ClusterSilent          the cluster must be asked, and does not answer
@@ -97,23 +100,42 @@ class FolderInUse(Conflict):
 
 
 class StillRunning(Conflict):
-    """Only a run that has ended can be retried."""
+    """Only a run that has ended can be retried or deleted."""
 
     code = "still_running"
 
-    def __init__(self, run_id: str, phase: str) -> None:
+    def __init__(self, run_id: str, phase: str, verb: str) -> None:
         self.run_id, self.phase = run_id, phase
-        super().__init__(f"run {run_id} is {phase}: cancel it, or wait for its end, before you retry it")
+        super().__init__(f"run {run_id} is {phase}: cancel it, or wait for its end, before you {verb} it")
 
 
 class NotAlive(Conflict):
-    """Only a run that goes on, and is not being cancelled, can be suspended or resumed."""
+    """Only a run that goes on, and is not being cancelled, can be suspended, resumed or told how to go on."""
 
     code = "not_alive"
 
     def __init__(self, run_id: str, phase: str, verb: str) -> None:
         self.run_id, self.phase = run_id, phase
         super().__init__(f"run {run_id} is {phase} and cannot be {verb}: retry makes a new run from its checkpoint")
+
+
+class NeededByRun(Conflict):
+    """The live run `holder` begins from the folder that a purge would remove."""
+
+    code = "needed_by_run"
+
+    def __init__(self, run_id: str, holder: str) -> None:
+        self.run_id, self.holder = run_id, holder
+        super().__init__(f"run {holder} lives and needs what run {run_id} has left: cancel it, or wait for its end")
+
+
+class NotTraining(Conflict):
+    """A task is made by its own route, of the run that it works on."""
+
+    code = "not_training"
+
+    def __init__(self, run_id: str, task: str, task_of: str) -> None:
+        super().__init__(f"run {run_id} is a {task} of {task_of}: POST /runs/{task_of}/tasks makes another")
 
 
 class NoCheckpoint(Conflict):
@@ -143,6 +165,18 @@ class KeyReused(Conflict):
         self.key, self.run_id = key, run_id
         super().__init__(
             f"the idempotency key {key!r} was used with another body, which made run {run_id}: use a new key"
+        )
+
+
+class Changed(ControlPlaneError):
+    """The caller's `If-Match` names another revision than the run's."""
+
+    code = "changed"
+
+    def __init__(self, run_id: str, revision: int) -> None:
+        self.run_id, self.revision = run_id, revision
+        super().__init__(
+            f'run {run_id} has been changed since and is at "{revision}" now: look at it again, then give that'
         )
 
 

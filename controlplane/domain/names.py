@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from ulid import ULID
@@ -51,6 +52,16 @@ def fingerprint(value: Any) -> str:
     """A stable hash of a JSON value: equal values hash equal, whatever the order of their keys."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def search_text(name: str, labels: Mapping[str, str]) -> str:
+    """What a run is searched in: its name and its labels, whatever their case."""
+    return folded(" ".join([name, *(f"{key}={value}" for key, value in labels.items())]))
+
+
+def folded(text: str) -> str:
+    """A text whose letters are the same in upper and lower case."""
+    return text.casefold()
 
 
 def token_hash(token: str) -> str:

@@ -112,7 +112,7 @@ def lay_out(
     spec must name one. `kinds` of objects can be made, the best one first; `kind` is the installation's wish, the
     spec's own goes first. Raises InvalidSpec with a pointer to every field that cannot be used.
     """
-    problems = list(_unhonoured(spec)) if shared_folders else []
+    problems = list(unhonoured(spec)) if shared_folders else []
     places = _places(spec, out, start_from, problems, shared_folders=shared_folders)
     chosen = _kind(spec, kinds, kind, problems)
     config = _config(spec, {name: place.path for name, place in places.items()}, vocabulary, problems)
@@ -147,7 +147,7 @@ def lay_out(
     )
 
 
-def _unhonoured(spec: RunSpec) -> Iterator[Problem]:
+def unhonoured(spec: RunSpec) -> Iterator[Problem]:
     """What the local cluster has nothing for: refused, so that nobody waits for an effect that cannot come."""
     there = [
         *((f"/compute/{name}", value) for name, value in given(spec.compute)),

@@ -76,6 +76,7 @@ def shallow(patch: dict[str, Any]) -> dict[str, Any]:
 
 
 SizeName = Annotated[str, BeforeValidator(_lower), AfterValidator(_known_size)]
+Notes = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 RunName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
 
 
@@ -242,6 +243,10 @@ class RunSpec(Section):
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = Field(
         default_factory=dict, description="Labels to find it by; also on its pods.", examples=[{"team": "lm"}]
     )
+    notes: Notes | None = Field(
+        default=None, description="What its user wants to remember of it.", examples=["the first one with Muon"]
+    )
+    pinned: bool = Field(default=False, description="Whether it is one of those to keep at hand.", examples=[False])
     kubernetes: Kubernetes = Field(
         default_factory=Kubernetes, description="What kind of object it is.", examples=[{"kind": "PyTorchJob"}]
     )

@@ -97,6 +97,7 @@ class Worker:
     def _create(self, row: Outbox, now: float) -> None:
         with self._store.read() as session:
             run = session.get_one(Run, row.run_id, options=[undefer(Run.resolved)])
+            priority = session.get_one(Attempt, (row.run_id, row.attempt)).priority
             avoid = _bad_nodes(session, run.id)
         traits = self._cluster.traits()
         try:
@@ -109,6 +110,7 @@ class Worker:
                 url=self._site.url,
                 image=self._site.image,
                 queue=self._site.queue,
+                priority=priority,
                 namespace=traits.namespace,
                 audience=traits.audience,
                 avoid_nodes=avoid,

@@ -68,9 +68,9 @@ def events(context: Context, run_id: str, *, after: int = 0, limit: int = LARGES
 def manifest(context: Context, run_id: str, number: int | None = None) -> dict[str, Any]:
     """The manifest of an attempt, the latest unless a number is given. No token is in it. Raises NotFound."""
     chosen = attempt(context, run_id, number)
+    wanted = select(Run, Attempt.priority).join(Attempt).where(Attempt.object_name == chosen.name)
     with context.store.read() as session:
-        wanted = select(Run).join(Attempt).where(Attempt.object_name == chosen.name).options(undefer(Run.resolved))
-        run = session.scalars(wanted).one()
+        run, priority = session.execute(wanted.options(undefer(Run.resolved))).one()
     described = attempt_of(
         run.id,
         chosen.name,
@@ -79,6 +79,7 @@ def manifest(context: Context, run_id: str, number: int | None = None) -> dict[s
         spec_hash=run.spec_hash,
         url=context.url,
         image=context.image,
+        priority=priority,
         token="-",  # that there is one; the manifest names its secret, not the token
     )
     return render(described)

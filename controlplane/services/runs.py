@@ -1,32 +1,32 @@
-"""Runs: asked for, looked at, cancelled, tried again. These write `desired` and never `phase`."""
+"""Runs: asked for, looked at, cancelled, tried again, cloned. These write `desired` and never `phase`."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Select, delete, exists, func, or_, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session, undefer
 
-from controlplane.domain.errors import BadCursor, FolderInUse, KeyReused, NameInUse, NotAlive, NotFound, StillRunning
-from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id
+from controlplane.domain.changes import merged
+from controlplane.domain.errors import FolderInUse, KeyReused, NameInUse, NotAlive, NotFound, NotTraining, StillRunning
+from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, search_text
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.resolve import ResolvedRun
-from controlplane.domain.spec import RunSpec
+from controlplane.domain.spec import RunSpec, parse_spec
 from controlplane.faults import fault
 from controlplane.runfolder import last_checkpoint, last_claim
 from controlplane.services.context import Context
 from controlplane.services.ground import fitting
-from controlplane.services.views import Page, RunView, view_run
+from controlplane.services.views import RunView, view_run
 from controlplane.store.moves import add_attempt, add_event, get_run
 from controlplane.store.tables import Attempt, IdempotencyKey, Label, Run
 from controlplane.store.writer import Transaction
 
 KEYS_LIVE_S = 7 * 86_400
 LOCAL = "local"  # the principal where nobody has to say who they are
-LARGEST_PAGE = 500
+OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the place of its checkpoints
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Request:
     key: str | None
     body_hash: str
     retry_of: str | None = None
+    clone_of: str | None = None
     resumed_from: int | None = None
     task: str | None = None
     task_of: str | None = None
@@ -61,7 +62,7 @@ def create_run(
     body_hash = fingerprint(spec.model_dump(mode="json", exclude_unset=True))
     if made := _made_before(context, principal, idempotency_key, body_hash):
         return made, True
-    return store_run(context, _request(context, spec, principal, idempotency_key, body_hash))
+    return store_run(context, _request(context, spec, _Asker(principal, idempotency_key, body_hash)))
 
 
 def retry_run(
@@ -76,40 +77,41 @@ def retry_run(
         return made, True
     old = get(context, run_id)
     if not Phase(old.phase).terminal:
-        raise StillRunning(old.id, old.phase)
+        raise StillRunning(old.id, old.phase, "retry")
     spec = RunSpec.model_validate(old.spec)
-    return store_run(context, _request(context, spec, principal, idempotency_key, body_hash, retried=old))
+    return store_run(context, _request(context, spec, _Asker(principal, idempotency_key, body_hash), retried=old))
+
+
+def clone_run(
+    context: Context,
+    run_id: str,
+    overrides: dict[str, Any],
+    *,
+    idempotency_key: str | None = None,
+    principal: str = LOCAL,
+) -> tuple[RunView, bool]:
+    """A new run with the spec of another, changed by `overrides` (RFC 7396), from the start; as `create_run` otherwise.
+
+    Name, notes and the place of checkpoints are not taken over. Raises NotFound, and NotTraining for a task.
+    """
+    body_hash = fingerprint({"clone_of": run_id, "overrides": overrides})
+    if made := _made_before(context, principal, idempotency_key, body_hash):
+        return made, True
+    old = get(context, run_id)
+    if old.task and old.task_of:
+        raise NotTraining(old.id, old.task, old.task_of)
+    base = {name: value for name, value in old.spec.items() if name not in OWN}
+    spec = parse_spec(merged(merged(base, {"checkpoint": {"uri": None}}), overrides))
+    request = _request(context, spec, _Asker(principal, idempotency_key, body_hash))
+    return store_run(context, replace(request, clone_of=old.id))
 
 
 def get(context: Context, run_id: str) -> RunView:
-    """The run with this id, or of this name: the live one, else the newest. Raises NotFound."""
-    return _view(context, run_id)
-
-
-def list_runs(
-    context: Context,
-    *,
-    cursor: str | None = None,
-    limit: int = 50,
-    phases: Collection[str] = (),
-    name: str | None = None,
-    query: str | None = None,
-    labels: Mapping[str, str] | None = None,
-) -> Page:
-    """A page of runs, newest first. `query` is a part of a name or the start of an id. Raises BadCursor.
-
-    Pages are cut by key: runs made meanwhile neither repeat nor hide one.
-    """
-    limit = max(1, min(limit, LARGEST_PAGE))
-    wanted = _filtered(phases, name, query, labels or {})
-    if cursor:
-        wanted = wanted.where(Run.id < _last_id(cursor))
-    with context.store.read() as session:
-        rows = session.execute(wanted.order_by(Run.id.desc()).limit(limit + 1)).all()
-        namespace = context.cluster.traits().namespace
-        runs = [view_run(run, name, context.cluster.name, namespace) for run, name in rows[:limit]]
-    more = len(rows) > limit
-    return Page(runs, base64.urlsafe_b64encode(runs[-1].id.encode()).decode() if more else None)
+    """The run with this id, or of this name: the live one, else the newest. Raises NotFound, also for a hidden one."""
+    by_id = bool(RUN_ID.fullmatch(run_id))
+    named = whole().where(Run.name == run_id).order_by(Run.live_name.is_(None), Run.id.desc()).limit(1)
+    wanted = whole().where(Run.id == run_id) if by_id else named
+    return view_of(context, wanted.where(Run.deleted_at.is_(None)), run_id)
 
 
 def cancel_run(context: Context, run_id: str) -> RunView:
@@ -120,7 +122,7 @@ def cancel_run(context: Context, run_id: str) -> RunView:
         run = get_run(transaction, run_id)
         if Phase(run.phase).terminal or run.desired == Desired.CANCELLED:
             return
-        run.desired = Desired.CANCELLED
+        run.desired, run.revision = Desired.CANCELLED, run.revision + 1
         transaction.session.flush()
         add_event(transaction, run_id, "cancel", "a cancel was asked for", context.clock())
         transaction.work = True
@@ -149,7 +151,7 @@ def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView
         if Phase(run.phase).terminal or run.desired == Desired.CANCELLED:
             raise NotAlive(run_id, run.phase if Phase(run.phase).terminal else "being cancelled", verb)
         if run.desired != desired:
-            run.desired = desired
+            run.desired, run.revision = desired, run.revision + 1
             transaction.session.flush()
             kind = "suspend" if desired == Desired.SUSPENDED else "resume"
             add_event(transaction, run_id, kind, f"a {kind} was asked for", context.clock())
@@ -160,9 +162,16 @@ def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView
     return get(context, run_id)
 
 
-def _request(
-    context: Context, spec: RunSpec, principal: str, key: str | None, body_hash: str, retried: RunView | None = None
-) -> Request:
+@dataclass(frozen=True)
+class _Asker:
+    """Who asks for a run, under which key, and the hash of what came with it."""
+
+    principal: str
+    key: str | None
+    body_hash: str
+
+
+def _request(context: Context, spec: RunSpec, asker: _Asker, retried: RunView | None = None) -> Request:
     """Everything of the new run that can be known before it is stored."""
     run_id = new_run_id()
     start_from = _start_from(retried) if retried else ""
@@ -174,7 +183,17 @@ def _request(
         folders = (resolved.config["out"], resolved.config["start_from"])
         found = (last_checkpoint(Path(folder)) for folder in folders if folder)
         step = next((step for step in found if step is not None), None)
-    return Request(run_id, name, spec, resolved, principal, key, body_hash, retried.id if retried else None, step)
+    return Request(
+        id=run_id,
+        name=name,
+        spec=spec,
+        resolved=resolved,
+        principal=asker.principal,
+        key=asker.key,
+        body_hash=asker.body_hash,
+        retry_of=retried.id if retried else None,
+        resumed_from=step,
+    )
 
 
 def _start_from(retried: RunView) -> str:
@@ -195,7 +214,7 @@ def store_run(context: Context, request: Request) -> tuple[RunView, bool]:
     fault("run resolved")
     run_id, replayed = context.store.write(lambda transaction: _insert(transaction, request, context.clock()))
     fault("run stored")
-    return get(context, run_id), replayed
+    return of_id(context, run_id), replayed
 
 
 def _insert(transaction: Transaction, request: Request, now: float) -> tuple[str, bool]:
@@ -210,7 +229,7 @@ def _insert(transaction: Transaction, request: Request, now: float) -> tuple[str
     run = _row(request, now, attempt=1 + _claimed(session, request))
     session.add(run)
     session.flush()
-    session.add_all(Label(run_id=run.id, key=key, value=value) for key, value in request.spec.labels.items())
+    session.add_all(Label(run_id=run.id, key=key, value=value) for key, value in run.labels.items())
     if request.key is not None:
         session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now - KEYS_LIVE_S))
         session.add(
@@ -219,11 +238,21 @@ def _insert(transaction: Transaction, request: Request, now: float) -> tuple[str
             )
         )
     add_attempt(transaction, run, run.attempt, now, due_at=now, resumed_from=request.resumed_from)
-    told = f"retry of {request.retry_of}" if request.retry_of else f"{request.principal} asked for a {run.size} run"
-    told = f"{request.principal} asked for a {request.task} of {request.task_of}" if request.task else told
-    add_event(transaction, run.id, "created", told, now, data={"phase": str(Phase.QUEUED), "actor": request.principal})
+    data = {"phase": str(Phase.QUEUED), "actor": request.principal}
+    add_event(transaction, run.id, "created", _told(request), now, data=data)
     fault("run inserted")
     return run.id, False
+
+
+def _told(request: Request) -> str:
+    """How a run came to be, in words."""
+    if request.retry_of:
+        return f"retry of {request.retry_of}"
+    if request.clone_of:
+        return f"clone of {request.clone_of}"
+    if request.task:
+        return f"{request.principal} asked for a {request.task} of {request.task_of}"
+    return f"{request.principal} asked for a {request.spec.size} run"
 
 
 def _claimed(session: Session, request: Request) -> int:
@@ -235,7 +264,7 @@ def _claimed(session: Session, request: Request) -> int:
 
 
 def _row(request: Request, now: float, attempt: int) -> Run:
-    limits = request.spec.limits
+    limits, layout, labels = request.spec.limits, request.resolved.layout, request.resolved.labels
     return Run(
         id=request.id,
         name=request.name,
@@ -254,22 +283,30 @@ def _row(request: Request, now: float, attempt: int) -> Run:
         max_runtime_s=limits.max_runtime_s,
         max_pending_s=limits.max_pending_s,
         max_silence_s=limits.max_silence_s,
-        nodes=request.resolved.layout.nodes,
+        nodes=layout.nodes,
+        gpus=layout.nodes * layout.gpus_per_node,
+        cpus=layout.nodes * layout.cpus_per_node,
+        revision=1,
+        labels=labels,
+        notes=request.spec.notes,
+        pinned=request.spec.pinned,
+        search=search_text(request.name, labels),
         spec=request.spec.model_dump(mode="json", exclude_unset=True),
         resolved=request.resolved.to_json(),
         spec_hash=request.resolved.spec_hash,
         last_event=0,
         retry_of=request.retry_of,
+        clone_of=request.clone_of,
         task=request.task,
         task_of=request.task_of,
-        created_at=now,
+        created_at=round(now, 6),  # as it is shown, so that a list from that moment on begins with it
     )
 
 
 def _made_before(context: Context, principal: str, key: str | None, body_hash: str) -> RunView | None:
     with context.store.read() as session:
         run_id = _run_of_key(session, principal, key, body_hash)
-    return get(context, run_id) if run_id else None
+    return of_id(context, run_id) if run_id else None
 
 
 def _run_of_key(session: Session, principal: str, key: str | None, body_hash: str) -> str | None:
@@ -282,48 +319,24 @@ def _run_of_key(session: Session, principal: str, key: str | None, body_hash: st
     return row.run_id
 
 
-def _view(context: Context, run_id: str) -> RunView:
-    by_id = bool(RUN_ID.fullmatch(run_id))
+def of_id(context: Context, run_id: str) -> RunView:
+    """The run with this id, also where it is hidden. Raises NotFound."""
+    return view_of(context, whole().where(Run.id == run_id), run_id)
+
+
+def view_of(context: Context, wanted: Select[Run, str], run_id: str) -> RunView:
+    """The one run of a selection, which its caller calls `run_id`. Raises NotFound."""
     with context.store.read() as session:
-        named = _whole().where(Run.name == run_id).order_by(Run.live_name.is_(None), Run.id.desc()).limit(1)
-        found = session.execute(_whole().where(Run.id == run_id) if by_id else named).one_or_none()
+        found = session.execute(wanted).one_or_none()
         if found is None:
             raise NotFound("run", run_id)
         return view_run(found[0], found[1], context.cluster.name, context.cluster.traits().namespace)
 
 
-def _whole() -> Select[Run, str]:
+def whole() -> Select[Run, str]:
     """Runs in full, each with its latest object's name."""
     return (
         select(Run, Attempt.object_name)
         .join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt))
         .options(undefer(Run.spec), undefer(Run.resolved))
     )
-
-
-def _filtered(
-    phases: Collection[str], name: str | None, query: str | None, labels: Mapping[str, str]
-) -> Select[Run, str]:
-    wanted = _whole().where(Run.task_of.is_(None))
-    if phases:
-        wanted = wanted.where(Run.phase.in_([*phases]))
-    if name is not None:
-        wanted = wanted.where(Run.name == name)
-    if query:
-        part = query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        named = func.lower(Run.name).like(f"%{part.lower()}%", escape="\\")
-        wanted = wanted.where(or_(named, Run.id.like(f"{part}%", escape="\\")))
-    for key, value in labels.items():
-        held = exists().where(Label.run_id == Run.id, Label.key == key, Label.value == value)
-        wanted = wanted.where(held)
-    return wanted
-
-
-def _last_id(cursor: str) -> str:
-    try:
-        last = base64.urlsafe_b64decode(cursor.encode()).decode("ascii")
-    except ValueError:
-        raise BadCursor(cursor) from None
-    if not RUN_ID.fullmatch(last):
-        raise BadCursor(cursor)
-    return last

@@ -12,7 +12,10 @@ from controlplane.store import tables
 
 @dataclass(frozen=True)
 class RunView:
-    """A run. `spec` is what its user gave, `resolved` everything that it became, `folder` where its output lies."""
+    """A run. `spec` is what its user gave, `resolved` everything that it became, `folder` where its output lies.
+
+    `labels` are those that it is found by now; `revision` grows with each change that a user makes.
+    """
 
     id: str
     name: str
@@ -30,10 +33,15 @@ class RunView:
     labels: dict[str, str]
     restarts: int
     checkpoint_step: int | None
+    user: str
+    notes: str | None
+    pinned: bool
+    revision: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     retry_of: str | None
+    clone_of: str | None
     task: str | None
     task_of: str | None
 
@@ -92,8 +100,47 @@ class AttemptView:
 
 
 @dataclass(frozen=True)
+class CheckpointView:
+    """A complete checkpoint: `size` in bytes, `ranks` that wrote it, None where it does not say."""
+
+    step: int
+    attempt: int | None
+    time: datetime | None
+    size: int | None
+    ranks: int | None
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class CheckpointsView:
+    """The checkpoints in a run `folder` that was looked at, or, not `seen`, the last one that its run told of."""
+
+    folder: str
+    seen: bool
+    items: list[CheckpointView]
+
+
+@dataclass(frozen=True)
+class RemainsView:
+    """What a deleted run has left, its `tasks` with it; `size` are the bytes of its folder, where that goes too."""
+
+    id: str
+    name: str
+    tasks: list[str]
+    attempts: int
+    events: int
+    points: int
+    folder: str
+    folder_removed: bool
+    size: int
+
+
+@dataclass(frozen=True)
 class EventView:
-    """Something that happened to a run: `kind` is created, phase, verdict, cancel or object."""
+    """Something that happened to a run.
+
+    `kind` is created, phase, verdict or object, or what a user did: cancel, suspend, resume, change, delete, restore.
+    """
 
     seq: int
     time: datetime
@@ -142,13 +189,18 @@ def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) ->
         progress=run.progress,
         kubernetes={"cluster": cluster, "namespace": namespace, "kind": kind, "name": object_name},
         folder=run.folder,
-        labels=run.resolved["labels"],
+        labels=run.labels,
         restarts=run.charged_restarts,
         checkpoint_step=run.checkpoint_step,
+        user=run.principal,
+        notes=run.notes,
+        pinned=run.pinned,
+        revision=run.revision,
         created_at=datetime.fromtimestamp(run.created_at, UTC),
         started_at=moment(run.started_at),
         finished_at=moment(run.finished_at),
         retry_of=run.retry_of,
+        clone_of=run.clone_of,
         task=run.task,
         task_of=run.task_of,
     )

@@ -10,6 +10,9 @@ import json
 from typing import Any
 
 from sqlalchemy import JSON, Dialect, String, Text, TypeDecorator
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 POSTGRES = "postgresql"
 
@@ -56,3 +59,22 @@ def prose() -> Text:
 def json_value() -> JSON:
     """Anything that JSON can say."""
     return JSON().with_variant(_JsonText(), POSTGRES)
+
+
+class Seen(FunctionElement[Any]):
+    """A column whose own index does not lead a search: its value is seen in the rows that another one leads to.
+
+    Without statistics, SQLite takes any index for a better one than that which holds the order that was asked for.
+    """
+
+    inherit_cache = True
+
+
+@compiles(Seen)
+def _plain(element: Seen, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(element.clauses, **options)
+
+
+@compiles(Seen, "sqlite")
+def _signed(element: Seen, compiler: SQLCompiler, **options: Any) -> str:
+    return f"+{compiler.process(element.clauses, **options)}"

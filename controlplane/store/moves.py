@@ -98,6 +98,7 @@ def add_attempt(
         run_id=run.id,
         number=number,
         object_name=name,
+        priority=run.spec.get("scheduling", {}).get("priority"),
         token_hash=token_hash(token),
         phase="queued",
         pods=[],

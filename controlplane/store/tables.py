@@ -151,7 +151,7 @@ class Attempt(Base):
     """One execution of a run. Its verdict, from `reason` to `last_lines`, is written once.
 
     `charged`: whether its failure counts against `max_restarts`; null where it may not be tried again at all.
-    `priority`: that of its object, where it is another than the run began with.
+    `priority`: that of its object, where its user gave one.
     """
 
     __tablename__ = "attempts"

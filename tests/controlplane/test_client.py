@@ -76,6 +76,32 @@ def test_a_run_is_created_found_cancelled_and_tried_again(client: Client, plane:
     assert client.retry(made["id"])["retry_of"] == made["id"]
 
 
+def test_a_run_is_changed_cloned_deleted_restored_and_purged(client: Client, plane: Plane) -> None:
+    run = client.create({"size": "tiny", "name": "one", "labels": {"a": "b"}})
+    changed = client.change("one", {"notes": "x", "pinned": True}, revision=run["revision"])
+    assert (changed["notes"], changed["pinned"], changed["revision"], changed["user"]) == ("x", True, 2, "local")
+    with pytest.raises(ApiError) as caught:
+        client.change("one", {"notes": "y"}, revision=run["revision"])
+    assert (caught.value.status, caught.value.code) == (412, "changed")
+    assert [one["id"] for one in client.runs(pinned=True, size=["tiny"], since=run["created_at"])] == [run["id"]]
+    assert list(client.runs(until=run["created_at"])) == []
+    clone = client.clone("one", {"train": {"seed": 3}}, "k")
+    assert clone["id"] == client.clone("one", {"train": {"seed": 3}}, "k")["id"]
+    assert (clone["clone_of"], clone["spec"]["train"]) == (run["id"], {"seed": 3})
+    assert client.checkpoints("one") == {"folder": run["folder"], "seen": True, "items": []}
+    assert client.usage("label:a", since=run["created_at"])["items"] == []
+    plane.end(run["id"])
+    with pytest.raises(ApiError, match="has been changed since"):
+        client.delete("one", revision=1)
+    client.delete("one", revision=3)
+    assert [one["id"] for one in client.deleted(q="one")] == [run["id"]]
+    assert client.restore_run(run["id"])["revision"] == 5
+    client.delete("one")
+    left = client.remains(run["id"])
+    assert client.purge(run["id"]) == left
+    assert list(client.deleted()) == []
+
+
 def test_each_call_without_a_key_makes_a_run(client: Client) -> None:
     assert client.create({"size": "tiny"})["id"] != client.create({"size": "tiny"})["id"]
 

@@ -9,7 +9,7 @@ import pytest
 from controlplane.clusters.base import NameConflict, Refusal, Rejected, Traits, Unavailable
 from controlplane.domain.errors import InvalidSpec, NotFound, Unauthorized
 from controlplane.domain.spec import RunSpec, parse_spec
-from controlplane.services import plans, runs
+from controlplane.services import lists, plans, runs
 from controlplane.services.attempts import attempt, attempts, authenticate, events, manifest
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
@@ -36,7 +36,7 @@ def test_a_preview_shows_what_would_be_sent_and_creates_nothing(context: Context
     assert {pod.rsplit("-", 2)[1] for pod in shown.environment} == {"master", "worker"}
     assert {env["WORLD_SIZE"] for env in shown.environment.values()} == {"6"}
     assert shown.warnings == ("3 ranks share 2 CPUs of a node",)
-    assert runs.list_runs(context).runs == []
+    assert lists.list_runs(context, lists.Filter()).runs == []
 
 
 def test_a_preview_warns_of_what_will_wait_or_never_run(

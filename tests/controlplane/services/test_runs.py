@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from controlplane.domain.errors import BadCursor, FolderInUse, InvalidSpec, KeyReused, NameInUse, NotFound
+from controlplane.domain.errors import FolderInUse, InvalidSpec, KeyReused, NameInUse, NotFound
 from controlplane.domain.spec import parse_spec
 from controlplane.services import runs
 from controlplane.services.context import Context
@@ -130,44 +129,6 @@ def test_a_bad_spec_creates_nothing(context: Context) -> None:
     with pytest.raises(InvalidSpec):
         ask(context, train={"heads": 5})
     assert set(counts(context.store).values()) == {0}
-
-
-def test_pages_are_newest_first_and_complete_while_runs_are_added(context: Context) -> None:
-    made = [ask(context)[0].id for _ in range(7)]
-    seen, cursor = [], None
-    while True:
-        page = runs.list_runs(context, cursor=cursor, limit=3)
-        seen += [run.id for run in page.runs]
-        cursor = page.next_cursor
-        ask(context)
-        if cursor is None:
-            break
-    assert seen == sorted(made, reverse=True)
-
-
-def test_lists_are_filtered_by_phase_name_part_and_label(context: Context) -> None:
-    one, _ = ask(context, name="Alpha_1", labels={"team": "lm", "gpu": "no"})
-    two, _ = ask(context, name="alphaX2", labels={"team": "lm"})
-
-    def ids(**filters: Any) -> set[str]:
-        return {run.id for run in runs.list_runs(context, **filters).runs}
-
-    assert ids() == {one.id, two.id}
-    assert ids(phases=["queued", "failed"]) == {one.id, two.id}
-    assert ids(phases=["failed"]) == set()
-    assert ids(name="Alpha_1") == {one.id}
-    assert ids(query="ALPHA") == {one.id, two.id}
-    assert ids(query="a_1") == {one.id}
-    assert ids(query=two.id) == {two.id}
-    assert ids(query="%") == set()
-    assert ids(labels={"team": "lm"}) == {one.id, two.id}
-    assert ids(labels={"team": "lm", "gpu": "no"}) == {one.id}
-
-
-@pytest.mark.parametrize("cursor", ["x", "é", base64.urlsafe_b64encode(b"run_1").decode()])
-def test_a_cursor_that_no_list_gave_out_is_refused(context: Context, cursor: str) -> None:
-    with pytest.raises(BadCursor):
-        runs.list_runs(context, cursor=cursor)
 
 
 def test_a_move_is_made_only_from_where_it_may_leave(context: Context, run: RunView) -> None:

@@ -81,7 +81,7 @@ def test_runs_of_the_version_before_are_labelled_searched_and_counted(
             command.upgrade(config, "0004")
             (found,) = connection.execute(filled).all()
         engine.dispose()
-        assert found == (1, '{"team": "LM"}', "größe 7 team=lm", False, 32, 10.0, None, None)
+        assert found == (1, '{"team": "LM"}', "grösse 7 team=lm", False, 32, 10.0, None, None)
 
     if kind == "sqlite":
         upgrade("")

@@ -16,7 +16,7 @@ from sqlalchemy import func, select, text
 
 from controlplane.domain.errors import NameInUse, NewerStore, StoreUnavailable
 from controlplane.domain.spec import parse_spec
-from controlplane.services import metrics, runs, state
+from controlplane.services import lists, metrics, runs, state
 from controlplane.services.context import Context
 from controlplane.store import store as module
 from controlplane.store.postgres import address
@@ -163,7 +163,7 @@ def test_texts_and_numbers_that_postgres_itself_would_refuse_are_kept(pair: tupl
         row = session.get_one(Run, run.id)
         assert (row.message, row.reason) == ("a\ufffdb", "r" * 1000)
         assert row.progress == {"loss": float("inf"), "text": "\0\ud800"}
-    assert runs.list_runs(pair[0], name="a\0b").runs == []
+    assert lists.list_runs(pair[0], lists.Filter(name="a\0b", query="a\0b")).runs == []
 
 
 def test_a_database_that_goes_away_is_said_and_comes_back_with_everything(

@@ -70,7 +70,7 @@ def _values(name: str, resolved: dict[str, Any]) -> dict[str, Any]:
     labels, nodes = resolved.get("labels", {}), resolved.get("nodes", 1)
     return {
         "labels": json.dumps(labels),
-        "search": " ".join([name, *(f"{key}={value}" for key, value in labels.items())]).lower(),
+        "search": " ".join([name, *(f"{key}={value}" for key, value in labels.items())]).casefold(),
         "gpus": nodes * (resolved.get("gpus_per_node") or 0),
         "cpus": nodes * (resolved.get("cpus_per_node") or 0),
     }

@@ -1,0 +1,126 @@
+"""Purging: a deleted run goes for good, with all that it has left. What goes is shown first, by the same count.
+
+Files go before rows, points before the run's row: whatever is cut off can be begun again. A folder that its user named,
+and storage that only pods can see, are left alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sqlalchemy import Select, Table, delete, func, or_, select
+
+from controlplane.clusters.base import ClusterError
+from controlplane.domain.errors import ClusterSilent, NeededByRun, NotFound
+from controlplane.domain.phases import LIVE
+from controlplane.services.context import Context
+from controlplane.services.views import RemainsView
+from controlplane.store.tables import Attempt, Base, Event, MetricBlock, MetricPoint, Run
+from controlplane.store.writer import Transaction
+
+POINTS = 5_000  # of one transaction: other writes wait for it
+
+
+def remains(context: Context, run_id: str) -> RemainsView:
+    """What a purge would remove of a deleted run and of the tasks on it. Raises NotFound."""
+    run = _deleted(context, run_id)
+    with context.store.read() as session:
+        every = _family(run_id)
+        tasks = [*session.scalars(every.where(Run.id != run_id))]
+
+        def count(table: type[Attempt | Event | MetricPoint]) -> int:
+            return session.scalar(select(func.count()).select_from(table).where(table.run_id.in_(every))) or 0
+
+        packed = session.scalar(select(func.sum(MetricBlock.points)).where(MetricBlock.run_id.in_(every))) or 0
+        counted = count(Attempt), count(Event), count(MetricPoint) + packed
+        folder = _own_folder(context, run)
+        shared = session.scalar(select(Run.id).where(Run.folder == run.folder, Run.id != run_id).limit(1))
+    removed = folder if folder is not None and shared is None and folder.is_dir() else None
+    size = sum(path.lstat().st_size for path in removed.rglob("*") if not path.is_dir()) if removed else 0
+    return RemainsView(
+        run_id, run.name, tasks, *counted, folder=run.folder, folder_removed=removed is not None, size=size
+    )
+
+
+def purge(context: Context, run_id: str) -> RemainsView:
+    """Remove a deleted run for good; what went.
+
+    Raises NotFound, NeededByRun while a live run begins from its folder or works on it, and ClusterSilent.
+    """
+    left = remains(context, run_id)
+    _ensure_unneeded(context, left)
+    with context.store.read() as session:
+        objects = [*session.scalars(select(Attempt.object_name).where(Attempt.run_id.in_(_family(run_id))))]
+    try:
+        for name in objects:
+            context.cluster.forget(name)
+    except ClusterError as error:
+        raise ClusterSilent(str(error)) from None
+    for each in (run_id, *left.tasks):
+        (context.home / "outputs" / f"{each}.tar").unlink(missing_ok=True)
+    if left.folder_removed:
+        shutil.rmtree(left.folder)
+    while context.store.write(lambda transaction: _thin(transaction, run_id)):
+        pass
+    context.store.write(lambda transaction: _remove(transaction, run_id))
+    return left
+
+
+def _deleted(context: Context, run_id: str) -> Run:
+    with context.store.read() as session:
+        run = session.get(Run, run_id)
+    if run is None or run.deleted_at is None:
+        raise NotFound("deleted run", run_id)
+    return run
+
+
+def _family(run_id: str) -> Select[str]:
+    """The ids of a run and of the tasks on it."""
+    return select(Run.id).where(or_(Run.id == run_id, Run.task_of == run_id))
+
+
+def _own_folder(context: Context, run: Run) -> Path | None:
+    """The run's folder where we have made it: one that its user named is its user's."""
+    ours = context.home / "runs" / run.id
+    return ours if run.folder == str(ours) else None
+
+
+def _ensure_unneeded(context: Context, left: RemainsView) -> None:
+    with context.store.read() as session:
+        live = select(Run.id, Run.resolved, Run.task_of).where(Run.phase.in_([*LIVE]))
+        for run_id, resolved, task_of in session.execute(live):
+            if task_of == left.id or (left.folder_removed and resolved["config"].get("start_from") == left.folder):
+                raise NeededByRun(left.id, run_id)
+
+
+def _thin(transaction: Transaction, run_id: str) -> bool:
+    """Remove some of its points; whether there were any."""
+    place = (MetricPoint.run_id, MetricPoint.attempt, MetricPoint.seq)
+    some = transaction.session.execute(
+        select(*place).where(MetricPoint.run_id.in_(_family(run_id))).limit(POINTS)
+    ).all()
+    for each, attempt in {(row.run_id, row.attempt) for row in some}:
+        seqs = [row.seq for row in some if (row.run_id, row.attempt) == (each, attempt)]
+        here = (MetricPoint.run_id == each, MetricPoint.attempt == attempt)
+        transaction.session.execute(
+            delete(MetricPoint).where(*here, MetricPoint.seq >= min(seqs), MetricPoint.seq <= max(seqs))
+        )
+    return bool(some)
+
+
+def _remove(transaction: Transaction, run_id: str) -> None:
+    """Every row of every table that tells of it, and then the run itself; void where it was restored meanwhile."""
+    session = transaction.session
+    run = session.get(Run, run_id, with_for_update=True)
+    if run is None or run.deleted_at is None:
+        return
+    family = [*session.scalars(_family(run_id))]
+    for table in reversed(Base.metadata.sorted_tables):
+        if _tells_of_runs(table):
+            session.execute(delete(table).where(table.c.run_id.in_(family)))
+    session.execute(delete(Run).where(Run.id.in_(family)))
+
+
+def _tells_of_runs(table: Table) -> bool:
+    return "run_id" in table.c

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from controlplane.domain.errors import NeededByRun, NotFound
+from controlplane.domain.spec import parse_spec
+from controlplane.services import changes, metrics, purges, runs, tasks
+from controlplane.services.context import Context
+from controlplane.services.views import RunView
+from controlplane.store.store import Store
+from controlplane.store.tables import Base, MetricBlock
+from tests.controlplane.memory_cluster import Clock, MemoryCluster
+from tests.controlplane.reconcile.conftest import Stage
+
+
+@pytest.fixture
+def stage(context: Context, memory: MemoryCluster, clock: Clock) -> Stage:
+    return Stage(context, memory, clock)
+
+
+@pytest.fixture
+def ended(context: Context, stage: Stage) -> RunView:
+    """A run with labels, points and a checkpoint, cancelled and deleted; and another beside it that must stay."""
+    runs.create_run(context, parse_spec({"size": "tiny", "labels": {"a": "b"}}), idempotency_key="other")
+    run = runs.create_run(context, parse_spec({"size": "tiny", "labels": {"a": "b"}}), idempotency_key="k")[0]
+    points = [{"seq": seq, "step": seq, "time": 1.0, "loss": 2.0} for seq in range(1, 8)]
+    metrics.add_metrics(context, run.id, 1, points)
+    checkpoint = Path(run.folder) / "checkpoints" / "step-00000005-attempt-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "meta.json").write_text("{}")
+    runs.cancel_run(context, run.id)
+    stage.reconciler.step()
+    return run
+
+
+def rows(store: Store) -> dict[str, int]:
+    tables = [table for table in Base.metadata.sorted_tables if "run_id" in table.c or table.name == "runs"]
+    with store.read() as session:
+        return {table.name: session.scalar(select(func.count()).select_from(table)) or 0 for table in tables}
+
+
+def test_what_is_shown_is_what_goes_and_nothing_else_does(
+    context: Context, stage: Stage, ended: RunView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purges, "POINTS", 3)
+    task = tasks.create_task(context, ended.id, "pull")
+    runs.cancel_run(context, task.id)
+    stage.reconciler.step()
+    changes.delete_run(context, ended.id)
+    block = MetricBlock(run_id=ended.id, attempt=1, first_seq=8, last_seq=10, points=3, data=b"")
+    context.store.write(lambda transaction: transaction.session.add(block))
+    before = rows(context.store)
+    left = purges.remains(context, ended.id)
+    assert (left.tasks, left.attempts, left.points, left.folder_removed, left.size) == ([task.id], 2, 10, True, 2)
+    assert rows(context.store) == before
+    assert Path(ended.folder).is_dir()
+    assert purges.purge(context, ended.id) == left
+    assert not Path(ended.folder).exists()
+    after = rows(context.store)
+    assert (after["runs"], after["attempts"], after["metric_points"], after["run_labels"]) == (1, 1, 0, 1)
+    assert after["events"] == before["events"] - left.events
+    assert (after["idempotency_keys"], after["metric_blocks"]) == (1, 0)
+    for call in (purges.remains, purges.purge, changes.restore_run):
+        with pytest.raises(NotFound):
+            call(context, ended.id)
+
+
+def test_only_a_deleted_run_is_purged(context: Context, ended: RunView) -> None:
+    with pytest.raises(NotFound, match="no deleted run"):
+        purges.purge(context, ended.id)
+    assert runs.get(context, ended.id).phase == "cancelled"
+
+
+def test_a_folder_that_a_live_run_begins_from_stays_until_that_has_ended(
+    context: Context, stage: Stage, ended: RunView
+) -> None:
+    again = runs.retry_run(context, ended.id)[0]
+    changes.delete_run(context, ended.id)
+    with pytest.raises(NeededByRun, match=again.id):
+        purges.purge(context, ended.id)
+    assert Path(ended.folder).is_dir()
+    runs.cancel_run(context, again.id)
+    stage.reconciler.step()
+    assert purges.purge(context, ended.id).folder_removed
+
+
+def test_a_folder_that_its_user_named_stays(context: Context, stage: Stage, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    run = runs.create_run(context, parse_spec({"size": "tiny", "checkpoint": {"uri": str(mine)}}))[0]
+    runs.cancel_run(context, run.id)
+    stage.reconciler.step()
+    changes.delete_run(context, run.id)
+    assert not purges.purge(context, run.id).folder_removed
+    assert mine.is_dir()
