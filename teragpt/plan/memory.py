@@ -21,11 +21,7 @@ LEFT_FREE = 0.10
 STAYS_GATHERED = 4 << 30  # bytes of fp32 gradients up to which a model stays whole (pipeline.py)
 LOSS_CHUNKS = 3 * (8 << 20)  # logits, scores and slopes of one chunk, in fp32 (ops.py)
 BF16, FP32 = 2, 4
-BACKWARD, LOSS = "the first block's backward", "the loss"
-ABSENT = {  # kinds by the moment at which they are not there
-    BACKWARD: {"logits and loss", "left free"},
-    LOSS: {"gradients", "one block's backward", "gradients to be scattered", "left free"},
-}
+START, END, LOSS = "the first block's backward", "the last block's backward", "the loss"
 HELD_BLOCKS = 2  # gathered at once: the one that computes and the next one
 
 
@@ -45,17 +41,17 @@ class Cut:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the fullest rank by kind. Not all kinds are there at once: `peak` is the most, `where` it happens."""
+    """Bytes of the fullest rank by kind, the most of each, and `at_peak`, which add up; `where` in a step that is."""
 
     kinds: dict[str, int]
-    peak: int
+    at_peak: dict[str, int]
     where: str
     limit: int
 
     @property
-    def at_peak(self) -> dict[str, int]:
-        """The kinds that are there at the peak, which they add up to."""
-        return {kind: taken for kind, taken in self.kinds.items() if kind not in ABSENT[self.where]}
+    def peak(self) -> int:
+        """The most at once."""
+        return sum(self.at_peak.values())
 
     @property
     def fits(self) -> bool:
@@ -103,24 +99,22 @@ class Ledger:
         kept = int(kept_bytes(config, cut) * layers * alive(cut, pp_rank))
         gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         copies = joined_copies(config, cut, layers)
-        backward = int(working_bytes(config, cut))
-        loss = loss_bytes(config, cut) if head else 0
-        always = state.total + gathered + copies + kept
-        moments = {BACKWARD: always + gradients + backward, LOSS: always - state.gradients + loss}
-        where = max(moments, key=lambda one: moments[one])
-        kinds = {
-            "parameters": state.parameters,
-            "gradients": state.gradients,
-            "optimizer": state.optimizer,
-            "activations": kept,
-            "one block's backward": backward,
-            "copies of weights": copies,
-            "gathered parameters": gathered,
-            "gradients to be scattered": gradients,
-            "logits and loss": loss,
-            "left free": int(self.device_memory * LEFT_FREE),
+        always = {"parameters": state.parameters, "optimizer": state.optimizer, "gathered parameters": gathered}
+        summed = {"gradients": state.gradients}
+        before = summed if cut.count > 1 else {}  # of the micro-batches before
+        whole = {"activations": kept, "copies of weights": copies}
+        last = {"activations": kept // layers, "copies of weights": copies // layers}
+        backward = {"one block's backward": int(working_bytes(config, cut)), "gradients to be scattered": gradients}
+        loss = {"logits and loss": loss_bytes(config, cut) if head else 0}
+        moments = {
+            START: always | before | whole | backward,
+            END: always | summed | last | backward,
+            LOSS: always | before | whole | loss,
         }
-        return Memory(kinds, moments[where], where, limit(self.device_memory))
+        where = max(moments, key=lambda one: sum(moments[one].values()))
+        left = {"left free": int(self.device_memory * LEFT_FREE)}
+        every = always | summed | whole | backward | loss | left
+        return Memory(every, moments[where], where, limit(self.device_memory))
 
 
 @cache

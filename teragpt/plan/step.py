@@ -67,6 +67,7 @@ class Clock:
     cluster: Cluster
     speed: Speed
     timed: dict[tuple[int, int, int, str, bool], Layer] = field(default_factory=dict, compare=False, repr=False)
+    spread: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
     heads: dict[tuple[int, int], float] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -159,24 +160,24 @@ class Clock:
         """Seconds of a step in which nothing but the layers' own collectives travels: no cut is faster."""
         stages = cut.stages
         layer, head = self.layer(cut).total, self.head(cut.tokens(self.config.context), stages.tp)
-        slowest = max(self.stage_layers(cut) * layer, self.last_layers(cut) * layer + head)
+        fullest, last = self.layers(cut)
+        slowest = max(fullest * layer, last * layer + head)
         return slowest * (cut.count + (stages.pp - 1) / stages.chunks)
 
-    def stage_layers(self, cut: Cut) -> int:
-        """Layers of the fullest stage without the head."""
-        depth, stages = self.config.depth, cut.stages
-        return max(layers_of(depth, stages, 0), layers_of(depth, stages, max(0, stages.pp - 2)))
-
-    def last_layers(self, cut: Cut) -> int:
-        """Layers of the stage with the head."""
-        return layers_of(self.config.depth, cut.stages, cut.stages.pp - 1)
+    def layers(self, cut: Cut) -> tuple[int, int]:
+        """Layers of the fullest stage without the head, and of the one with it."""
+        key, depth, stages = (cut.stages.pp, cut.stages.chunks), self.config.depth, cut.stages
+        if key not in self.spread:
+            fullest = max(layers_of(depth, stages, 0), layers_of(depth, stages, max(0, stages.pp - 2)))
+            self.spread[key] = fullest, layers_of(depth, stages, stages.pp - 1)
+        return self.spread[key]
 
     def step(self, cut: Cut) -> Step:
         """A whole step, by kind."""
         stages, tokens, count = cut.stages, cut.tokens(self.config.context), cut.count
         layer = self.layer(cut)
         head = self.head(tokens, stages.tp)
-        layers, last = self.stage_layers(cut), self.last_layers(cut)
+        layers, last = self.layers(cut)
         heavy = last * layer.total + head >= layers * layer.total
         on_stage, with_head = (last, head) if heavy else (layers, 0.0)
         micro = on_stage * layer.total + with_head
@@ -227,6 +228,6 @@ class Clock:
     def update(self, cut: Cut) -> float:
         """AdamW over a rank's slice, at the memory's bandwidth; the norm of all gradients is one number's sum."""
         stages = cut.stages
-        whole = self.stage_layers(cut) * block_parameters(self.config, stages.tp)
+        whole = self.layers(cut)[0] * block_parameters(self.config, stages.tp)
         whole += padded(self.config.num_tokens) * self.config.dim // stages.tp
         return UPDATE_BYTES * whole / stages.fsdp / self.speed.copy_rate + self.latency(stages.ranks)

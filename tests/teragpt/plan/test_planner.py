@@ -73,6 +73,7 @@ def test_every_returned_layout_can_be_built_and_its_parts_add_up(
         kinds = option.memory.kinds
         assert kinds["parameters"] in {state(config, stages.ranks, rank).parameters for rank in (0, stages.ranks - 1)}
         assert sum(option.memory.at_peak.values()) == option.memory.peak <= option.memory.limit
+        assert all(taken <= kinds[kind] for kind, taken in option.memory.at_peak.items())
         assert sum(option.step.parts.values()) == pytest.approx(option.seconds)
         assert option.cut.micro_batch * option.cut.count * stages.data_ranks >= config.sequences
     seconds = [option.seconds for option in (found.best, *(other for other, _ in found.others))]
