@@ -82,7 +82,14 @@ class Config:
     rope_theta: float = setting(0.0, "Base of the rotary position embedding.", low=1.0, high=1e9)
     norm_eps: float = setting(1e-6, "Added to the mean square in every RMSNorm.", low=1e-12, high=1e-2)
 
-    data: str = setting("", "Folder or URL of a dataset made by `teragpt prepare`; empty: the embedded corpus.")
+    data: str = setting(
+        "", "Folder or URL of a dataset of `teragpt prepare`, or several: web:0.7,code:0.3; empty: the embedded corpus."
+    )
+    packing: str = setting(
+        "plain",
+        "Whether attention in a sequence crosses documents (plain), or stays within each (documents).",
+        choices=("plain", "documents"),
+    )
     tokenizer: str = setting("", "Tokenizer the dataset must have been made with; empty: the dataset's own.")
     seed: int = setting(0, "Seed of initial weights and data order.", low=0, high=(1 << 63) - 1)
     out: str = setting("runs/tiny", "Run folder, a path or a URL: metrics.jsonl, config.json, checkpoints.")
@@ -285,6 +292,9 @@ def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> It
         name, value = blame("context", "cp", "tp")
         whole = f"a multiple of {pieces}" if name == "context" else f"one that cuts context {config.context} evenly"
         yield Problem(name, value, f"{whole}, for tp {config.tp} and cp {config.cp}")
+    for name in ("cp", "pp"):
+        if config.packing == "documents" and getattr(config, name) > 1:
+            yield Problem(*blame("packing", name), f"with {name} above 1: plain")
     if config.pp > config.depth:
         yield Problem(*blame("pp", "depth"), f"at most depth {config.depth}")
     elif config.pp * config.pipeline_chunks > config.depth:

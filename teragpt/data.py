@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import json
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -21,10 +23,12 @@ from teragpt.config import ConfigError, Problem
 from teragpt.corpus import embedded_dataset
 from teragpt.dataset_files import TOKENIZER_FOLDER, TRAIN, VALIDATION, Manifest, Split, fail, read_manifest
 from teragpt.fetch import on_this_node
+from teragpt.mixture import Portion, Schedule, parse_mixture, whole
 from teragpt.shards import numpy_type, verify
 from teragpt.tokenizer import Tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+Places = npt.NDArray[np.int64]
 ROUNDS = 6
 
 
@@ -71,12 +75,20 @@ class Dataset(Protocol):
         ...
 
 
-def open_dataset(path: str, *, tokenizer: str = "") -> ShardedDataset:
-    """The dataset in the folder or at the URL `path`; "": the embedded one, which is made on first use.
+def open_dataset(path: str, *, tokenizer: str = "") -> ShardedDataset | MixedDataset:
+    """The dataset in the folder or at the URL `path`, or a mixture of several; "": the embedded one, made at first.
 
-    Raises ConfigError if it is missing, broken (sizes are checked always, content once), or made by another tokenizer
-    than the given one.
+    Raises ConfigError if one is missing, broken (sizes are checked always, content once), or made by another tokenizer
+    than the given one, and if a mixture's have been made by several.
     """
+    portions = parse_mixture(path)
+    if not portions:
+        return open_folder(path, tokenizer)
+    return MixedDataset(portions, [open_folder(one.place, tokenizer) for one in portions])
+
+
+def open_folder(path: str, tokenizer: str) -> ShardedDataset:
+    """One dataset. Raises ConfigError."""
     folder = on_this_node(path) if path else embedded_dataset()
     manifest = read_manifest(folder)
     verify(folder, manifest)
@@ -114,6 +126,11 @@ class ShardedDataset:
         return str(self.folder / TOKENIZER_FOLDER)
 
     @property
+    def end(self) -> int:
+        """The separator's id."""
+        return self.manifest.end
+
+    @property
     def unigram_entropy(self) -> float:
         """Nats a token costs who knows only how frequent each one is in the training split."""
         return self.manifest.unigram_entropy
@@ -128,9 +145,12 @@ class ShardedDataset:
         Windows are the split cut into pieces of T tokens; sequence g of the run is window `order(g % windows)` of
         epoch `g // windows`. Raises ConfigError if the split holds no window.
         """
-        windows = self._windows(TRAIN, context)
-        place = step * sequences + share(sequences, rank, world_size)
-        epochs, places = np.divmod(place, windows)
+        return self.sequences(step * sequences + share(sequences, rank, world_size), context, seed)
+
+    def sequences(self, numbers: Places, context: int, seed: int) -> Batch:
+        """The run's sequences of these numbers, from 0. Raises ConfigError if the split holds no window."""
+        windows = self.windows(TRAIN, context)
+        epochs, places = np.divmod(numbers, windows)
         chosen = np.empty_like(places)
         for epoch in np.unique(epochs):
             inside = epochs == epoch
@@ -142,11 +162,15 @@ class ShardedDataset:
 
         Raises ConfigError if the split holds no window.
         """
-        windows = self._windows(VALIDATION, context)
-        places = share(sequences, rank, world_size) % windows
-        return self._read(VALIDATION, shuffled(places, windows, VALIDATION), context)
+        return self.held_out(share(sequences, rank, world_size), context)
 
-    def _windows(self, split: str, context: int) -> int:
+    def held_out(self, numbers: Places, context: int) -> Batch:
+        """The held-out sequences of these numbers, from 0. Raises ConfigError if the split holds no window."""
+        windows = self.windows(VALIDATION, context)
+        return self._read(VALIDATION, shuffled(numbers % windows, windows, VALIDATION), context)
+
+    def windows(self, split: str, context: int) -> int:
+        """Windows of a split. Raises ConfigError if it holds none."""
         held = self.tokens(split)
         if context >= held:
             where = f"the {split} split of {self.folder} holds {held:,} tokens"
@@ -159,6 +183,91 @@ class ShardedDataset:
             self.splits[split].read(int(window) * context, row)
         sequences = torch.from_numpy(rows)
         return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
+
+
+class MixedDataset:
+    """Several datasets of one tokenizer, from which a run's sequences come in the proportions of a mixture."""
+
+    def __init__(self, portions: Sequence[Portion], datasets: Sequence[ShardedDataset]) -> None:
+        self.portions, self.datasets = portions, datasets
+        for portion, dataset in zip(portions, datasets, strict=True):
+            if dataset.tokenizer_fingerprint != datasets[0].tokenizer_fingerprint:
+                raise fail("data", portion.place, f"a dataset of the same tokenizer as {portions[0].place}")
+        self._schedule = lru_cache(maxsize=4)(self._scheduled)
+
+    @property
+    def sources(self) -> dict[str, ShardedDataset]:
+        """The datasets by name, whose held-out losses are told apart: a folder's name, or its place if two share it."""
+        names = [Path(one.place).name for one in self.portions]
+        each = names if len(set(names)) == len(names) else [one.place for one in self.portions]
+        return dict(zip(each, self.datasets, strict=True))
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self.datasets[0].vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data: the datasets, their weights and caps."""
+        parts = [
+            (dataset.fingerprint, str(portion.weight), portion.epochs)
+            for portion, dataset in zip(self.portions, self.datasets, strict=True)
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Names the tokenizer that made the data."""
+        return self.datasets[0].tokenizer_fingerprint
+
+    @property
+    def tokenizer(self) -> str:
+        """The folder of the tokenizer that made the data."""
+        return self.datasets[0].tokenizer
+
+    @property
+    def end(self) -> int:
+        """The separator's id."""
+        return self.datasets[0].end
+
+    def tokens(self, split: str) -> int:
+        """Tokens of a split in all."""
+        return sum(dataset.tokens(split) for dataset in self.datasets)
+
+    def batch(self, step: int, sequences: int, context: int, seed: int, rank: int, world_size: int) -> Batch:
+        """This rank's (ids, targets) of a step, each (n, T); of any number of sequences each source gives its part.
+
+        Raises ConfigError if a split holds no window, and when every source has been read as often as it may be.
+        """
+        schedule = self._schedule(context)
+        places = step * sequences + share(sequences, rank, world_size)
+        if schedule.end is not None and len(places) and places[-1] >= schedule.end:
+            said = f"epochs that are enough: all is read through after {schedule.end:,} sequences of {context} tokens"
+            raise fail("data", ",".join(one.place for one in self.portions), said)
+        source, number = schedule.take(places)
+        return self._gather(source, context, lambda at, mine: self.datasets[at].sequences(number[mine], context, seed))
+
+    def validation(self, sequences: int, context: int, rank: int, world_size: int) -> Batch:
+        """This rank's slice of `sequences` held-out windows in the mixture's proportions."""
+        schedule = Schedule(whole(self.portions), [0] * len(self.portions))
+        source, number = schedule.take(share(sequences, rank, world_size))
+        return self._gather(source, context, lambda at, mine: self.datasets[at].held_out(number[mine], context))
+
+    def _scheduled(self, context: int) -> Schedule:
+        limits = [
+            portion.epochs * dataset.windows(TRAIN, context)
+            for portion, dataset in zip(self.portions, self.datasets, strict=True)
+        ]
+        return Schedule(whole(self.portions), limits)
+
+    def _gather(self, source: Places, context: int, read: Callable[[int, npt.NDArray[np.bool_]], Batch]) -> Batch:
+        ids, targets = (torch.empty(len(source), context, dtype=torch.int64) for _ in range(2))
+        for at in range(len(self.datasets)):
+            mine = source == at
+            chosen = torch.from_numpy(mine)
+            ids[chosen], targets[chosen] = read(at, mine)
+        return ids, targets
 
 
 class Tokens:

@@ -120,10 +120,11 @@ class Metrics:
             f"eta {duration(eta)}"
         )
 
-    def evaluation(self, step: int, loss: float) -> None:
-        """Report the held-out loss after `step` steps."""
-        self.record(step, val_loss=loss)
-        self.say(f"eval {step}/{self.config.steps} | val loss {loss:.4f}")
+    def evaluation(self, step: int, loss: float, sources: Mapping[str, float]) -> None:
+        """Report the held-out loss after `step` steps, and that of each of a mixture's sources."""
+        self.record(step, val_loss=loss, **{f"val_loss/{name}": one for name, one in sources.items()})
+        each = "".join(f" | {name} {one:.4f}" for name, one in sources.items())
+        self.say(f"eval {step}/{self.config.steps} | val loss {loss:.4f}{each}")
 
     def checkpoint(self, step: int) -> None:
         """Report that the checkpoint of `step` is published: where run folders are out of reach, this tells of it."""

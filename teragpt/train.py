@@ -32,6 +32,7 @@ from teragpt.environment import ranks_grace, read_attempt, read_grace, read_worl
 from teragpt.mesh import build_mesh, memory_of
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
+from teragpt.packing import confine
 from teragpt.parallel import (
     build_model,
     compute_dtype,
@@ -77,7 +78,8 @@ class Trainer:
         if self.config.num_tokens < self.dataset.vocabulary:
             allowed = f"at least the dataset's vocabulary of {self.dataset.vocabulary}"
             raise ConfigError([Problem("num_tokens", self.config.num_tokens, allowed)])
-        self.dataset.batch(0, 1, self.config.context, 0, 0, 1)  # a split too short for the context is refused here
+        last = self.config.sequences - 1, self.config.sequences  # its sequence is there, or refused here
+        self.dataset.batch(self.config.steps - 1, last[1], self.config.context, 0, *last)
         self.dataset.validation(1, self.config.context, 0, 1)
         self.requests = Requests(ranks_grace(read_grace(os.environ)), config.max_seconds)
         self.progress = Progress()
@@ -113,6 +115,7 @@ class Trainer:
         self.model = build_model(self.constructor, config, dtype)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         parallelize(self.model, self.mesh, config, dtype)
+        confine(self.model, config, getattr(self.dataset, "end", None))
         self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
         materialize(self.model, config, self.device)
         self.optimizer = Optimizer(self.model, self.mesh, config)
@@ -185,15 +188,17 @@ class Trainer:
         return (loss, norm), stops.item()
 
     def evaluate(self) -> None:
-        """Report the loss over the held-out sequences."""
-        config, mesh = self.config, self.mesh
-        ids, targets = self.to_device(
-            self.dataset.validation(config.eval_sequences, config.context, mesh.data_rank, mesh.data_ranks)
-        )
-        share = evaluate(self.model, ids, targets, mesh, config)
-        if self.world.world_size > 1:
-            dist.all_reduce(share)
-        self.metrics.evaluation(self.progress.step, share.item())
+        """Report the loss over the held-out sequences, and over those of each source of a mixture."""
+        config, mesh, losses = self.config, self.mesh, {}
+        for name, held_out in {"": self.dataset, **getattr(self.dataset, "sources", {})}.items():
+            ids, targets = self.to_device(
+                held_out.validation(config.eval_sequences, config.context, mesh.data_rank, mesh.data_ranks)
+            )
+            share = evaluate(self.model, ids, targets, mesh, config)
+            if self.world.world_size > 1:
+                dist.all_reduce(share)
+            losses[name] = share.item()
+        self.metrics.evaluation(self.progress.step, losses.pop(""), losses)
         self.metrics.restart_clock()
 
     def state(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import pytest
 from teragpt import corpus
 from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
 from teragpt.corpus import dataset_info, embedded_dataset, key, library, read_library, read_parts
-from teragpt.data import open_dataset
+from teragpt.data import ShardedDataset, open_dataset
 from teragpt.dataset_files import read_manifest
 from teragpt.documents import Document
 from teragpt.shards import verify
@@ -56,6 +56,7 @@ def test_processes_that_ask_at_once_get_one_whole_dataset_though_one_was_killed(
 def test_the_embedded_dataset_is_the_default_one(embedded: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERAGPT_CACHE", str(cache))
     dataset = open_dataset("")
+    assert isinstance(dataset, ShardedDataset)
     assert dataset.folder == embedded
     assert dataset.vocabulary == EMBEDDED_VOCABULARY
     assert dataset.batch(0, 2, 256, 0, 0, 1)[0].shape == (2, 256)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from teragpt.assembly import write
 from teragpt.config import ConfigError
-from teragpt.data import Batch, Dataset, ShardedDataset, open_dataset, share, shuffled
+from teragpt.data import Batch, Dataset, ShardedDataset, mixed, open_dataset, round_keys, share, shuffled
 from teragpt.dataset_files import MANIFEST, parse_manifest, read_manifest
 from teragpt.documents import Document, Recipe
 from teragpt.tokenizer import Tokenizer, train_bpe
@@ -75,6 +76,27 @@ def test_a_shuffle_of_any_size_places_any_part_alone(size: int, place: int, key:
     found = shuffled(np.array([place, 0]), size, key)
     assert ((found >= 0) & (found < size)).all()
     assert found[0] == shuffled(np.array([place]), size, key)[0]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=50), st.integers(10**8, 10**9), st.text())
+def test_a_shuffle_of_a_thousand_million_can_be_undone_so_no_two_places_meet(
+    places: list[int], size: int, key: str
+) -> None:
+    """Whatever its rounds compute, a Feistel network has an inverse, and so has a walk along its cycles."""
+    numbers = np.array(places) % size
+    found, half = shuffled(numbers, size, key), np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
+
+    def undone(values: Any) -> Any:
+        left, right = values >> half, values & ((np.uint64(1) << half) - np.uint64(1))
+        for one in reversed(round_keys(key)):
+            left, right = right ^ (mixed(left ^ one) & ((np.uint64(1) << half) - np.uint64(1))), left
+        return (left << half) | right
+
+    back = undone(found.astype(np.uint64))
+    while (outside := back >= size).any():
+        back[outside] = undone(back[outside])
+    assert (back == numbers).all()
 
 
 def test_a_shuffle_looks_random_and_differs_by_key() -> None:
@@ -187,7 +209,8 @@ def test_an_opened_dataset_tells_what_it_is(folder: Path, tokenizer: Tokenizer) 
     assert dataset.tokenizer_fingerprint == tokenizer.fingerprint == Tokenizer(dataset.tokenizer).fingerprint
     assert dataset.fingerprint == read_manifest(folder).fingerprint
     assert dataset.tokens("train") > dataset.tokens("validation") > 0
-    assert 1 < open_dataset(str(folder)).unigram_entropy < np.log(dataset.vocabulary)
+    assert isinstance(dataset, ShardedDataset)
+    assert 1 < dataset.unigram_entropy < np.log(dataset.vocabulary)
 
 
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -75,12 +75,12 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 def test_a_step_is_a_readable_line_and_a_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = report(tmp_path)
     one.step(1, 3.14159, 0.5, 0.004, {})
-    one.evaluation(1, 2.71828)
+    one.evaluation(1, 2.71828, {"web": 2.5})
     one.close()
     said = capsys.readouterr().out.splitlines()
     assert said[1].startswith("step 1/20 | loss 3.1416 | lr 4.00e-03 | grad 0.500 | ")
     assert " tok/s (" in said[1]
-    assert said[2] == "eval 1/20 | val loss 2.7183"
+    assert said[2] == "eval 1/20 | val loss 2.7183 | web 2.5000"
     step, evaluation = recorded(tmp_path)
     assert (step["seq"], step["step"], step["loss"], step["tokens"], step["attempt"]) == (1, 1, 3.14159, 2048, 1)
     assert step["mfu"] is None

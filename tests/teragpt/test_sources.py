@@ -159,7 +159,7 @@ def test_a_zstd_file_reads_as_it_was_whatever_the_request(content: bytes, size: 
 
 
 BAD: dict[str, tuple[bytes, str, int]] = {  # a file's content, what is said of it, and the texts that are good
-    "a.jsonl": (b'{"text": "good"}\n{"text": }\n', "a JSON object on every line \\(line 2, column 10: Expecting value", 1),
+    "a.jsonl": (b'{"text": "good"}\n{"text": }\n', "a JSON object .* \\(line 2, column 10: Expecting", 1),
     "b.jsonl": (b'{"text": "good"}\n\n[1]\n', "line 3 is a list", 1),
     "c.jsonl": (b'{"body": "x", "id": 1}\n', "a column 'text' \\(line 1 has body, id", 0),
     "d.jsonl": (b'{"text": 5}\n', "text in column 'text' \\(line 1 has a int", 0),
