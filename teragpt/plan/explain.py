@@ -73,14 +73,13 @@ def computing(plan: Plan) -> Iterator[Line]:
 
 
 def travelling(plan: Plan) -> Iterator[Line]:
-    """What travels, shown or hidden behind compute, and who waits."""
+    """What travels, what of it sticks out behind compute, and who waits."""
     stages, step, cluster = plan.best.cut.stages, plan.best.step, plan.cluster
     within = f"{NVLINK_PART:.2f} of {cluster.device.link / 1e9:,.0f} GB/s within a node"
     beyond = f"{NETWORK_PART:.2f} of {cluster.network.rate / 1e9:,.4g} GB/s an adapter between nodes"
     ring = f"a ring's bytes at {within}, {beyond}, and {HOP_SECONDS * 1e6:.1f} us a rank"
     shown = {kind: step.parts[kind] for kind in ("tp", "cp", "dp") if kind in step.parts}
-    hidden = {f"{kind}, hidden": took for kind, took in step.hidden.items()}
-    for kind, took in (shown | hidden).items():
+    for kind, took in (shown | step.travels).items():
         yield Line(kind, f"{ring} = {seconds(took)}", COLLECTIVES)
     wait = step.parts.get("pipeline's wait")
     if wait is not None:

@@ -25,8 +25,11 @@ def page(plans: Sequence[Plan]) -> str:
         "<h2>One step</h2>",
         bar(plan.best.step.parts, seconds),
     ]
-    if plan.best.step.hidden:
-        parts += ["<p>Behind compute:</p>", bar(plan.best.step.hidden, seconds, plan.best.seconds)]
+    if plan.best.step.travels:
+        parts += [
+            "<p>Of it, beside compute; dp is what sticks out:</p>",
+            bar(plan.best.step.travels, seconds, plan.best.seconds),
+        ]
     if len(plans) > 1:
         parts += ["<h2>Scaling</h2>", curve(plans)]
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in table(plan))

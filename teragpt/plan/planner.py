@@ -90,7 +90,7 @@ class Plan:
                 "where": self.best.memory.where,
                 "limit": self.best.memory.limit,
             },
-            "step": {"seconds": self.best.seconds, "parts": self.best.step.parts, "hidden": self.best.step.hidden},
+            "step": {"seconds": self.best.seconds, "parts": self.best.step.parts, "travels": self.best.step.travels},
             "forecast": {**asdict(self.forecast), "days": self.forecast.days},
             "others": [
                 {"layout": named(option), "step_seconds": option.seconds, "peak": option.memory.peak, "loses": why}

@@ -48,10 +48,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step by kind, which add up to `seconds`; `hidden` travels behind compute, by kind."""
+    """Seconds of a step by kind, which add up to `seconds`.
+
+    `travels`: how long weights and gradients take their way beside compute; `dp` of the parts is what sticks out.
+    """
 
     parts: dict[str, float]
-    hidden: dict[str, float]
+    travels: dict[str, float]
 
     @property
     def seconds(self) -> float:
@@ -181,7 +184,7 @@ class Clock:
         heavy = last * layer.total + head >= layers * layer.total
         on_stage, with_head = (last, head) if heavy else (layers, 0.0)
         micro = on_stage * layer.total + with_head
-        shown, hidden = self.sharding(cut, layer, on_stage)
+        shown, travels = self.sharding(cut, layer, on_stage)
         parts = {
             "products": count * on_stage * layer.products,
             "attention": count * on_stage * layer.attention,
@@ -193,7 +196,7 @@ class Clock:
             "pipeline's wait": micro * (stages.pp - 1) / stages.chunks,
             "optimizer": self.update(cut),
         }
-        return Step({kind: seconds for kind, seconds in parts.items() if seconds}, hidden)
+        return Step({kind: seconds for kind, seconds in parts.items() if seconds}, travels)
 
     def sharding(self, cut: Cut, layer: Layer, layers: int) -> tuple[float, dict[str, float]]:
         """Seconds a step that gathers of weights and scatters of gradients add, and those that hide, by kind."""
@@ -210,12 +213,12 @@ class Clock:
         ends = gather + scatter + copies + self.edges(cut)
         waits = self.latency(stages.fsdp) * (3 if again else 2) + 2 * self.latency(stages.dp_replicate)
         shown = turns * (layers * max(late, waits) + ends)
-        hidden = {
+        travels = {
             "weights gathered": turns * layers * (gather + again),
             "gradients scattered": turns * layers * scatter,
             "gradients summed over copies": turns * layers * copies,
         }
-        return shown, {kind: seconds for kind, seconds in hidden.items() if seconds}
+        return shown, {kind: seconds for kind, seconds in travels.items() if seconds}
 
     def edges(self, cut: Cut) -> float:
         """Embedding's and head's gather before the first block and their scatter after it: nothing hides them."""
