@@ -42,6 +42,17 @@ PIECES = (
     r"\s+",
 )
 
+# The same for text of any kind: a word keeps the space or sign before it, numbers come in groups of three digits, signs
+# stay together, and the end of lines is apart from what follows.
+PROSE_PIECES = (
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"\s*[\r\n]+",
+    r"\s+(?!\S)",
+    r"\s+",
+)
+
 
 class TokenizerError(ConfigError):
     """A tokenizer that cannot be found or read."""
@@ -88,6 +99,10 @@ class Tokenizer:
         """The text of tokens; separators show as what they are called."""
         return str(self._rules.decode(list(ids), skip_special_tokens=False))
 
+    def entry(self, token: int) -> str:
+        """What the vocabulary calls a token; bytes that are no character by themselves have a letter of their own."""
+        return str(self._rules.id_to_token(token))
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides which tokens a text becomes; the same for the same rules wherever they lie."""
@@ -110,24 +125,31 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocabulary` tokens (at least 257) from the texts; the same for the same texts.
+def train_bpe(
+    texts: Iterable[str], vocabulary: int, cut: Sequence[str] = PIECES, special: Sequence[str] = ()
+) -> Tokenizer:
+    """A byte-level BPE of at most `vocabulary` tokens from the texts; the same for the same texts.
 
-    Sennrich et al. 2016 over bytes (Radford et al. 2019), on pieces made for source code.
+    Sennrich et al. 2016 over bytes (Radford et al. 2019). No token spans two of the pieces that texts are cut into.
+    `special` tokens stand beside the separator. Raises ConfigError for a vocabulary without room for all bytes.
     """
-    if vocabulary < 257:
-        raise ConfigError([Problem("vocabulary", vocabulary, "at least 257: every byte and the separator")])
+    own = [END, *special]
+    if len(set(own)) < len(own) or not all(special):
+        raise ConfigError([Problem("special", ", ".join(special), f"tokens that differ, from {END} too")])
+    if vocabulary < 256 + len(own):
+        allowed = f"at least {256 + len(own)}: every byte, the separator and special tokens"
+        raise ConfigError([Problem("vocabulary", vocabulary, allowed)])
     from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Rules
 
     rules = Rules(models.BPE())
-    pieces = pre_tokenizers.Split(Regex("|".join(PIECES)), "isolated")
+    pieces = pre_tokenizers.Split(Regex("|".join(cut)), "isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     rules.pre_tokenizer = pre_tokenizers.Sequence([pieces, to_bytes])
     rules.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary, special_tokens=own, initial_alphabet=alphabet, show_progress=False
     )
     rules.train_from_iterator(texts, trainer)
     return Tokenizer(f"bpe-{vocabulary}", rules=rules, end_token=END)

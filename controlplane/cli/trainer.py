@@ -1,4 +1,4 @@
-"""Commands that run the trainer's own code: `sample`, `export`, `pull`, `prepare`.
+"""Commands that run the trainer's own code: `sample`, `export`, `pull`, `prepare`, `tokenizer`.
 
 Here, where the [train] extra is needed; for a model that lies elsewhere, in a pod that the control plane starts there.
 """
@@ -24,6 +24,8 @@ from controlplane.cli.runs import find
 from controlplane.runfolder import last_checkpoint
 
 commands = typer.Typer()
+tokenizers = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or see what one makes of text.")
+commands.add_typer(tokenizers, name="tokenizer")
 
 
 @commands.command()
@@ -139,6 +141,51 @@ def prepare(
         for line in summary(out):
             print(line)
     print(f"next: teragpt run SIZE --data {shlex.quote(str(out))}")
+
+
+Texts = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - is stdin.")]
+Format = Annotated[str, typer.Option("--format", help="text, jsonl, parquet or arrow; auto: by each file's name.")]
+Column = Annotated[str, typer.Option("--column", help="The column that holds the text.")]
+
+
+@tokenizers.command("train")
+def train_tokenizer(
+    sources: Texts,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    vocabulary: Annotated[int, typer.Option("--vocabulary", help="Entries, the bytes and special tokens included.")],
+    special: Annotated[
+        list[str] | None, typer.Option("--special", help="A token that no text becomes; may be repeated.")
+    ] = None,
+    format: Format = "auto",
+    column: Column = "text",
+) -> None:
+    """Train a byte-level BPE on text."""
+    with trainer("tokenizer"):
+        from teragpt.documents import Recipe
+        from teragpt.tokenizer_training import train_tokenizer as train
+
+        made = train(sources, out, vocabulary, Recipe(format=format, column=column), special or ())
+    print(f"{made.vocabulary:,} entries, fingerprint {made.fingerprint}")
+    print(f"next: teragpt prepare SOURCE --tokenizer {shlex.quote(str(out))} --out DIR")
+
+
+@tokenizers.command("inspect")
+def inspect_tokenizer(
+    tokenizer: Annotated[str, typer.Argument(help="A hub's name, a folder or a tokenizer.json.")],
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="SOURCE...", help="Text to measure it on, by the kind of its files.")
+    ] = None,
+    format: Format = "auto",
+    column: Column = "text",
+) -> None:
+    """Show a tokenizer, its bytes a token and the entries that text leaves unused."""
+    with trainer("tokenizer"):
+        from teragpt.documents import Recipe
+        from teragpt.tokenizer import Tokenizer
+        from teragpt.tokenizer_training import inspect
+
+        for line in inspect(Tokenizer(tokenizer), sources or [], Recipe(format=format, column=column)):
+            print(line)
 
 
 def folder(run: str, url: str | None, context: str | None) -> Path | str | None:

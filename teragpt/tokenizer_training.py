@@ -1,0 +1,100 @@
+"""Tokenizers from text, and what one makes of it: `teragpt tokenizer train` and `teragpt tokenizer inspect`.
+
+Why: how many bytes a token stands for decides what a model costs, and it depends on the kind of text. It reads the same
+sources as a preparation. It must not know what is trained on the tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from teragpt.assembly import published
+from teragpt.dataset_files import fail
+from teragpt.documents import DOCUMENT_BYTES, Document, Dropped, Recipe, read_segments
+from teragpt.parts import batches
+from teragpt.sources import Source, blocks, find_sources
+from teragpt.tokenizer import PROSE_PIECES, Tokenizer, train_bpe
+
+EXAMPLES = 10  # of entries that no text used
+
+
+def train_tokenizer(
+    sources: Sequence[Path | str], out: Path, vocabulary: int, recipe: Recipe, special: Sequence[str] = ()
+) -> Tokenizer:
+    """A byte-level BPE of at most `vocabulary` tokens from the documents of sources, in the new folder `out`.
+
+    `special` tokens stand beside the separator; no text becomes one. The same documents give the same tokenizer.
+    Raises ConfigError.
+    """
+    found = find_sources(sources, recipe.format)
+    try:
+        with published(out.absolute()) as draft, progress("train the tokenizer", found) as bar:
+            texts = (part for source in found for one in documents_of(source, recipe, bar) for part in one.parts)
+            made = train_bpe(texts, vocabulary, PROSE_PIECES, special)
+            made.save(draft)
+    except BlockingIOError:
+        raise fail("out", out, "a folder that no other process is writing at this moment") from None
+    except OSError as error:
+        raise fail("out", out, f"a folder that can be written ({error.strerror or error})") from None
+    return made
+
+
+def progress(what: str, sources: Sequence[Source]) -> Any:
+    """A bar over the bytes of sources."""
+    sizes = [source.size for source in sources]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None)
+
+
+def documents_of(source: Source, recipe: Recipe, bar: Any) -> Iterator[Document]:
+    """A source's documents, while a bar shows how far they are. Raises ConfigError."""
+    for block in blocks([source], recipe):
+        yield from read_segments(block.segments, recipe, Dropped())
+        bar.update(block.read)
+
+
+def inspect(tokenizer: Tokenizer, sources: Sequence[Path | str], recipe: Recipe) -> Iterator[str]:
+    """What a tokenizer is, and what it makes of sources by the kind of their files, in lines. Raises ConfigError."""
+    yield f"{tokenizer.vocabulary:,} entries, separator {tokenizer.end_token} ({tokenizer.end})"
+    yield f"fingerprint {tokenizer.fingerprint}"
+    if not sources:
+        return
+    kinds: dict[str, list[int]] = {}
+    used = np.zeros(tokenizer.vocabulary, np.int64)
+    found = find_sources(sources, recipe.format)
+    with progress("inspect", found) as bar:
+        for source in found:
+            size, tokens = measure(tokenizer, source, recipe, used, bar)
+            held = kinds.setdefault(os.path.splitext(source.name)[1] or "no suffix", [0, 0])  # noqa: PTH122 - or a URL
+            held[0], held[1] = held[0] + size, held[1] + tokens
+    for kind, (size, tokens) in sorted(kinds.items()):
+        yield f"{kind}: {size:,} bytes, {tokens:,} tokens, {size / max(1, tokens):.2f} bytes a token"
+    yield unused(tokenizer, used)
+
+
+def measure(
+    tokenizer: Tokenizer, source: Source, recipe: Recipe, used: npt.NDArray[np.int64], bar: Any
+) -> tuple[int, int]:
+    """Bytes and tokens of a source, whose tokens are counted in `used`. Raises ConfigError."""
+    size = tokens = 0
+    for batch in batches(documents_of(source, recipe, bar), DOCUMENT_BYTES):
+        size += sum(one.size for one in batch)
+        for ids in tokenizer.encode_batch([part for one in batch for part in one.parts]):
+            tokens += len(ids)
+            used += np.bincount(ids, minlength=len(used))
+    return size, tokens
+
+
+def unused(tokenizer: Tokenizer, used: npt.NDArray[np.int64]) -> str:
+    """The entries, but for the separator, that no text used, the first of them by what they stand for."""
+    never = [int(entry) for entry in np.flatnonzero(used == 0) if entry != tokenizer.end]
+    shown = ", ".join(tokenizer.entry(entry) for entry in never[:EXAMPLES])
+    share = len(never) / len(used)
+    return f"unused: {len(never):,} entries ({share:.1%})" + (f", as {shown}" if shown else "")
