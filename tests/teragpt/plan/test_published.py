@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from teragpt.plan.calibration import shipped
-from tests.teragpt.plan.published import FOUNDRY, SETS, Row, foundry, rate, rows
+from tests.teragpt.plan.published import FOUNDRY, SETS, Row, foundry, rate, rows, titan
 
 B, C3 = {"dim": 2048, "depth": 24, "heads": 16, "kv_heads": 16, "ffn": 5504, "num_tokens": 32_000}, 3072
 A = {"dim": 768, "depth": 12, "heads": 12, "kv_heads": 12, "ffn": 2048, "num_tokens": 50_304}
@@ -49,3 +49,12 @@ def test_one_published_row_of_a_framework_predicts_its_others(card: str) -> None
 def test_other_frameworks_are_not_expected_to_be_as_quick_as_the_shipped_calibration() -> None:
     ratios = sorted(foundry(row) / row.rate for row in rows(FOUNDRY) if row.card == "h100")
     assert 1.2 <= ratios[len(ratios) // 2] <= 1.3  # what the upper bound of a plan for several GPUs rests on
+
+
+def test_another_frameworks_first_row_predicts_its_shards_contexts_and_eight_bits_and_less_well_its_tensor_ranks() -> (
+    None
+):
+    sets, *others = titan()
+    errors = [abs(sets / ratio - 1) for ratio in others]
+    assert max(errors[:5]) <= 0.08
+    assert max(errors[5:]) <= 0.20
