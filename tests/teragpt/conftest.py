@@ -16,6 +16,14 @@ def _leave_nothing_running() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _leave_no_parent_of_forks() -> Iterator[None]:
+    from tests.teragpt import forks
+
+    yield
+    forks.close()
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Small models are fastest on one thread, and tests run beside each other."""
     import torch

@@ -65,9 +65,8 @@ def make(meshes: Iterable[tuple[Mesh, Mesh | None]], folder: Path) -> dict[str, 
         ]
         listed = folder / f"runs-{count}.json"
         listed.write_text(json.dumps(runs))
-        process = ranks.start(["-m", "tests.teragpt.moves", str(listed)], count)
-        output, _ = process.communicate(timeout=ranks.PATIENCE_S)
-        assert process.returncode == 0, output
+        code, output = ranks.run(["-m", "tests.teragpt.moves", str(listed)], count)
+        assert code == 0, output
     names = [name_of(mesh, writer) for mesh, writer in wanted]
     return {name: Seen(**json.loads((folder / name / "seen.json").read_text())) for name in names}
 

@@ -29,7 +29,14 @@ from teragpt.optim import Optimizer
 from teragpt.parallel import build_model, compute_dtype, connect, forward_backward, materialize, parallelize
 
 LOOKED_AT = (1, 5)  # steps whose gradients are compared; the loss is at every step
-SAME = {"tied", "packed", "optimizer", "precision", "steps"}  # settings that a cell shares with the cell of one rank
+SAME = {
+    "tied",
+    "depth",
+    "packed",
+    "optimizer",
+    "precision",
+    "steps",
+}  # settings that a cell shares with the cell of one rank
 SHAPE = {
     "dim": 64, "depth": 4, "heads": 4, "kv_heads": 2, "ffn": 64, "context": 32, "global_batch_tokens": 256,
     "micro_batch": 2, "steps": 12, "warmup_steps": 2, "learning_rate": 1e-3, "precision": "fp64",
@@ -68,9 +75,9 @@ def compute(cells: Iterable[Cell], folder: Path) -> dict[str, dict[str, Tensor]]
         some = [cell for cell in wanted.values() if cell.ranks == count]
         listed = folder / f"cells-{count}.json"
         listed.write_text(json.dumps([[dict(one.mesh), dict(one.settings), one.backend] for one in some]))
-        process = ranks.start(["-m", "tests.teragpt.parity", str(folder), str(listed)], count)
-        output, _ = process.communicate(timeout=ranks.PATIENCE_S * max(4, len(some)))
-        assert process.returncode == 0, output
+        seconds = ranks.PATIENCE_S * max(4, len(some))
+        code, output = ranks.run(["-m", "tests.teragpt.parity", str(folder), str(listed)], count, seconds=seconds)
+        assert code == 0, output
         found |= {cell.name: torch.load(folder / f"{cell.name}.pt") for cell in some}
     return found
 

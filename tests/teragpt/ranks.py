@@ -17,10 +17,10 @@ from unittest import mock
 
 import psutil
 
-import teragpt
 from teragpt.train import main
+from tests.teragpt import forks
+from tests.teragpt.forks import ROOT
 
-ROOT = Path(teragpt.__file__).parents[1]
 OURS = re.compile(r"PET_|TERAGPT_(?!CACHE)|MASTER_|RANK$|WORLD_SIZE$|LOCAL_|OMP_")
 PATIENCE_S = 240
 
@@ -42,11 +42,10 @@ def arguments(settings: Mapping[str, object]) -> list[str]:
 
 def start(command: Sequence[str], ranks: int = 1, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start `command`, a Python module or file with its arguments, on `ranks` ranks, in a process group of its own."""
-    base = {name: value for name, value in os.environ.items() if not OURS.match(name)}
     launch = ["-m", "teragpt.launch", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     process = subprocess.Popen(
         [sys.executable, *launch, *command],
-        env={**base, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environ or {})},
+        env={**outside(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environ or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -90,14 +89,22 @@ def kill(process: subprocess.Popen[str]) -> str:
 def train(settings: Mapping[str, object], ranks: int = 1, environ: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Train to the end; returns the exit code and the output. One rank trains in this process, to save its start."""
     words = arguments({**SMALL, **settings})
-    if ranks == 1:
-        return train_here(words, environ or {})
-    process = start(["-m", "teragpt.train", *words], ranks, environ)
-    try:
-        output, _ = process.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"still training after {PATIENCE_S} s:\n{kill(process)}") from None
-    return process.returncode, output
+    return run(["-m", "teragpt.train", *words], ranks, environ) if ranks > 1 else train_here(words, environ or {})
+
+
+def run(
+    command: Sequence[str], ranks: int, environ: Mapping[str, str] | None = None, seconds: float = PATIENCE_S
+) -> tuple[int, str]:
+    """Run `command`, a Python module or file with its arguments, to its end on `ranks` ranks without a launcher.
+
+    Returns the first failing rank's exit code and the output.
+    """
+    return forks.run(command, ranks, {**outside(), **(environ or {})}, seconds)
+
+
+def outside() -> dict[str, str]:
+    """This process's environment without what makes it a rank."""
+    return {name: value for name, value in os.environ.items() if not OURS.match(name)}
 
 
 def train_here(words: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
@@ -110,8 +117,7 @@ def train_here(words: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
 
 def alone(environ: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
     """This process's environment without what makes it a rank, and with `environ`, while the context lasts."""
-    clean = {name: value for name, value in os.environ.items() if not OURS.match(name)}
-    return mock.patch.dict(os.environ, {**clean, **environ}, clear=True)
+    return mock.patch.dict(os.environ, {**outside(), **environ}, clear=True)
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:

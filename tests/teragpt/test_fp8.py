@@ -225,9 +225,8 @@ def alone_and_two(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, s
     for count, meshes in ((1, {"alone": {}}), (2, {"fsdp": {}, "tp": {"tp": 2}, "cp": {"cp": 2}, "pp": {"pp": 2}})):
         cells = [(*case, name) for case in CASES for name in meshes]
         settings = [(scales, {**SHAPE, "fp8_recipe": recipe, **meshes[name]}) for scales, recipe, name in cells]
-        process = ranks.start([str(script), str(folder), json.dumps(settings)], count)
-        output, _ = process.communicate(timeout=ranks.PATIENCE_S)
-        assert process.returncode == 0, output
+        code, output = ranks.run([str(script), str(folder), json.dumps(settings)], count)
+        assert code == 0, output
         found |= {cell: torch.load(folder / f"{count}-{index}.pt") for index, cell in enumerate(cells)}
     return found
 

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -18,89 +16,6 @@ from teragpt.mesh import build_mesh
 from teragpt.model import TeraGPT
 from teragpt.parallel import compute_dtype, draw, evaluate, forward_backward, load_attribute, materialize
 from tests.teragpt import ranks
-
-GRADIENTS = """
-import sys, torch
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
-from teragpt.config import parse
-from teragpt.parallel import connect, forward_backward
-from teragpt.train import Trainer
-
-trainer = Trainer(parse(sys.argv[2:]))
-trainer.device = connect(trainer.world)
-trainer.set_up()
-trainer.metrics.close()
-config = trainer.config
-ids, targets = trainer.dataset.batch(
-    0, config.sequences, config.context, 0, trainer.mesh.data_rank, trainer.mesh.data_ranks)
-loss = forward_backward(trainer.model, ids, targets, trainer.mesh, config).double()
-trainer.optimizer.reduce(loss, 0)
-dist.all_reduce(loss)
-whole = lambda t: t.full_tensor() if isinstance(t, DTensor) else t
-found = {name: whole(p.grad).clone() for name, p in trainer.model.named_parameters()}
-found |= {f"initial {name}": whole(p.detach()).clone() for name, p in trainer.model.named_parameters()}
-if dist.get_rank() == 0:
-    torch.save({"loss": loss, **found}, sys.argv[1])
-trainer.checkpoints.finish()
-dist.destroy_process_group()
-"""
-
-
-def gradients(folder: Path, count: int, **settings: object) -> dict[str, torch.Tensor]:
-    script, result = folder / "gradients.py", folder / f"{count}-{len(list(folder.iterdir()))}.pt"
-    script.write_text(GRADIENTS)
-    out = folder / f"run-{result.stem}"
-    words = ranks.arguments({**ranks.SMALL, "precision": "fp64", "out": out, **settings})
-    if count == 1:  # in this process, to save its start
-        with ranks.alone({}), mock.patch.object(sys, "argv", [str(script), str(result), *words]):
-            runpy.run_path(str(script))
-        return dict(torch.load(result))
-    process = ranks.start([str(script), str(result), *words], count)
-    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
-    assert process.returncode == 0, output
-    return dict(torch.load(result))
-
-
-def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    return gradients(tmp_path_factory.mktemp("alone"), 1)
-
-
-@pytest.mark.parametrize(
-    ("count", "settings"),
-    [
-        pytest.param(2, {}, id="two ranks"),
-        pytest.param(3, {}, id="three ranks with uneven parts"),
-        pytest.param(4, {}, id="four ranks"),
-        pytest.param(4, {"dp_replicate": 2}, id="two replicas of two shards"),
-        pytest.param(1, {"micro_batch": 8}, id="no accumulation"),
-        pytest.param(1, {"micro_batch": 3}, id="uneven micro-batches"),
-    ],
-)
-def test_every_mesh_has_the_same_weights_loss_and_gradients(
-    tmp_path: Path, alone: dict[str, torch.Tensor], count: int, settings: dict[str, object]
-) -> None:
-    assert largest_difference(alone, gradients(tmp_path, count, **settings)) <= 1e-10
-
-
-def test_untied_models_have_the_same_gradients_on_two_ranks(tmp_path: Path) -> None:
-    one, two = (gradients(tmp_path, count, tied=False) for count in (1, 2))
-    assert "lm_head.weight" in one
-    assert largest_difference(one, two) <= 1e-10
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_what_is_compiled_has_the_gradients_of_what_is_not(
-    tmp_path: Path, alone: dict[str, torch.Tensor], compiler: str, count: int
-) -> None:
-    assert compiler
-    assert largest_difference(alone, gradients(tmp_path, count, compile="on")) <= 1e-10
 
 
 def test_initial_rows_do_not_depend_on_who_draws_them() -> None:

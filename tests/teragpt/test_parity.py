@@ -9,24 +9,37 @@ from tests.teragpt.parity import Cell, compute, difference
 pytestmark = pytest.mark.timeout(900)  # one launch computes many cells
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
+SHALLOW = {"depth": 2}  # a graph half as long, of the same parts
 CELLS = [
+    Cell(1, {}, {"micro_batch": 8}),
+    Cell(1, {}, {"micro_batch": 3}),
+    Cell(2),
+    Cell(2, {}, {"tied": False}),
+    Cell(3),
+    Cell(4),
+    Cell(4, {"dp_replicate": 2}),
     Cell(2, {"tp": 2}),
     Cell(2, {"tp": 2}, {"tied": False}),
-    Cell(2, {"tp": 2}, {"tied": True}, "aot_eager"),
-    Cell(2, {"tp": 2}, {"recompute": "selective"}, "aot_eager"),
-    Cell(2, {}, {"recompute": "full"}, "aot_eager"),
+    Cell(2, {"tp": 2}, {"tied": True, **SHALLOW}, "aot_eager"),
+    Cell(2, {"tp": 2}, {"recompute": "selective", **SHALLOW}, "aot_eager"),
+    Cell(2, {}, {"recompute": "full", **SHALLOW}, "aot_eager"),
     Cell(3, {}, {"tied": False}),
     Cell(2, {"cp": 2}, {"recompute": "selective"}),
-    Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
+    Cell(2, {"cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
     Cell(4, {"tp": 2}, {"recompute": "full"}),
-    Cell(4, {"tp": 2}, {"tied": False}, "aot_eager"),
+    Cell(4, {"tp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
     Cell(4, {"cp": 2}, {"tied": False}),
-    Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False}, "aot_eager"),
+    Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False, **SHALLOW}, "aot_eager"),
     Cell(4, {"tp": 2, "dp_replicate": 2}),
-    Cell(4, {"tp": 2, "cp": 2}, {"tied": False}, "aot_eager"),
+    Cell(4, {"tp": 2, "cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
 ]
+
+
+INDUCTOR = [Cell(count, settings=SHALLOW, backend="inductor") for count in (1, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +50,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tenso
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_a_mesh_has_one_ranks_loss_and_gradients(cell: Cell, found: dict[str, dict[str, Tensor]]) -> None:
     assert difference(found[cell.model.name], found[cell.name]) <= 1e-10
+
+
+def test_what_inductor_compiles_has_one_ranks_loss_and_gradients(
+    compiler: str, found: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    assert compiler
+    compiled = compute(INDUCTOR, tmp_path)
+    eager = found[INDUCTOR[0].model.name]
+    differences = {cell.name: difference(eager, compiled[cell.name]) for cell in INDUCTOR}
+    assert max(differences.values()) <= 1e-10, differences

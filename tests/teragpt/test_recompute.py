@@ -143,9 +143,8 @@ def test_ranks_that_share_matrices_or_sequences_keep_the_bytes_that_are_planned(
     cells = [(mesh, mode) for mesh in ({"tp": 2}, {"cp": 2}) for mode in MODES]
     script = tmp_path / "kept.py"
     script.write_text(KEPT_ON_RANKS)
-    process = ranks.start([str(script), json.dumps(SHAPE), json.dumps(cells)], 2)
-    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
-    assert process.returncode == 0, output
-    kept = json.loads(output.partition("kept ")[2])
+    code, output = ranks.run([str(script), json.dumps(SHAPE), json.dumps(cells)], 2)
+    assert code == 0, output
+    kept = json.loads(output.partition("kept ")[2].partition("\n")[0])
     shape = resolve(SHAPE).shape
     assert kept == {f"{mesh} {mode}": activation_bytes(shape, mode, 4, **mesh) for mesh, mode in cells}
