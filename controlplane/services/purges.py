@@ -6,6 +6,7 @@ and storage that only pods can see, are left alone.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from controlplane.services.views import RemainsView
 from controlplane.store.tables import Attempt, Base, Event, MetricBlock, MetricPoint, Run
 from controlplane.store.writer import Transaction
 
+log = logging.getLogger(__name__)
 POINTS = 5_000  # of one transaction: other writes wait for it
 
 
@@ -64,6 +66,7 @@ def purge(context: Context, run_id: str) -> RemainsView:
     while context.store.write(lambda transaction: _thin(transaction, run_id)):
         pass
     context.store.write(lambda transaction: _remove(transaction, run_id))
+    log.info("run %s (%s) is purged: %d attempts, %d points", run_id, left.name, left.attempts, left.points)
     return left
 
 

@@ -146,7 +146,8 @@ def test_query_parameters_made_from_the_examples_are_accepted(
         for parameter in operation.get("parameters", []):
             values = parameter["schema"].get("examples") or parameter["examples"]
             if parameter["in"] == "query" and values[0] is not None:
-                reply = client.get(path.replace("{run}", run["id"]), params={parameter["name"]: values[0]})
+                value = run["id"] if parameter["name"] == "run" else values[0]  # an example's run is not there
+                reply = client.get(path.replace("{run}", run["id"]), params={parameter["name"]: value})
                 assert reply.status_code == 200, (path, parameter["name"], reply.text)
 
 

@@ -16,6 +16,7 @@ from controlplane.services.context import Context
 from controlplane.services.lists import Filter, list_runs
 from controlplane.services.views import RunView
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
+from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import Stage
 
 VALUES = st.recursive(
@@ -79,6 +80,7 @@ def test_a_change_made_from_another_revision_is_refused_and_changes_nothing(cont
     assert change(context, run.id, {1, 3}, notes="third").notes == "third"
 
 
+@ON_SQLITE
 def test_new_limits_hold_at_the_next_look(context: Context, stage: Stage) -> None:
     run = stage.ask(limits={"max_restarts": 0})
     change(context, run.id, limits={"max_restarts": 1})
@@ -86,6 +88,7 @@ def test_new_limits_hold_at_the_next_look(context: Context, stage: Stage) -> Non
     assert stage.run.phase == "restarting"
 
 
+@ON_SQLITE
 def test_limits_of_a_run_that_does_not_go_on_are_refused(context: Context, run: RunView) -> None:
     runs.cancel_run(context, run.id)
     with pytest.raises(NotAlive, match="is being cancelled and cannot be given other limits"):
@@ -94,6 +97,7 @@ def test_limits_of_a_run_that_does_not_go_on_are_refused(context: Context, run: 
     assert change(context, run.id, notes="x").notes == "x"
 
 
+@ON_SQLITE
 def test_a_run_has_64_labels_at_most(context: Context, run: RunView) -> None:
     change(context, run.id, labels={f"l{n}": "x" for n in range(64)})
     with pytest.raises(InvalidSpec, match="/labels: got 65 labels; allowed: 64"):
@@ -121,6 +125,7 @@ def test_a_priority_holds_from_the_next_object_on(context: Context, memory: Memo
     assert priority(1) == "middle"
 
 
+@ON_SQLITE
 def test_a_priority_is_refused_where_the_cluster_has_none(context: Context, run: RunView) -> None:
     with pytest.raises(InvalidSpec, match="/scheduling/priority: got 'high'; allowed: nothing"):
         change(context, run.id, scheduling={"priority": "high"}, notes="x")
@@ -151,6 +156,7 @@ def test_a_deleted_run_is_nowhere_until_it_is_restored(context: Context, stage: 
     assert [event.kind for event in attempts.events(context, run.id)][-2:] == ["delete", "restore"]
 
 
+@ON_SQLITE
 def test_a_clone_begins_anew_with_the_same_spec(context: Context) -> None:
     spec = {"size": "tiny", "name": "one", "labels": {"a": "b"}, "notes": "x", "pinned": True, "train": {"seed": 1}}
     first = runs.create_run(context, parse_spec(spec))[0]

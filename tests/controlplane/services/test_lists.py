@@ -85,7 +85,7 @@ def test_a_cursor_that_no_list_gave_out_is_refused(context: Context, cursor: str
 LETTERS = st.text("ab%_\\ Éß=", min_size=1, max_size=6).filter(str.strip)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=LETTERS, label=st.text("ab", max_size=3), query=LETTERS)
 def test_a_run_is_found_exactly_by_words_that_it_holds(context: Context, name: str, label: str, query: str) -> None:
     run = ask(context, labels={"k": label})

@@ -13,6 +13,7 @@ from controlplane.services.views import RunView
 from controlplane.store.store import Store
 from controlplane.store.tables import Base, MetricBlock
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
+from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import Stage
 
 
@@ -68,12 +69,14 @@ def test_what_is_shown_is_what_goes_and_nothing_else_does(
             call(context, ended.id)
 
 
+@ON_SQLITE
 def test_only_a_deleted_run_is_purged(context: Context, ended: RunView) -> None:
     with pytest.raises(NotFound, match="no deleted run"):
         purges.purge(context, ended.id)
     assert runs.get(context, ended.id).phase == "cancelled"
 
 
+@ON_SQLITE
 def test_a_folder_that_a_live_run_begins_from_stays_until_that_has_ended(
     context: Context, stage: Stage, ended: RunView
 ) -> None:
@@ -87,6 +90,7 @@ def test_a_folder_that_a_live_run_begins_from_stays_until_that_has_ended(
     assert purges.purge(context, ended.id).folder_removed
 
 
+@ON_SQLITE
 def test_a_folder_that_its_user_named_stays(context: Context, stage: Stage, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
