@@ -1,21 +1,29 @@
-"""A trained model as a folder that `transformers` (and what builds on it) opens as `Qwen3ForCausalLM`."""
+"""A trained model as a folder that `transformers` (and what builds on it) opens as `Qwen3ForCausalLM`.
+
+Weights pass from the checkpoint to the files a few at a time, so memory holds the largest of them and not the model.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from teragpt.checkpoint import Checkpoint
 from teragpt.config import Config, ConfigError, Problem
+from teragpt.parallel import build_model, load_attribute
 from teragpt.tokenizer import Tokenizer
-from teragpt.trained import load
+from teragpt.trained import describe, read
 
 VOCABULARY_ROWS = ("embed_tokens.weight", "lm_head.weight")
+SHARD_BYTES = 5 * 10**9  # of a file of weights, as transformers cuts them
+READ_BYTES = 1 << 28  # of weights that are read at once, where none is larger
 
 
 def export(run: Path | str, out: Path | str) -> Path:
@@ -23,34 +31,87 @@ def export(run: Path | str, out: Path | str) -> Path:
 
     The folder appears whole or not at all. Raises ConfigError when `out` exists, or the run has no checkpoint.
     """
-    from huggingface_hub import save_torch_state_dict
-
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError([Problem("out", str(out), "a folder that does not exist yet, or an empty one")])
-    model, tokenizer, config = load(run)
+    checkpoint, tokenizer, config = describe(run)
     temporary = target.with_name(f".{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_torch_state_dict(weights(dict(model.state_dict()), config), temporary)
+    write_weights(checkpoint, config, temporary)
     tokenizer.save(temporary)
     (temporary / "config.json").write_text(json.dumps(qwen3(config, tokenizer), indent=2), "utf-8")
-    mode = (temporary / "config.json").stat().st_mode
-    for file in temporary.iterdir():
-        file.chmod(mode)  # safetensors writes for the owner alone, whatever the umask
     if target.exists():
         target.rmdir()
     temporary.replace(target)
     return target
 
 
-def weights(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """The parameters under Qwen3's names, without the rows that pad the vocabulary."""
-    renamed = {name if name.startswith("lm_head") else f"model.{name}": value for name, value in state.items()}
-    return {
-        name: value[: config.num_tokens].clone() if name.endswith(VOCABULARY_ROWS) else value
-        for name, value in renamed.items()
-    }
+def write_weights(checkpoint: Checkpoint, config: Config, folder: Path) -> None:
+    """Write a checkpoint's parameters as safetensors of at most SHARD_BYTES, with their index. Raises OSError."""
+    model = build_model(load_attribute(config.model, "model"), config)
+    shapes: dict[str, Tensor] = dict(model.state_dict())  # on the meta device
+    shards = list(groups({name: whole[: rows(name, config)] for name, whole in shapes.items()}, SHARD_BYTES))
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    files = files if len(files) > 1 else ["model.safetensors"]
+    for file, shard in zip(files, shards, strict=True):
+        with (folder / file).open("wb") as to:
+            to.write(header(shard))
+            for group in groups({name: shapes[name] for name in shard}, READ_BYTES):
+                held = {name: torch.empty_like(shape, device="cpu") for name, shape in group.items()}
+                read(checkpoint, held)
+                for name, weight in held.items():
+                    to.write(weight[: rows(name, config)].numpy().data)
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": sum(size(one) for shard in shards for one in shard.values())},
+            "weight_map": {exported(name): file for file, shard in zip(files, shards, strict=True) for name in shard},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")
+
+
+def groups(weights: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
+    """Weights in their order, in groups of at most so many bytes; one that is larger stands alone."""
+    group: dict[str, Tensor] = {}
+    held = 0
+    for name, weight in weights.items():
+        if group and held + size(weight) > most:
+            yield group
+            group, held = {}, 0
+        group[name] = weight
+        held += size(weight)
+    yield group
+
+
+def header(shard: Mapping[str, Tensor]) -> bytes:
+    """What stands before the weights in a file of the safetensors format, whose own library wants all of them at once.
+
+    Eight bytes of length, then JSON padded to a multiple of eight (https://github.com/huggingface/safetensors#format).
+    """
+    kinds = {torch.float32: "F32", torch.float64: "F64"}
+    said: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, weight in shard.items():
+        place = [at, at := at + size(weight)]
+        said[exported(name)] = {"dtype": kinds[weight.dtype], "shape": list(weight.shape), "data_offsets": place}
+    text = json.dumps(said).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def size(weight: Tensor) -> int:
+    """A weight's bytes."""
+    return weight.numel() * weight.element_size()
+
+
+def rows(name: str, config: Config) -> int | None:
+    """How many rows of a weight are exported: of a vocabulary's, not those that pad it; None: all."""
+    return config.num_tokens if name.endswith(VOCABULARY_ROWS) else None
+
+
+def exported(name: str) -> str:
+    """A parameter's name in Qwen3."""
+    return name if name.startswith("lm_head") else f"model.{name}"
 
 
 def qwen3(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from teragpt.checkpoint import Checkpoint, published, reader
@@ -23,18 +24,32 @@ def load(folder: Path | str, device: str | torch.device = "cpu") -> tuple[TeraGP
 
     Raises ConfigError when the folder has no published checkpoint, or one that is damaged.
     """
+    checkpoint, tokenizer, config = describe(folder)
+    model = cast("TeraGPT", build_model(load_attribute(config.model, "model"), config))
+    model.to_empty(device=device)
+    read(checkpoint, dict(model.state_dict()))
+    return model.eval(), tokenizer, config
+
+
+def describe(folder: Path | str) -> tuple[Checkpoint, Tokenizer, Config]:
+    """The newest checkpoint of a run folder, its tokenizer and its configuration, without the weights.
+
+    Raises ConfigError when the folder has no published checkpoint, or one that is damaged.
+    """
     run = folder_at(folder, "run")
     checkpoint = newest(run)
     config = config_of(checkpoint)
     checkpoint.verify(config)
-    model = cast("TeraGPT", build_model(load_attribute(config.model, "model"), config))
-    model.to_empty(device=device)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
-        load_tensors(dict(model.state_dict()), storage_reader=reader(checkpoint.folder), no_dist=True)
     with (run / "tokenizer").local() as files:
         tokenizer = Tokenizer(str(files))
-    return model.eval(), tokenizer, config
+    return checkpoint, tokenizer, config
+
+
+def read(checkpoint: Checkpoint, into: dict[str, Tensor]) -> None:
+    """Fill tensors with those of their names in a checkpoint, whatever mesh wrote it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        load_tensors(into, storage_reader=reader(checkpoint.folder), no_dist=True)
 
 
 def newest(run: Folder) -> Checkpoint:

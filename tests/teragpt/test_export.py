@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from teragpt import export as module
+from teragpt.checkpoint import Checkpoint
 from teragpt.config import ConfigError
 from teragpt.export import export, main
-from teragpt.trained import load
+from teragpt.trained import load, read
 from tests.teragpt import ranks
 
 
@@ -33,6 +37,34 @@ def test_transformers_opens_the_export_with_our_logits(trained: Path, tmp_path: 
     assert theirs.config.model_type == "qwen3"
     assert theirs.config.vocab_size == config.num_tokens
     assert theirs.config.tie_word_embeddings is tied
+
+
+def test_weights_are_cut_into_files_and_none_needs_the_whole_model(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_file(export(trained, tmp_path / "whole") / "model.safetensors")
+    largest: list[int] = []
+
+    def measured(checkpoint: Checkpoint, into: dict[str, torch.Tensor]) -> None:
+        largest.append(sum(map(module.size, into.values())))
+        read(checkpoint, into)
+
+    monkeypatch.setattr(module, "read", measured)
+    monkeypatch.setattr(module, "SHARD_BYTES", 50_000)
+    monkeypatch.setattr(module, "READ_BYTES", 10_000)
+    folder = export(trained, tmp_path / "cut")
+    index = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))
+    assert index["metadata"]["total_size"] == sum(map(module.size, whole.values()))
+    files = sorted(set(index["weight_map"].values()))
+    assert files == sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) > 2
+    found = {name: weight for file in files for name, weight in load_file(folder / file).items()}
+    assert found.keys() == whole.keys() == index["weight_map"].keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    model, _, _ = load(trained)
+    assert max(largest) <= max(10_000, *(map(module.size, model.state_dict().values())))
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(theirs.model.norm.weight, whole["model.norm.weight"])
 
 
 def test_every_file_is_readable_as_the_umask_says(trained: Path, tmp_path: Path) -> None:
