@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from tempfile import TemporaryDirectory
 import teragpt
 
 ROOT = Path(teragpt.__file__).parents[1]
+RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity"
 PORTS = 20_000, 32_000  # below those that a system gives to whoever asks for any
 LEAVE_S = 10  # for the other ranks, once one has failed
 parents: list[subprocess.Popen[str]] = []
@@ -89,10 +91,8 @@ def free_port() -> int:
 
 def serve() -> None:
     """Import what ranks import, then run jobs until stdin ends."""
-    import teragpt.train  # noqa: F401 - taken out of its place again below
-    import tests.teragpt.parity  # noqa: F401
-
-    for name in ("teragpt.train", "tests.teragpt.parity"):
+    for name in RUN_BY_RANKS:
+        importlib.import_module(name)
         del sys.modules[name]  # what runs as `__main__` is not imported twice
     gc.freeze()
     replies = os.fdopen(os.dup(1), "w")

@@ -19,8 +19,8 @@ import psutil
 
 from teragpt.train import main
 from tests.teragpt import forks
-from tests.teragpt.forks import ROOT
 
+ROOT = forks.ROOT
 OURS = re.compile(r"PET_|TERAGPT_(?!CACHE)|MASTER_|RANK$|WORLD_SIZE$|LOCAL_|OMP_")
 PATIENCE_S = 240
 
