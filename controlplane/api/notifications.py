@@ -40,7 +40,7 @@ class Notifications(View):
 
 
 RunFilter = Annotated[
-    str | None, Query(description="Only of this run.", examples=[RUN_ID], min_length=1, max_length=128)
+    str | None, Query(description="Only of runs with this id or name.", examples=[RUN_ID], min_length=1, max_length=128)
 ]
 StateFilter = Annotated[State | None, Query(description="Only in this state.", examples=["waiting"])]
 Limit = Annotated[int, Query(description="The most.", examples=[50], ge=1, le=notifications.LARGEST_PAGE)]

@@ -48,7 +48,7 @@ def curve(
     run_id = runs.get(context, run_id).id
     shape = [*keys] or SHAPE_KEYS
     with context.store.read() as session:
-        few = drawn(session, run_id, shape, downsample // 2) if downsample else None
+        few = drawn(session, run_id, shape, downsample // 2, keys or None) if downsample else None
         points = merged(points_of(session, run_id, keys=keys or None) if few is None else few)
     if keys:
         points = [picked for point in points if (picked := _pick(point, keys))]

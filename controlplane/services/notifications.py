@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
-from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.views import moment
 from controlplane.store.tables import Delivery, Event, Run
@@ -35,11 +34,11 @@ class NotificationView:
 def notifications(
     context: Context, *, run_id: str | None = None, state: str | None = None, limit: int = 50
 ) -> list[NotificationView]:
-    """The newest deliveries, of one run or in one state where that is asked for. Raises NotFound."""
+    """The newest deliveries, of the runs with one id or name, or in one state, where that is asked for."""
     wanted = select(Delivery, Event.data, Run.name).join(Run, Run.id == Delivery.run_id)
     wanted = wanted.join(Event, (Event.run_id == Delivery.run_id) & (Event.seq == Delivery.seq))
     if run_id is not None:
-        wanted = wanted.where(Delivery.run_id == runs.get(context, run_id).id)
+        wanted = wanted.where(or_(Run.id == run_id, Run.name == run_id))
     if state is not None:
         wanted = wanted.where(Delivery.state == state)
     newest = wanted.order_by(Delivery.created_at.desc(), Delivery.run_id.desc(), Delivery.seq.desc())

@@ -147,14 +147,20 @@ def tiers_of(session: Session, run_id: str) -> list[MetricTier]:
     return [MetricTier(run_id=run_id, key=key, data=pack(_ordered(places.values()))) for key, places in kept.items()]
 
 
-def drawn(session: Session, run_id: str, keys: Collection[str], stretches: int) -> list[dict[str, Any]] | None:
-    """The points of a long curve from which it can be drawn in so many stretches; None where it must be read whole."""
+def drawn(
+    session: Session, run_id: str, shape: Collection[str], stretches: int, keys: Collection[str] | None = None
+) -> list[dict[str, Any]] | None:
+    """The points of a long curve that keep its `shape` in so many stretches, of their values only `keys`.
+
+    None where it must be read whole.
+    """
     if stretches > STRETCHES or in_rows(session, run_id):
         return None
-    tiers = session.scalars(select(MetricTier.data).where(MetricTier.run_id == run_id, MetricTier.key.in_(keys))).all()
+    tiers = session.scalars(select(MetricTier.data).where(MetricTier.run_id == run_id, MetricTier.key.in_(shape))).all()
     if not tiers:
         return None
-    return _ordered(point for data in tiers for point in unpack(data))
+    wanted = None if keys is None else {*PLACE, *keys}
+    return _ordered(point for data in tiers for point in unpack(data, wanted))
 
 
 def _packed(

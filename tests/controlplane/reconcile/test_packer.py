@@ -139,6 +139,9 @@ def test_a_long_curve_is_drawn_from_tiers_that_keep_its_ends_and_extremes(stage:
     assert metrics.curve(stage.context, stage.id) == whole
     assert len(metrics.curve(stage.context, stage.id, downsample=150)) > 30, "finer than a tier: from all points"
     assert metrics.curve(stage.context, stage.id, keys=["none"], downsample=16) == []
+    of_rate = metrics.curve(stage.context, stage.id, keys=["lr"], downsample=16)
+    assert {*of_rate[0]} == {*history.PLACE, "lr"}
+    assert of_rate[-1]["lr"] == points[-1]["lr"]
 
 
 @ON_SQLITE
