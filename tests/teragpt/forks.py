@@ -24,8 +24,12 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, cast
 
 import teragpt
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 ROOT = Path(teragpt.__file__).parents[1]
 RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity"
@@ -144,7 +148,7 @@ def become(command: list[str], environ: dict[str, str], log: str) -> int:
     for number in (1, 2):
         os.dup2(into, number)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
+        cast("TextIOWrapper", stream).reconfigure(line_buffering=True)
     module = command[0] == "-m"
     sys.argv = command[1:] if module else command
     try:
