@@ -1,4 +1,4 @@
-"""Commands that run the trainer's own code: `sample`, `export`, `pull`, `prepare`, `tokenizer`.
+"""Commands that run the trainer's own code: `sample`, `export`, `import`, `pull`, `prepare`, `tokenizer`.
 
 Here, where the [train] extra is needed; for a model that lies elsewhere, in a pod that the control plane starts there.
 """
@@ -78,6 +78,23 @@ def export(
         from teragpt.export import export as write
 
         print(write(where, out))
+
+
+@commands.command("import")
+def import_model(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of a Qwen3ForCausalLM, as transformers saves it.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder to make.")],
+) -> None:
+    """Make a run folder of a model of transformers, to train on from it."""
+    with trainer("import"):
+        from teragpt.importing import import_model as read
+
+        read(model, out)
+    print(out)
+    where = shlex.quote(str(out))
+    print(f"next: python -m teragpt.train --config {where}/model.json --start-from {where} --data DATASET --out DIR")
 
 
 @commands.command()

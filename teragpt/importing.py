@@ -1,0 +1,160 @@
+"""A folder of `transformers`' Qwen3ForCausalLM as a run folder with one checkpoint, from which training goes on.
+
+Weights come as safetensors only, since nothing else can be read without running it. What this model is not made of is
+refused with what differs. It must not know how training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from teragpt.checkpoint import META, as_json, writer
+from teragpt.config import Config, ConfigError, Problem, resolve
+from teragpt.export import exported, qwen3, rows
+from teragpt.optim import MOMENTS
+from teragpt.parallel import build_model, load_attribute
+from teragpt.sizes import TINY
+from teragpt.storage import Disk
+from teragpt.tokenizer import Tokenizer
+
+FREE = {  # keys of config.json that change no weight and no result
+    "bos_token_id", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout", "rope_theta",
+    "max_position_embeddings", "eos_token_id",
+}  # fmt: skip
+LAYER_TYPES = {"sliding_window", "use_sliding_window", "rope_scaling"}  # off, or what is computed differs
+SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "norm_eps")
+SETTINGS = "model.json"  # those of the model, for `teragpt.train --config`
+INDEX = "model.safetensors.index.json"
+
+
+def import_model(folder: Path | str, out: Path | str) -> Path:
+    """Write the model in `folder` as the run folder `out`, which appears whole or not at all.
+
+    Memory holds the model three times, with the optimizer's empty moments.
+
+    Raises ConfigError for another architecture, for weights that are missing, of another shape or not finite, for a
+    tokenizer that is not the model's, and when `out` exists.
+    """
+    source, target = Path(folder), Path(out)
+    if target.exists():
+        raise ConfigError([Problem("out", str(out), "a folder that does not exist yet")])
+    tokenizer = Tokenizer(str(source))
+    config = config_of(source, tokenizer)
+    state = read_weights(source, config)
+    draft = target.with_name(f".{target.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    checkpoint = Disk(draft / "checkpoints" / "step-00000000-attempt-1")
+    checkpoint.path.mkdir(parents=True)
+    moments = {f"{name}.{moment}": torch.zeros_like(one) for name, one in state.items() for moment in MOMENTS}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        save({**state, **moments}, storage_writer=writer(checkpoint), no_dist=True)
+    tokenizer.save(draft / "tokenizer")
+    (draft / "config.json").write_bytes(as_json(asdict(config)))
+    (draft / SETTINGS).write_bytes(as_json({name: getattr(config, name) for name in SHAPE}))
+    about = {"step": 0, "attempt": 1, "data": "", "torch": str(torch.__version__), "ranks": 1, "config": asdict(config)}
+    progress = {"step": 0, "skipped": 0, "rewinds": 0}
+    files = dict(sorted(checkpoint.entries().items()))
+    checkpoint.write(META, as_json({**about, "progress": progress, "files": files, "time": time.time()}))
+    draft.replace(target)
+    return target
+
+
+def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
+    """The settings of the same shape. Raises ConfigError with all that differs from what this model can be."""
+    said = read_json(folder / "config.json")
+    if said.get("architectures") != ["Qwen3ForCausalLM"]:
+        why = "attention here normalises queries and keys, which Llama's and others' does not"
+        raise ConfigError([Problem("architectures", said.get("architectures"), f"['Qwen3ForCausalLM'] ({why})")])
+    try:
+        rope = said.get("rope_parameters") or {"rope_type": "default", "rope_theta": said.get("rope_theta", 10_000.0)}
+        config = resolve(
+            {
+                "size": TINY,
+                "dim": said["hidden_size"],
+                "depth": said["num_hidden_layers"],
+                "heads": said["num_attention_heads"],
+                "kv_heads": said["num_key_value_heads"],
+                "ffn": said["intermediate_size"],
+                "num_tokens": said["vocab_size"],
+                "tied": said.get("tie_word_embeddings", False),
+                "rope_theta": float(rope["rope_theta"]),
+                "norm_eps": said["rms_norm_eps"],
+            }
+        )
+    except KeyError as error:
+        raise ConfigError([Problem("config.json", str(folder), f"a configuration with {error}")]) from None
+    ours = {**qwen3(config, tokenizer), "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    problems = [
+        Problem(name, said[name], f"{value!r}, as this model has it")
+        for name, value in ours.items()
+        if name in said and name not in FREE and said[name] != value
+    ]
+    problems += [Problem(name, said[name], "none: attention here is full") for name in LAYER_TYPES if said.get(name)]
+    if tokenizer.vocabulary > config.num_tokens:
+        allowed = f"at least the tokenizer's vocabulary of {tokenizer.vocabulary}"
+        problems.append(Problem("vocab_size", config.num_tokens, allowed))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
+    """The parameters in fp32 under our names, with rows of zeros that pad the vocabulary. Raises ConfigError."""
+    shapes: dict[str, Tensor] = dict(build_model(load_attribute(config.model, "model"), config).state_dict())
+    found = dict(stored(folder))
+    names = {exported(name): name for name in shapes}
+    problems = [Problem("weights", "none", name) for name in names.keys() - found.keys()]
+    spare = {"lm_head.weight"} if config.tied else set()  # some write a tied head twice
+    problems += [Problem("weights", name, "no weight of that name") for name in found.keys() - names.keys() - spare]
+    state: dict[str, Tensor] = {}
+    for theirs, name in names.items():
+        if theirs not in found:
+            continue
+        weight, shape = found[theirs], shapes[name][: rows(name, config)].shape
+        if weight.shape != shape:
+            problems.append(Problem(theirs, list(weight.shape), f"a weight of {list(shape)}"))
+        elif not weight.isfinite().all():
+            problems.append(Problem(theirs, "NaN or infinity", "finite weights"))
+        else:
+            state[name] = torch.zeros(shapes[name].shape)
+            state[name][: len(weight)] = weight
+    if problems:
+        raise ConfigError(problems)
+    return state
+
+
+def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a folder's safetensors by its name there. Raises ConfigError that names the file."""
+    from safetensors.torch import load_file
+
+    names = ["model.safetensors"]
+    if (folder / INDEX).exists():
+        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    for name in names:
+        try:
+            yield from load_file(folder / name).items()
+        except Exception as error:  # noqa: BLE001 - the library raises an exception of its own for torn files
+            raise ConfigError(
+                [Problem("weights", str(folder / name), f"a readable safetensors file ({error})")]
+            ) from None
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object. Raises ConfigError that names the file."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return dict(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError([Problem("model", str(path), f"a readable JSON object ({error})")]) from None
