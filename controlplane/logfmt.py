@@ -27,17 +27,18 @@ def about(**fields: object) -> Generator[None]:
 
 
 class Logfmt(logging.Formatter):
-    """Time, level, logger and message, what it is about, and what `extra` gave; a traceback stays within its line."""
+    """Time, level, logger and message, what `extra` gave, and what it is about; a traceback stays within its line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's line."""
+        given = {name: value for name, value in vars(record).items() if name not in STANDARD}
         fields: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "msg": record.getMessage(),
-            **_about.get(),
-            **{name: value for name, value in vars(record).items() if name not in STANDARD},
+            **given,
+            **{name: value for name, value in _about.get().items() if name not in given},
         }
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)

@@ -33,7 +33,7 @@ def test_plain_values_stand_bare() -> None:
 
 def test_a_line_says_what_it_is_about_within_and_no_longer_than_that() -> None:
     with about(run="run_1"), about(attempt=2):
-        assert line("m", to="x").endswith("msg=m run=run_1 attempt=2 to=x")
+        assert line("m", to="x").endswith("msg=m to=x run=run_1 attempt=2")
     assert line("m").endswith("msg=m")
 
 
