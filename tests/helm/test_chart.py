@@ -243,10 +243,14 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
 
 
 @CASE
-def test_the_control_plane_takes_its_environment(case: Path) -> None:
+def test_the_control_plane_takes_its_environment(case: Path, tmp_path: Path) -> None:
     from controlplane.settings import build
 
-    settings = build({}, environment(values(case)))
+    given = environment(values(case))
+    if "TERAGPT_NOTIFICATIONS" in given:  # a file that a Secret brings
+        given["TERAGPT_NOTIFICATIONS"] = str(tmp_path / "notifications.json")
+        (tmp_path / "notifications.json").write_text("[]")
+    settings = build({}, given)
     assert settings.token_required
     assert settings.execution.cluster == "kubernetes"
 

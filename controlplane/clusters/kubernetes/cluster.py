@@ -199,13 +199,13 @@ class KubernetesCluster:
     def close(self) -> None:
         """See `Cluster.close`."""
         self._stopping.set()
+        self._keeper.join(5.0)  # first: it may just be about to watch one thing more
         for informer in self._objects.values():
             informer.stop()
         self._events.informer.stop()
         self._queues.close()
         self._pods.stop()
         self._collector.close()
-        self._keeper.join(5.0)
         self._connection.close()
 
     def _check(self) -> None:

@@ -106,8 +106,9 @@ class Bench:
 
     def finish(self) -> None:
         for job in self.cluster.observe():
+            pods = [*self.root.glob(f"objects/{job.name}/*/pod.json")]  # a job that is deleted may be gone at once
             self.cluster.delete(job.name)
-            for path in (self.root / "objects" / job.name).glob("*/pod.json"):
+            for path in pods:
                 for pid in shim.members(str(path.parent / shim.TERMINATION)):
                     shim._kill({pid})
         until(lambda: not self.cluster.observe(), lambda: f"left: {self.cluster.observe()}")
