@@ -46,7 +46,9 @@ def test_any_text_comes_back_and_none_becomes_the_separator(text: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.one_of(st.text(st.characters(codec="utf-8", exclude_characters="\u2581")), LOOK_ALIKES)).map("".join))
+@given(
+    st.lists(st.one_of(st.text(st.characters(codec="utf-8", exclude_characters="\u2581")), LOOK_ALIKES)).map("".join)
+)
 def test_a_tokenizer_of_llamas_kind_round_trips_too(text: str) -> None:
     tokenizer = Tokenizer("llama", rules=llamas_rules(), end_token="</s>")
     ids = tokenizer.encode(text)
