@@ -88,7 +88,8 @@ def gone(backend: KubernetesCluster, of: Manifest) -> None:
 def test_what_every_pod_wrote_is_kept_in_full_after_all_is_gone(
     backend: KubernetesCluster, namespace: Namespace, run: Run, kind: str
 ) -> None:
-    said = "i=0; while [ $i -lt 3000 ]; do echo $i of $RANK; i=$((i+1)); done; sleep 2; printf end"
+    # the master is last: with its end the operator stops whoever still runs
+    said = "i=0; while [ $i -lt 3000 ]; do echo $i of $RANK; i=$((i+1)); done; sleep $((10 - 8 * RANK)); printf end"
     one = run(said, kind=kind, nodes=2)
     found = ended(backend, one)
     assert [(pod.phase, pod.exit_code) for pod in found] == [("Succeeded", 0), ("Succeeded", 0)]
