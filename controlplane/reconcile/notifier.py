@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 
 from controlplane.domain.destinations import Destination, headline, signature
-from controlplane.domain.errors import StoreError
+from controlplane.reconcile.background import Background
 from controlplane.store.store import Ledger
 from controlplane.store.tables import Delivery, Event, Label, Notice, Run
 from controlplane.store.writer import Transaction
@@ -39,8 +38,10 @@ LONGEST_ANSWER = 500
 AT_ONCE = 8  # destinations
 
 
-class Notifier:
+class Notifier(Background):
     """Notifies `destinations`; `step` is one look, `start` and `stop` run it in a thread of its own."""
+
+    idle_s, later, failed = IDLE_S, "notifications are sent later", "notifications could not be sent"
 
     def __init__(
         self,
@@ -54,18 +55,7 @@ class Notifier:
         self._ledger, self._url, self._clock, self._timeout_s = ledger, url, clock, timeout_s
         self._pruned_at = 0.0
         self._destinations = {each.name: each for each in destinations}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
-
-    def start(self) -> None:
-        """Begin to notify."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after what is under way."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        super().__init__("notifier")
 
     def step(self) -> bool:
         """Spread what is new and deliver what is due; whether anything waits. Raises StoreError."""
@@ -88,17 +78,11 @@ class Notifier:
         with self._ledger.read() as session:
             return session.scalar(select(Delivery.run_id).where(Delivery.state == WAITING).limit(1)) is not None
 
-    def _run(self) -> None:
-        rest = 0.0
-        while not self._stopping.wait(rest):
-            try:
-                rest = TICK_S if self.step() else IDLE_S if not self._destinations else TICK_S * 2
-            except StoreError as error:
-                log.warning("notifications are sent later: %s", error)
-                rest = IDLE_S
-            except Exception:
-                log.exception("notifications could not be sent")
-                rest = IDLE_S
+    def turn(self) -> float:
+        """See `Background.turn`."""
+        if self.step():
+            return TICK_S
+        return TICK_S * 2 if self._destinations else IDLE_S
 
     def _spread(self, transaction: Transaction, now: float) -> None:
         """A delivery of each notice for each destination that wants it; the log of long ago goes."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
-from controlplane.domain.errors import StoreError
+from controlplane.reconcile.background import Background
 from controlplane.store import history
 from controlplane.store.store import Ledger
 from controlplane.store.tables import MetricTier
@@ -18,25 +17,16 @@ IDLE_S = 60.0
 REST = 1.0  # times what a block has taken
 
 
-class Packer:
+class Packer(Background):
     """Packs what the store `ledger` holds; `step` is one block, `start` and `stop` run it in a thread of its own."""
+
+    idle_s, later, failed = IDLE_S, "points are packed later", "points could not be packed"
 
     def __init__(self, ledger: Ledger, *, clock: Callable[[], float] = time.time) -> None:
         self._ledger, self._clock = ledger, clock
         self._refused: set[str] = set()
         self._undrawn: list[str] | None = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="packer", daemon=True)
-
-    def start(self) -> None:
-        """Begin to pack."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the block at hand."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        super().__init__("packer")
 
     def step(self) -> bool:
         """Pack one block, or draw one run's tiers; whether there was anything. Raises StoreError."""
@@ -71,19 +61,10 @@ class Packer:
             tiers = history.tiers_of(session, run_id)
         self._ledger.write(lambda transaction: _store(transaction, tiers))
 
-    def _run(self) -> None:
-        rest = 0.0
-        while not self._stopping.wait(rest):
-            started = time.monotonic()
-            try:
-                more = self.step()
-            except StoreError as error:
-                log.warning("points are packed later: %s", error)
-                more = False
-            except Exception:
-                log.exception("points could not be packed")
-                more = False
-            rest = REST * (time.monotonic() - started) if more else IDLE_S
+    def turn(self) -> float:
+        """See `Background.turn`."""
+        started = time.monotonic()
+        return REST * (time.monotonic() - started) if self.step() else IDLE_S
 
 
 def _store(transaction: Transaction, tiers: list[MetricTier]) -> None:
