@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from teragpt.config import EMBEDDED_VOCABULARY
 from teragpt.dataset_files import MANIFEST, TRAIN, fail, read_manifest
-from teragpt.documents import Document, Recipe
+from teragpt.prepare.documents import Document, Recipe
 from teragpt.storage import cache_folder, locked
 from teragpt.tokenizer import PIECES, train_bpe
 
@@ -69,7 +69,7 @@ def library() -> Path:
 
 def make(folder: Path) -> None:
     """Train the tokenizer on the corpus and write the dataset."""
-    from teragpt.assembly import write  # once a machine: no run after the first has to load what prepares
+    from teragpt.prepare.assembly import write  # once a machine: no run after the first has to load what prepares
 
     documents = list(read_library(library()))
     if not documents:

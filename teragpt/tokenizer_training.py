@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from teragpt.assembly import published
 from teragpt.dataset_files import fail
-from teragpt.documents import DOCUMENT_BYTES, Document, Dropped, Recipe, read_segments
-from teragpt.parts import batches
-from teragpt.sources import Source, blocks, find_sources
+from teragpt.prepare.assembly import published
+from teragpt.prepare.documents import DOCUMENT_BYTES, Document, Dropped, Recipe, read_segments
+from teragpt.prepare.parts import batches
+from teragpt.prepare.sources import Source, blocks, find_sources
 from teragpt.tokenizer import PROSE_PIECES, Tokenizer, train_bpe
 
 EXAMPLES = 10  # of entries that no text used

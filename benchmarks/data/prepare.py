@@ -24,8 +24,8 @@ from tokenizers import Tokenizer as Rules
 from tokenizers import pre_tokenizers
 
 from teragpt.corpus import library, read_library
-from teragpt.documents import Recipe
 from teragpt.prepare import prepare
+from teragpt.prepare.documents import Recipe
 from teragpt.tokenizer import PROSE_PIECES, Tokenizer, train_bpe
 
 CORES = len(os.sched_getaffinity(0))

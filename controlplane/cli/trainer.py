@@ -138,8 +138,7 @@ def prepare(
 ) -> None:
     """Turn text into a dataset, on all cores."""
     with trainer("prepare"):
-        from teragpt.documents import Recipe
-        from teragpt.preparation_report import summary
+        from teragpt.prepare import Recipe, summary
         from teragpt.prepare import prepare as make
         from teragpt.tokenizer import Tokenizer
 
@@ -178,7 +177,7 @@ def train_tokenizer(
 ) -> None:
     """Train a byte-level BPE on text."""
     with trainer("tokenizer"):
-        from teragpt.documents import Recipe
+        from teragpt.prepare import Recipe
         from teragpt.tokenizer_training import train_tokenizer as train
 
         made = train(sources, out, vocabulary, Recipe(format=format, column=column), special or ())
@@ -197,7 +196,7 @@ def inspect_tokenizer(
 ) -> None:
     """Show a tokenizer, its bytes a token and the entries that text leaves unused."""
     with trainer("tokenizer"):
-        from teragpt.documents import Recipe
+        from teragpt.prepare import Recipe
         from teragpt.tokenizer import Tokenizer
         from teragpt.tokenizer_training import inspect
 

@@ -17,7 +17,7 @@ from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
 from teragpt.corpus import dataset_info, embedded_dataset, key, library, read_library, read_parts
 from teragpt.data import ShardedDataset, open_dataset
 from teragpt.dataset_files import read_manifest
-from teragpt.documents import Document
+from teragpt.prepare.documents import Document
 from teragpt.shards import verify
 from teragpt.tokenizer import Tokenizer
 

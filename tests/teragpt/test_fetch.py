@@ -8,12 +8,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from teragpt.assembly import write
 from teragpt.config import ConfigError
 from teragpt.data import open_dataset
 from teragpt.dataset_files import MANIFEST
-from teragpt.documents import Document, Recipe
 from teragpt.fetch import on_this_node
+from teragpt.prepare.assembly import write
+from teragpt.prepare.documents import Document, Recipe
 from teragpt.storage import Bucket
 from teragpt.tokenizer import Tokenizer, train_bpe
 

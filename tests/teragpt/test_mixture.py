@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teragpt.assembly import write
 from teragpt.config import ConfigError
 from teragpt.data import MixedDataset, open_dataset
-from teragpt.documents import Document, Recipe
 from teragpt.mixture import Portion, Schedule, parse_mixture, whole
+from teragpt.prepare.assembly import write
+from teragpt.prepare.documents import Document, Recipe
 from teragpt.tokenizer import Tokenizer, train_bpe
 from tests.teragpt import ranks
 

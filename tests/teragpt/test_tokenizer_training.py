@@ -7,7 +7,7 @@ import pytest
 
 from controlplane.cli import main
 from teragpt.config import ConfigError
-from teragpt.documents import Recipe
+from teragpt.prepare.documents import Recipe
 from teragpt.tokenizer import Tokenizer
 from teragpt.tokenizer_training import inspect, train_tokenizer
 

@@ -19,14 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teragpt import documents as module
-from teragpt import formats, sources
-from teragpt.assembly import LOCK, publication, published, write
 from teragpt.config import ConfigError
 from teragpt.dataset_files import read_manifest
-from teragpt.documents import Document, Dropped, Recipe, boundary, decode, pieces, read_segments
-from teragpt.parts import Part
-from teragpt.prepare import main, prepare
+from teragpt.prepare import documents as module
+from teragpt.prepare import formats, prepare, sources
+from teragpt.prepare.__main__ import main
+from teragpt.prepare.assembly import LOCK, publication, published, write
+from teragpt.prepare.documents import Document, Dropped, Recipe, boundary, decode, pieces, read_segments
+from teragpt.prepare.parts import Part
 from teragpt.shards import verify
 from teragpt.storage import locked
 from teragpt.tokenizer import Tokenizer, train_bpe
@@ -395,9 +395,10 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pyte
 
 SMALL_BLOCKS = """
 import sys
-from teragpt import prepare, sources
+from teragpt.prepare import sources
+from teragpt.prepare.__main__ import main
 sources.BLOCK_BYTES = 2000
-sys.exit(prepare.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

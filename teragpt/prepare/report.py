@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teragpt.dataset_files import Manifest, read_manifest
-from teragpt.documents import Dropped
+from teragpt.prepare.documents import Dropped
 
 REPORT, PICTURE = "report.json", "report.svg"
 BAR, HEIGHT, MARGIN = 36, 160, 40  # pixels

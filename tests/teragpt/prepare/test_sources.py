@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from teragpt import formats, sources
 from teragpt.config import ConfigError
 from teragpt.dataset_files import read_manifest
-from teragpt.documents import Dropped, Recipe, read_segments
-from teragpt.duplicates import later
-from teragpt.formats import ZstdFile
-from teragpt.minhash import bands_for, found
-from teragpt.prepare import main, prepare
-from teragpt.sources import Source, blocks, find_sources, units
+from teragpt.prepare import formats, prepare, sources
+from teragpt.prepare.__main__ import main
+from teragpt.prepare.documents import Dropped, Recipe, read_segments
+from teragpt.prepare.duplicates import later
+from teragpt.prepare.formats import ZstdFile
+from teragpt.prepare.minhash import bands_for, found
+from teragpt.prepare.sources import Source, blocks, find_sources, units
 from teragpt.tokenizer import Tokenizer, train_bpe
 
 RECORDS = [{"title": f"Straße {number}", "text": f"漢字 number {number}\n" * (number + 1)} for number in range(30)]
@@ -299,7 +299,7 @@ def test_any_number_of_workers_makes_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(sources, "BLOCK_BYTES", 500)
     monkeypatch.setattr(formats, "READ_BYTES", 100)
-    monkeypatch.setattr("teragpt.prepare.BLOCK_BYTES", 500)
+    monkeypatch.setattr("teragpt.prepare.preparation.BLOCK_BYTES", 500)
     path = write(tmp_path / "x.jsonl", lines(RECORDS))
     recipe = Recipe(exact_duplicates="drop", near_duplicates=0.9, validation=0.2)
     for count in (1, 3):

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from teragpt.documents import Recipe
-from teragpt.minhash import bands_for
-from teragpt.parts import Part
+from teragpt.prepare.documents import Recipe
+from teragpt.prepare.minhash import bands_for
+from teragpt.prepare.parts import Part
 
 KEPT, EXACT, NEAR = 0, 1, 2
 KEYS_AT_ONCE = 1 << 23  # documents; some 40 bytes each while they are sorted

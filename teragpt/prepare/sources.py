@@ -17,8 +17,8 @@ from typing import IO, Any, NamedTuple
 
 from teragpt.config import ConfigError
 from teragpt.dataset_files import fail
-from teragpt.documents import BLOCK_BYTES, BROKEN, Recipe, Segment
-from teragpt.formats import COMPRESSED, READERS, Meter, decompressed
+from teragpt.prepare.documents import BLOCK_BYTES, BROKEN, Recipe, Segment
+from teragpt.prepare.formats import COMPRESSED, READERS, Meter, decompressed
 
 STDIN = "-"
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import IO, Any
 
 from teragpt.dataset_files import fail
-from teragpt.documents import BROKEN, DOCUMENT_BYTES, LINES, TABLE, TEXT, Recipe, Segment, boundary
+from teragpt.prepare.documents import BROKEN, DOCUMENT_BYTES, LINES, TABLE, TEXT, Recipe, Segment, boundary
 
 READ_BYTES = 1 << 20
 LINE_BYTES = 64 << 20  # a longer line is no record

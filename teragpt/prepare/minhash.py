@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teragpt.config import ConfigError, Problem
-from teragpt.documents import Document
+from teragpt.prepare.documents import Document
 
 VALUES = 128  # of a signature
 SHINGLE = 5  # words

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from teragpt.config import ConfigError, Problem
 from teragpt.dataset_files import fail
-from teragpt.documents import Recipe
-from teragpt.parts import Part, part_of, start_worker, work
-from teragpt.sources import Block, Source, blocks, units
+from teragpt.prepare.documents import Recipe
+from teragpt.prepare.parts import Part, part_of, start_worker, work
+from teragpt.prepare.sources import Block, Source, blocks, units
 from teragpt.tokenizer import Tokenizer
 
 READERS = 4  # threads

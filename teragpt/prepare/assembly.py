@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from teragpt.dataset_files import MANIFEST, TOKENIZER_FOLDER, TRAIN, VALIDATION, File, Manifest, fail
-from teragpt.documents import BLOCK_BYTES, Document, Dropped, Recipe
-from teragpt.duplicates import EXACT, KEPT, NEAR, find_duplicates
-from teragpt.parts import Part, batches, make_part
-from teragpt.preparation_report import Tally, write_report
+from teragpt.prepare.documents import BLOCK_BYTES, Document, Dropped, Recipe
+from teragpt.prepare.duplicates import EXACT, KEPT, NEAR, find_duplicates
+from teragpt.prepare.parts import Part, batches, make_part
+from teragpt.prepare.report import Tally, write_report
 from teragpt.shards import SplitWriter, entropy
 from teragpt.storage import locked
 from teragpt.tokenizer import Tokenizer

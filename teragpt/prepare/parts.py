@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from teragpt.config import ConfigError, Problem
 from teragpt.dataset_files import token_type
-from teragpt.documents import Document, Dropped, Recipe, Segment, read_segments
 from teragpt.leash import PR_SET_PDEATHSIG
-from teragpt.minhash import band_keys
+from teragpt.prepare.documents import Document, Dropped, Recipe, Segment, read_segments
+from teragpt.prepare.minhash import band_keys
 from teragpt.shards import numpy_type
 from teragpt.tokenizer import Tokenizer
 

@@ -1,0 +1,40 @@
+"""`python -m teragpt.prepare SOURCES -o OUT --tokenizer NAME`, for where the CLI is not installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from teragpt.config import ConfigError
+from teragpt.prepare.documents import Recipe
+from teragpt.prepare.preparation import prepare
+from teragpt.prepare.report import summary
+from teragpt.tokenizer import Tokenizer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare a dataset: 0, or 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser("python -m teragpt.prepare", description="Turn text into a dataset.")
+    parser.add_argument("sources", nargs="+", help="files, folders, glob patterns, URLs, - for standard input")
+    parser.add_argument("-o", "--out", required=True, help="the dataset's folder, which must not exist yet")
+    parser.add_argument("--tokenizer", required=True, help="hub name, local folder or tokenizer file")
+    parser.add_argument("--workers", type=int, default=0, help="processes; one a core unless given")
+    for one in fields(Recipe):
+        parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
+    given = parser.parse_args(arguments)
+    try:
+        recipe = Recipe(**{one.name: getattr(given, one.name) for one in fields(Recipe)})
+        prepare(given.sources, given.out, Tokenizer(given.tokenizer), recipe, workers=given.workers)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in summary(Path(given.out)):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
