@@ -206,6 +206,23 @@ class Client:
         headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
         return cast("Run", self._json("POST", _path(run, "clone"), json=overrides, headers=headers))
 
+    def create_sweep(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> JsonObject:
+        """A run for each point of `{"spec", "grid" or "points", "parallelism", "name"}`; keys as in `create`."""
+        headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
+        return self._json("POST", "/sweeps", json=body, headers=headers)
+
+    def sweeps(self, *, limit: int | None = None) -> Iterator[JsonObject]:
+        """Sweeps, newest first, page by page; at most `limit`."""
+        return cast("Iterator[JsonObject]", self._pages("/sweeps", {}, limit))
+
+    def sweep(self, sweep: str) -> JsonObject:
+        """A sweep, by its id or name, with one table of its results as `items`."""
+        return self._json("GET", f"/sweeps/{quote(sweep, safe='')}")
+
+    def cancel_sweep(self, sweep: str) -> JsonObject:
+        """Ask for the end of every run of a sweep."""
+        return self._json("POST", f"/sweeps/{quote(sweep, safe='')}/cancel")
+
     def checkpoints(self, run: str) -> JsonObject:
         """The run's checkpoints: `items`, oldest first, and whether the folder was `seen`."""
         return self._json("GET", _path(run, "checkpoints"))

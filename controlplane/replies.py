@@ -16,6 +16,8 @@ class Progress(TypedDict):
     steps: int
     loss: float | None
     val_loss: float | None
+    best_loss: float | None
+    best_val_loss: float | None
     tokens_per_s: float | None
     eta_s: float | None
     mfu: float | None
@@ -51,6 +53,7 @@ class Run(TypedDict):
     finished_at: str | None
     retry_of: str | None
     clone_of: str | None
+    sweep: str | None
     links: dict[str, str]
 
 

@@ -29,6 +29,8 @@ class Progress(View):
     loss: float | None = Field(None, description="Training loss, nats a token.", examples=[3.12])
     val_loss: float | None = Field(None, description="Loss on the held-out split, as last evaluated.", examples=[3.4])
     tokens_per_s: float | None = Field(None, description="Tokens a second over all ranks.", examples=[35120.0])
+    best_loss: float | None = Field(None, description="The lowest training loss so far.", examples=[3.05])
+    best_val_loss: float | None = Field(None, description="The lowest held-out loss so far.", examples=[3.4])
     eta_s: float | None = Field(None, description="Seconds to the last step.", examples=[41.0])
     mfu: float | None = Field(None, description="Part of the GPUs' peak FLOP/s; null on CPU.", examples=[None])
     memory_bytes: int | None = Field(None, description="Memory of rank 0, in bytes.", examples=[629145600])
@@ -77,6 +79,7 @@ class Run(View):
     finished_at: datetime | None = Field(description="When it ended.", examples=[None])
     retry_of: str | None = Field(description="The run that this one tries again.", examples=[None])
     clone_of: str | None = Field(description="The run whose spec it began with.", examples=[None])
+    sweep: str | None = Field(description="The sweep that made it.", examples=[None])
     task: str | None = Field(description="What it does with `task_of`, where it does not train.", examples=[None])
     task_of: str | None = Field(description="The run whose model it works on.", examples=[None])
     links: dict[str, str] = Field(

@@ -17,6 +17,7 @@ from controlplane.cli import (
     plans,
     runs,
     store,
+    sweeps,
     trainer,
 )
 
@@ -40,4 +41,5 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 for group in (host, runs, keeping, explain, plans, clusters, notifications, store, trainer, demo):
     app.add_typer(group.commands)
+app.add_typer(sweeps.commands, name="sweep")
 app.add_typer(contexts.commands, name="context")

@@ -161,6 +161,10 @@ WAITING = {  # why a run does not train yet
         "Nothing is lost: the run is submitted when it does; `teragpt doctor` tells what it says.",
     ),
     "WaitsForTurn": Diagnosis("Another run of several pods is finding its places first.", "Nothing has to be done."),
+    "WaitsForSweep": Diagnosis(
+        "As many runs of its sweep as may go at a time are under way.",
+        "Nothing has to be done: it is begun when one of them has ended.",
+    ),
     "Queued": Diagnosis(
         "This machine's CPUs, GPUs or memory are in use by other runs.",
         "Wait, or cancel or suspend one (`teragpt runs --phase running`).",

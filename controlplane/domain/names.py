@@ -15,11 +15,17 @@ SLUG_LENGTH = 30  # leaves room for the run's suffix, the attempt, and the opera
 SUFFIX_LENGTH = 8
 LONGEST_OBJECT_NAME = SLUG_LENGTH + SUFFIX_LENGTH + len("--9999")  # beyond all attempts that a run may have
 RUN_ID = re.compile(r"run_[0-9A-HJKMNP-TV-Z]{26}")
+SWEEP_ID = re.compile(r"sweep_[0-9A-HJKMNP-TV-Z]{26}")
 
 
 def new_run_id() -> str:
     """A new run's id, `run_` and a ULID: ids sort by the millisecond of their making."""
     return f"run_{ULID()}"
+
+
+def new_sweep_id() -> str:
+    """A new sweep's id, `sweep_` and a ULID."""
+    return f"sweep_{ULID()}"
 
 
 def suffix(run_id: str) -> str:

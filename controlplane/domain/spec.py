@@ -40,7 +40,8 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """A name of any alphabet, without spaces around it. Raises ValueError."""
     if not name.strip() or not name.isprintable():
         raise ValueError(f"got {name!r}; allowed: 1 to 100 printable characters of any alphabet")
     return name.strip()
@@ -77,7 +78,7 @@ def shallow(patch: dict[str, Any]) -> dict[str, Any]:
 
 SizeName = Annotated[str, BeforeValidator(_lower), AfterValidator(_known_size)]
 Notes = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-RunName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
+RunName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(printable)]
 
 
 class Compute(Placement):

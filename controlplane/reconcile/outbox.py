@@ -18,7 +18,7 @@ from controlplane.domain.phases import REFUSED, SUBMIT, SUBMITTED, UNREACHABLE, 
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.faults import fault
 from controlplane.logfmt import about
-from controlplane.reconcile.line import Line
+from controlplane.reconcile.admission import Admission
 from controlplane.reconcile.pace import Pace
 from controlplane.render import render, secret_of
 from controlplane.store.moves import CREATE, get_attempt, get_run, move, settle
@@ -52,12 +52,12 @@ class Worker:
 
     def __init__(self, store: Ledger, cluster: Cluster, site: Site, pace: Pace) -> None:
         self._store, self._cluster, self._site, self._pace = store, cluster, site, pace
-        self._line = Line(store, cluster)
+        self._admission = Admission(store, cluster)
 
     @property
     def contended(self) -> bool:
         """Whether runs wait for another one to find its places."""
-        return self._line.contended
+        return self._admission.contended
 
     def work(self, now: float) -> bool:
         """Work off one batch; whether there may be more. Raises StoreUnavailable."""
@@ -65,7 +65,7 @@ class Worker:
             free = or_(Outbox.leased_until.is_(None), Outbox.leased_until < now)
             longest = max(self._pace.longest_backoff_s, self._pace.longest_submit_backoff_s)
             due = or_(Outbox.due_at <= now, Outbox.due_at > now + longest)  # that far ahead: the clock was set back
-            wanted = select(Outbox).where(due, free, *self._line.hold(session, due, now))
+            wanted = select(Outbox).where(due, free, *self._admission.hold(session, due, now))
             rows = session.scalars(wanted.order_by(Outbox.due_at).limit(BATCH)).all()
         if not rows:
             return False

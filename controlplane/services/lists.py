@@ -5,7 +5,6 @@ A page's runs are found in indexes alone; only then are their rows read.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,9 +12,9 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
 from sqlalchemy.orm import aliased
 
-from controlplane.domain.errors import BadCursor
 from controlplane.domain.names import RUN_ID, folded
 from controlplane.services.context import Context
+from controlplane.services.cursors import cursor_after, id_before
 from controlplane.services.runs import whole
 from controlplane.services.views import Page, view_run
 from controlplane.store.columns import Seen
@@ -49,13 +48,13 @@ def list_runs(context: Context, wanted: Filter, *, cursor: str | None = None, li
     Pages are cut by key: runs made meanwhile neither repeat nor hide one.
     """
     limit = max(1, min(limit, LARGEST_PAGE))
-    ids = page_of(wanted, _last_id(cursor) if cursor else None, limit + 1)
+    ids = page_of(wanted, id_before(cursor, RUN_ID) if cursor else None, limit + 1)
     with context.store.read() as session:
         rows = session.execute(whole().where(Run.id.in_(ids)).order_by(Run.id.desc())).all()
         namespace = context.cluster.traits().namespace
         runs = [view_run(run, name, context.cluster.name, namespace) for run, name in rows[:limit]]
     more = len(rows) > limit
-    return Page(runs, base64.urlsafe_b64encode(runs[-1].id.encode()).decode() if more else None)
+    return Page(runs, cursor_after(runs[-1].id) if more else None)
 
 
 def page_of(wanted: Filter, before: str | None, most: int) -> Select[str]:
@@ -94,13 +93,3 @@ def _conditions(wanted: Filter) -> Iterator[ColumnElement[bool]]:
 def _told_of(word: str) -> ColumnElement[bool]:
     part = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return or_(Run.search.like(f"%{folded(part)}%", escape="\\"), Run.id.like(f"{part}%", escape="\\"))
-
-
-def _last_id(cursor: str) -> str:
-    try:
-        last = base64.urlsafe_b64decode(cursor.encode()).decode("ascii")
-    except ValueError:
-        raise BadCursor(cursor) from None
-    if not RUN_ID.fullmatch(last):
-        raise BadCursor(cursor)
-    return last

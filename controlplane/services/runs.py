@@ -31,7 +31,10 @@ OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the
 
 @dataclass(frozen=True)
 class Request:
-    """A run about to be stored; `task` says what it does with the run `task_of`, where it does not train."""
+    """A run about to be stored; `task` says what it does with the run `task_of`, where it does not train.
+
+    `sweep`: the sweep that makes it, and its point there. `waits`: why it is not begun at once, as reason and message.
+    """
 
     id: str
     name: str
@@ -45,6 +48,8 @@ class Request:
     resumed_from: int | None = None
     task: str | None = None
     task_of: str | None = None
+    sweep: tuple[str, int] | None = None
+    waits: tuple[str | None, str | None] = (None, None)
 
     @property
     def folder(self) -> str:
@@ -62,7 +67,7 @@ def create_run(
     body_hash = fingerprint(spec.model_dump(mode="json", exclude_unset=True))
     if made := _made_before(context, principal, idempotency_key, body_hash):
         return made, True
-    return store_run(context, _request(context, spec, _Asker(principal, idempotency_key, body_hash)))
+    return store_run(context, request_of(context, spec, Asker(principal, idempotency_key, body_hash)))
 
 
 def retry_run(
@@ -79,7 +84,7 @@ def retry_run(
     if not Phase(old.phase).terminal:
         raise StillRunning(old.id, old.phase, "retry")
     spec = RunSpec.model_validate(old.spec)
-    return store_run(context, _request(context, spec, _Asker(principal, idempotency_key, body_hash), retried=old))
+    return store_run(context, request_of(context, spec, Asker(principal, idempotency_key, body_hash), retried=old))
 
 
 def clone_run(
@@ -102,7 +107,7 @@ def clone_run(
         raise NotTraining(old.id, old.task, old.task_of)
     base = {name: value for name, value in old.spec.items() if name not in OWN}
     spec = parse_spec(merged(merged(base, {"checkpoint": {"uri": None}}), overrides))
-    request = _request(context, spec, _Asker(principal, idempotency_key, body_hash))
+    request = request_of(context, spec, Asker(principal, idempotency_key, body_hash))
     return store_run(context, replace(request, clone_of=old.id))
 
 
@@ -163,7 +168,7 @@ def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView
 
 
 @dataclass(frozen=True)
-class _Asker:
+class Asker:
     """Who asks for a run, under which key, and the hash of what came with it."""
 
     principal: str
@@ -171,8 +176,8 @@ class _Asker:
     body_hash: str
 
 
-def _request(context: Context, spec: RunSpec, asker: _Asker, retried: RunView | None = None) -> Request:
-    """Everything of the new run that can be known before it is stored."""
+def request_of(context: Context, spec: RunSpec, asker: Asker, retried: RunView | None = None) -> Request:
+    """Everything of the new run that can be known before it is stored. Raises InvalidSpec."""
     run_id = new_run_id()
     start_from = _start_from(retried) if retried else ""
     resolved = fitting(context, spec, run_id, start_from)
@@ -212,15 +217,18 @@ def last_step(run: RunView) -> int | None:
 def store_run(context: Context, request: Request) -> tuple[RunView, bool]:
     """Store it, to be submitted at once; and whether its key had made it before. Raises NameInUse, FolderInUse."""
     fault("run resolved")
-    run_id, replayed = context.store.write(lambda transaction: _insert(transaction, request, context.clock()))
+    run_id, replayed = context.store.write(lambda transaction: insert(transaction, request, context.clock()))
     fault("run stored")
     return of_id(context, run_id), replayed
 
 
-def _insert(transaction: Transaction, request: Request, now: float) -> tuple[str, bool]:
-    """Transition 0: the run, its first attempt, its outbox row, its key and its first event, or nothing at all."""
+def insert(transaction: Transaction, request: Request, now: float) -> tuple[str, bool]:
+    """Transition 0: the run, its first attempt, its outbox row, its key and its first event, or nothing at all.
+
+    Returns its id, and whether its key had made it before. Raises KeyReused, NameInUse and FolderInUse.
+    """
     session = transaction.session
-    if made := _run_of_key(session, request.principal, request.key, request.body_hash):
+    if made := run_of_key(session, request.principal, request.key, request.body_hash):
         return made, True
     if holder := session.scalar(select(Run.id).where(Run.live_name == request.name)):
         raise NameInUse(request.name, holder)
@@ -250,6 +258,8 @@ def _told(request: Request) -> str:
         return f"retry of {request.retry_of}"
     if request.clone_of:
         return f"clone of {request.clone_of}"
+    if request.sweep:
+        return f"point {request.sweep[1]} of {request.sweep[0]}"
     if request.task:
         return f"{request.principal} asked for a {request.task} of {request.task_of}"
     return f"{request.principal} asked for a {request.spec.size} run"
@@ -275,6 +285,8 @@ def _row(request: Request, now: float, attempt: int) -> Run:
         principal=request.principal,
         phase=Phase.QUEUED,
         desired=Desired.RUNNING,
+        reason=request.waits[0],
+        message=request.waits[1],
         attempt=attempt,
         charged_restarts=0,
         restarts_since_checkpoint=0,
@@ -297,6 +309,8 @@ def _row(request: Request, now: float, attempt: int) -> Run:
         last_event=0,
         retry_of=request.retry_of,
         clone_of=request.clone_of,
+        sweep_id=request.sweep[0] if request.sweep else None,
+        sweep_point=request.sweep[1] if request.sweep else None,
         task=request.task,
         task_of=request.task_of,
         created_at=round(now, 6),  # as it is shown, so that a list from that moment on begins with it
@@ -305,11 +319,11 @@ def _row(request: Request, now: float, attempt: int) -> Run:
 
 def _made_before(context: Context, principal: str, key: str | None, body_hash: str) -> RunView | None:
     with context.store.read() as session:
-        run_id = _run_of_key(session, principal, key, body_hash)
+        run_id = run_of_key(session, principal, key, body_hash)
     return of_id(context, run_id) if run_id else None
 
 
-def _run_of_key(session: Session, principal: str, key: str | None, body_hash: str) -> str | None:
+def run_of_key(session: Session, principal: str, key: str | None, body_hash: str) -> str | None:
     """The run that an earlier request with this key made. Raises KeyReused where that had another body."""
     row = session.get(IdempotencyKey, (principal, key)) if key is not None else None
     if row is None:

@@ -42,6 +42,7 @@ class RunView:
     finished_at: datetime | None
     retry_of: str | None
     clone_of: str | None
+    sweep: str | None
     task: str | None
     task_of: str | None
 
@@ -167,6 +168,56 @@ class LogChunk:
     ended: bool
 
 
+@dataclass(frozen=True)
+class PointView:
+    """A point of a sweep: what it sets, by JSON pointer, and how far its run is. Losses in nats a token."""
+
+    point: int
+    values: dict[str, Any]
+    run: str
+    name: str
+    phase: str
+    reason: str | None
+    message: str | None
+    step: int | None
+    steps: int | None
+    loss: float | None
+    best_loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """A sweep; `phases` counts its runs by phase, `ended` tells whether none of them goes on."""
+
+    id: str
+    name: str
+    user: str
+    parallelism: int
+    spec: dict[str, Any]
+    phases: dict[str, int]
+    ended: bool
+    created_at: datetime
+    cancelled_at: datetime | None
+
+
+@dataclass(frozen=True)
+class SweepTable(SweepView):
+    """A sweep with the results of all of its runs, point by point."""
+
+    items: list[PointView]
+
+
+@dataclass(frozen=True)
+class SweepPage:
+    """A page of sweeps, newest first, and the cursor of the next one, if there is one."""
+
+    sweeps: list[SweepView]
+    next_cursor: str | None
+
+
 def moment(seconds: float | None) -> datetime | None:
     """A stored time as an aware one."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
@@ -201,6 +252,7 @@ def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) ->
         finished_at=moment(run.finished_at),
         retry_of=run.retry_of,
         clone_of=run.clone_of,
+        sweep=run.sweep_id,
         task=run.task,
         task_of=run.task_of,
     )

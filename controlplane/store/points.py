@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from controlplane.store.tables import MetricPoint, Run
 from controlplane.store.writer import Transaction
 
 PROGRESS = ("loss", "val_loss", "tokens_per_s", "eta_s", "mfu", "memory_bytes")
+LOWEST = {"best_loss": "loss", "best_val_loss": "val_loss"}
 
 
 def add_points(transaction: Transaction, run_id: str, attempt: int, points: Sequence[Mapping[str, Any]]) -> int:
@@ -64,7 +66,15 @@ def _advance(run: Run, points: Sequence[Mapping[str, Any]]) -> None:
         if "checkpoint" in point:
             continue  # published while training went on: it comes behind the steps
         known = {key: point[key] for key in PROGRESS if key in point}
-        progress |= {"step": int(point["step"]), "time": float(point["time"]), **known}
+        lowest = {
+            best: min(point[key], progress.get(best, math.inf)) for best, key in LOWEST.items() if _finite(point, key)
+        }
+        progress |= {"step": int(point["step"]), "time": float(point["time"]), **known, **lowest}
     progress["steps"] = progress.get("steps") or run.resolved["steps"]
     if "step" in progress:
         run.progress = progress
+
+
+def _finite(point: Mapping[str, Any], key: str) -> bool:
+    value = point.get(key)
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -76,13 +76,28 @@ class Part(Base):
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class Sweep(Base):
+    """Runs that differ in their point alone: `points` are merge patches of `spec`. At most `parallelism` go at once."""
+
+    __tablename__ = "sweeps"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    principal: Mapped[str]
+    parallelism: Mapped[int]
+    spec: Mapped[dict[str, Any]] = mapped_column(json_value())
+    points: Mapped[list[Any]] = mapped_column(json_value(), deferred=True)
+    created_at: Mapped[float]
+    cancelled_at: Mapped[float | None]
+
+
 class Run(Base):
     """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended.
 
     `task`: what is done with the run `task_of`, for one that does not train. `suspended_at`: since when it is
     suspended, if it is; `suspended_s`: for how long it was before. `revision` grows with each change that a user makes;
     `search` is what a list is searched in; `gpus` and `cpus` are those of all nodes; `deleted_at`: since when it is
-    hidden.
+    hidden. `sweep_point`: its place among the points of the sweep that made it.
     """
 
     __tablename__ = "runs"
@@ -122,6 +137,8 @@ class Run(Base):
     cpus: Mapped[float] = mapped_column(default=0.0, server_default="0")
     retry_of: Mapped[str | None] = mapped_column(index=True)
     clone_of: Mapped[str | None] = mapped_column(index=True)
+    sweep_id: Mapped[str | None] = mapped_column(index=True)
+    sweep_point: Mapped[int | None]
     task: Mapped[str | None]
     task_of: Mapped[str | None] = mapped_column(index=True)
     created_at: Mapped[float]

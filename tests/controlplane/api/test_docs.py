@@ -154,7 +154,7 @@ def test_query_parameters_made_from_the_examples_are_accepted(
 def test_every_route_is_documented_with_a_call(document: dict[str, Any]) -> None:
     text = API.read_text("utf-8")
     for path, method, _ in operations(document):
-        place = path.removeprefix("/v1").replace("{run}", "$RUN")
+        place = path.removeprefix("/v1").replace("{run}", "$RUN").replace("{sweep}", "$SWEEP")
         assert re.search(rf"^curl .*{re.escape(place)}(\s|'|\"|\?|$)", text, re.MULTILINE), (method, path)
         assert f"`{method.upper()} {path.removeprefix('/v1')}`" in text
 
@@ -170,3 +170,13 @@ def test_every_measurement_is_documented(client: TestClient) -> None:
     for name in re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE):
         if not name.endswith("_created"):
             assert f"`{name}`" in text
+
+
+def test_a_sweep_made_from_the_examples_is_accepted(client: TestClient, document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["SweepSpec"]["properties"]
+    body = {name: entry["examples"][0] for name, entry in fields.items()}
+    for left_out in ("grid", "points"):
+        made = client.post("/v1/sweeps", json={name: value for name, value in body.items() if name != left_out})
+        assert made.status_code == 201, made.text
+        client.post(f"/v1/sweeps/{made.json()['id']}/cancel")
+        body["name"] = "others"

@@ -62,7 +62,7 @@ class Assassin:
         """A look of the control plane; whether it was killed, and started again."""
         self.armed = True
         try:
-            stage.look()
+            stage.reconciler.step()
         except Killed:
             self.armed = False
             stage.restart()

@@ -1,0 +1,75 @@
+"""Who of those whose object is due has to wait all the same, and for what: docs/lifecycle.md, "Waiting to be begun".
+
+Read anew from the store before each batch of the outbox, so that nothing is forgotten or counted twice by a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from sqlalchemy import ColumnElement, and_, func, not_, select
+from sqlalchemy.orm import Session
+
+from controlplane.clusters.base import Cluster
+from controlplane.domain.phases import LIVE, TURN, Phase
+from controlplane.domain.sweeps import WAITS_FOR_SWEEP, waits_for_sweep
+from controlplane.reconcile.line import Held, in_line
+from controlplane.store.moves import CREATE, move
+from controlplane.store.store import Ledger
+from controlplane.store.tables import Outbox, Run, Sweep
+from controlplane.store.writer import Transaction
+
+UNDER_WAY = LIVE - {Phase.QUEUED, Phase.SUSPENDED}
+BATCH = 100  # runs of one transaction that are told what they wait for
+
+
+class Admission:
+    """Keeps the outbox from runs that have to wait. `contended` after each `hold`: whether a line has formed."""
+
+    def __init__(self, store: Ledger, cluster: Cluster) -> None:
+        self._store, self._cluster = store, cluster
+        self.contended = False
+
+    def hold(self, session: Session, due: ColumnElement[bool], now: float) -> list[ColumnElement[bool]]:
+        """What keeps the outbox from rows that are `due` and still have to wait. Tells their runs for what they do."""
+        held = [*beyond_parallelism(session)]
+        line = [] if self._cluster.traits().gang else in_line(session, due, [one.run_id for one in held])
+        self.contended = bool(line)
+        held += line
+        self._tell([one for one in held if one.news], now)
+        kept = [one.run_id for one in held]
+        return [not_(and_(Outbox.op == CREATE, Outbox.run_id.in_(kept)))] if kept else []
+
+    def _tell(self, news: Sequence[Held], now: float) -> None:
+        for first in range(0, len(news), BATCH):
+            self._store.write(partial(_told, news=news[first : first + BATCH], now=now))
+
+
+def beyond_parallelism(session: Session) -> Iterator[Held]:
+    """Queued runs of sweeps for which there is no room yet: the first points go first."""
+    under_way = (
+        select(Run.sweep_id, func.count().label("several"))
+        .where(Run.phase.in_([*UNDER_WAY]), Run.sweep_id.is_not(None))
+        .group_by(Run.sweep_id)
+        .subquery()
+    )
+    waiting = (
+        select(Run.id, Run.sweep_id, Run.message, Sweep.name, Sweep.parallelism, under_way.c.several)
+        .join(Sweep, Sweep.id == Run.sweep_id)
+        .outerjoin(under_way, under_way.c.sweep_id == Run.sweep_id)
+        .where(Run.phase == Phase.QUEUED)
+        .order_by(Run.sweep_id, Run.sweep_point)
+    )
+    room: dict[str, int] = {}
+    for one in session.execute(waiting):
+        left = room.setdefault(str(one.sweep_id), one.parallelism - (one.several or 0))
+        room[str(one.sweep_id)] = left - 1
+        if left <= 0:
+            told = waits_for_sweep(one.name, one.parallelism)
+            yield Held(one.id, WAITS_FOR_SWEEP, told, news=one.message != told)
+
+
+def _told(transaction: Transaction, news: Sequence[Held], now: float) -> None:
+    for one in news:
+        move(transaction, one.run_id, TURN, now, reason=one.reason, message=one.message)
