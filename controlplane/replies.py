@@ -53,6 +53,7 @@ class Run(TypedDict):
     finished_at: str | None
     retry_of: str | None
     clone_of: str | None
+    after: str | None
     sweep: str | None
     links: dict[str, str]
 

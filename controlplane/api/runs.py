@@ -79,6 +79,7 @@ class Run(View):
     finished_at: datetime | None = Field(description="When it ended.", examples=[None])
     retry_of: str | None = Field(description="The run that this one tries again.", examples=[None])
     clone_of: str | None = Field(description="The run whose spec it began with.", examples=[None])
+    after: str | None = Field(description="The run that must succeed before this one starts.", examples=[None])
     sweep: str | None = Field(description="The sweep that made it.", examples=[None])
     task: str | None = Field(description="What it does with `task_of`, where it does not train.", examples=[None])
     task_of: str | None = Field(description="The run whose model it works on.", examples=[None])

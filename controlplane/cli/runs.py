@@ -42,6 +42,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any trainer setting.")
     ] = None,
     labels: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label.")] = None,
+    after: Annotated[str | None, typer.Option("--after", help="Start from this run's end, once it succeeds.")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show what would be made, and make nothing.")] = False,
     follow: Follow = False,
     json: Json = False,
@@ -50,7 +51,7 @@ def run(
 ) -> None:
     """Create a run, and with --follow stay to its end."""
     spec = read_spec(config) if config else {}
-    given = {"size": size, "name": name}
+    given = {"size": size, "name": name, "after": after}
     compute = {"nodes": nodes, "gpus_per_node": gpus, "processes_per_node": processes, "cpus_per_node": cpus}
     spec |= some(given)
     for section, values in {

@@ -135,6 +135,14 @@ ENDED = {  # why an attempt or a run is over, as the ranks themselves, the clust
         "The pods found no place within limits.max_pending_s.",
         "Ask for less, wait for room (`teragpt doctor` shows what there is), or raise limits.max_pending_s.",
     ),
+    "UpstreamFailed": Diagnosis(
+        "The run from whose checkpoint this one was to start has failed.",
+        "Mend what ended that one and `teragpt retry` it; then `teragpt clone` this one with the new run as `after`.",
+    ),
+    "UpstreamCancelled": Diagnosis(
+        "The run from whose checkpoint this one was to start was cancelled.",
+        "`teragpt retry` that one; then `teragpt clone` this one with the new run as `after`.",
+    ),
     "HangDetected": Diagnosis(
         "No step and no line of output came for longer than limits.max_silence_s.",
         "The stacks of every rank are in the run's folder `faults/`; a slow file system or network is the usual cause.",
@@ -161,6 +169,10 @@ WAITING = {  # why a run does not train yet
         "Nothing is lost: the run is submitted when it does; `teragpt doctor` tells what it says.",
     ),
     "WaitsForTurn": Diagnosis("Another run of several pods is finding its places first.", "Nothing has to be done."),
+    "WaitsForRun": Diagnosis(
+        "It starts from the last checkpoint of another run, which has not succeeded yet.",
+        "Nothing has to be done: it is begun when that one has succeeded.",
+    ),
     "WaitsForSweep": Diagnosis(
         "As many runs of its sweep as may go at a time are under way.",
         "Nothing has to be done: it is begun when one of them has ended.",

@@ -91,6 +91,7 @@ SUSPENDED = _row(
 )
 TURN = _row(18, {Phase.QUEUED}, Phase.QUEUED, "another run's pods are still to find their places")
 RESUMED = _row(17, {Phase.SUSPENDED}, Phase.QUEUED, "a resume was asked for")
+UPSTREAM_ENDED = _row(19, {Phase.QUEUED}, Phase.FAILED, "the run that it waits for did not succeed")
 
 TRANSITIONS = (
     CREATED,
@@ -112,4 +113,5 @@ TRANSITIONS = (
     SUSPENDED,
     RESUMED,
     TURN,
+    UPSTREAM_ENDED,
 )

@@ -218,6 +218,12 @@ class RunSpec(Section):
         description="Display name in any alphabet; after size and id unless given.",
         examples=["first-try"],
     )
+    after: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        default=None,
+        description="Id or name of a run: this one waits until that one has succeeded, and starts from its last "
+        "checkpoint.",
+        examples=[None],
+    )
     compute: Compute = Field(
         default_factory=Compute,
         description="Where it runs.",

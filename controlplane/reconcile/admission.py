@@ -5,13 +5,14 @@ Read anew from the store before each batch of the outbox, so that nothing is for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from sqlalchemy import ColumnElement, and_, func, not_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from controlplane.clusters.base import Cluster
+from controlplane.domain.chains import WAITS_FOR_RUN, waits_for_run
 from controlplane.domain.phases import LIVE, TURN, Phase
 from controlplane.domain.sweeps import WAITS_FOR_SWEEP, waits_for_sweep
 from controlplane.reconcile.line import Held, in_line
@@ -33,7 +34,8 @@ class Admission:
 
     def hold(self, session: Session, due: ColumnElement[bool], now: float) -> list[ColumnElement[bool]]:
         """What keeps the outbox from rows that are `due` and still have to wait. Tells their runs for what they do."""
-        held = [*beyond_parallelism(session)]
+        held = [*upstream_goes_on(session)]
+        held += beyond_parallelism(session, {one.run_id for one in held})
         line = [] if self._cluster.traits().gang else in_line(session, due, [one.run_id for one in held])
         self.contended = bool(line)
         held += line
@@ -46,8 +48,21 @@ class Admission:
             self._store.write(partial(_told, news=news[first : first + BATCH], now=now))
 
 
-def beyond_parallelism(session: Session) -> Iterator[Held]:
-    """Queued runs of sweeps for which there is no room yet: the first points go first."""
+def upstream_goes_on(session: Session) -> Iterator[Held]:
+    """Queued runs whose upstream has not succeeded; where it has failed, `decide` ends them."""
+    upstream = aliased(Run)
+    waiting = (
+        select(Run.id, Run.message, upstream.name, upstream.id.label("upstream"))
+        .join(upstream, upstream.id == Run.after_id)
+        .where(Run.phase == Phase.QUEUED, upstream.phase != Phase.SUCCEEDED)
+    )
+    for one in session.execute(waiting):
+        told = waits_for_run(one.name, one.upstream)
+        yield Held(one.id, WAITS_FOR_RUN, told, news=one.message != told)
+
+
+def beyond_parallelism(session: Session, elsewhere: Collection[str]) -> Iterator[Held]:
+    """Queued runs of sweeps for which there is no room yet, the last points first; who waits `elsewhere` takes none."""
     under_way = (
         select(Run.sweep_id, func.count().label("several"))
         .where(Run.phase.in_([*UNDER_WAY]), Run.sweep_id.is_not(None))
@@ -63,6 +78,8 @@ def beyond_parallelism(session: Session) -> Iterator[Held]:
     )
     room: dict[str, int] = {}
     for one in session.execute(waiting):
+        if one.id in elsewhere:
+            continue
         left = room.setdefault(str(one.sweep_id), one.parallelism - (one.several or 0))
         room[str(one.sweep_id)] = left - 1
         if left <= 0:

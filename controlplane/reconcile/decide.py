@@ -6,9 +6,10 @@ Whoever applies it writes it in one transaction, guarded; what was stored meanwh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from controlplane.clusters.base import ObservedJob, ObservedPod
+from controlplane.domain.chains import BROKEN, broken_words
 from controlplane.domain.phases import (
     CANCELLED,
     CANCELLED_EARLY,
@@ -22,6 +23,7 @@ from controlplane.domain.phases import (
     SUSPENDED,
     SUSPENDED_EARLY,
     SUSPENDING,
+    UPSTREAM_ENDED,
     WAITING,
     Desired,
     Phase,
@@ -37,13 +39,21 @@ PLACED_REASONS = frozenset(  # these pods have their node
 SILENCE_S, SILENT_STEPS = 600.0, 100
 
 
+class Upstream(NamedTuple):
+    """A run that another one comes after."""
+
+    name: str
+    run_id: str
+    phase: str
+
+
 @dataclass(frozen=True)
 class Look:
     """What is known of one live run at one moment.
 
     `absent`: the object was missing in that many looks in a row. `patience_s`: how long its pods may take to find their
     places while others wait for that; None where nobody does. `heard_at`: when its first pod last wrote something, as
-    far as that was looked at.
+    far as that was looked at. `upstream`: the run that must succeed first, if there is one.
     """
 
     run: Run
@@ -53,6 +63,7 @@ class Look:
     now: float
     patience_s: float | None = None
     heard_at: float = 0.0
+    upstream: Upstream | None = None
 
     @property
     def silent_s(self) -> float:
@@ -109,13 +120,20 @@ def decide(look: Look) -> Decision | None:
         return _cancel(look, phase)
     if desired == Desired.SUSPENDED or phase in {Phase.SUSPENDING, Phase.SUSPENDED}:
         return _suspend(look, phase)
-    if phase is Phase.RESTARTING:
-        return Decision(FAILURE, *_overdue_words(look), ends=True) if _overdue(look) else None
     if phase not in ON_CLUSTER:
-        return None  # the outbox is at it
+        return _ahead(look, phase)
     if look.attempt.reason is not None:
         return _wind_down(look)
     return _follow(look, phase)
+
+
+def _ahead(look: Look, phase: Phase) -> Decision | None:
+    """What ends a run that has no object; all else is the outbox's to do."""
+    if phase is Phase.RESTARTING and _overdue(look):
+        return Decision(FAILURE, *_overdue_words(look), ends=True)
+    if phase is Phase.QUEUED and look.upstream is not None and look.upstream.phase in BROKEN:
+        return Decision(UPSTREAM_ENDED, *broken_words(*look.upstream), ends=True)
+    return None
 
 
 def _cancel(look: Look, phase: Phase) -> Decision | None:

@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, or_, select, update
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm import Session, aliased, undefer
 
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
 from controlplane.domain.phases import REFUSED, SUBMIT, SUBMITTED, UNREACHABLE, Desired
@@ -84,7 +84,10 @@ class Worker:
         if row.op == CREATE:
             if not move(transaction, row.run_id, SUBMIT, now):
                 return False
-            get_attempt(transaction, row.run_id, row.attempt).phase = SUBMIT.target
+            attempt = get_attempt(transaction, row.run_id, row.attempt)
+            attempt.phase = SUBMIT.target
+            if attempt.resumed_from is None:
+                attempt.resumed_from = _left_by_upstream(transaction.session, row.run_id)
         fault("row taken")
         row.lease, row.leased_until = secrets.token_hex(8), now + self._pace.lease_s
         taken = transaction.session.connection().execute(
@@ -155,6 +158,13 @@ def _bad_nodes(session: Session, run_id: str) -> tuple[str, ...]:
     earlier = session.scalars(select(Attempt).where(Attempt.run_id == run_id).order_by(Attempt.number.desc()))
     lost = [pod["node"] for one in earlier for pod in one.pods if pod.get("node") and pod["reason"] in NODE_FAULTS]
     return tuple(dict.fromkeys(lost))[:MOST_AVOIDED]
+
+
+def _left_by_upstream(session: Session, run_id: str) -> int | None:
+    """The step at which a run starts that comes after another one."""
+    upstream = aliased(Run)
+    wanted = select(upstream.checkpoint_step).join(Run, Run.after_id == upstream.id).where(Run.id == run_id)
+    return session.scalar(wanted)
 
 
 def _created(transaction: Transaction, row: Outbox, uid: str, now: float) -> None:

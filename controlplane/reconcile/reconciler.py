@@ -20,7 +20,7 @@ from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
 from controlplane.faults import fault
 from controlplane.logfmt import about
 from controlplane.reconcile.apply import apply
-from controlplane.reconcile.decide import Look, decide
+from controlplane.reconcile.decide import Look, Upstream, decide
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, void_leases
 from controlplane.reconcile.pace import Pace
@@ -84,6 +84,7 @@ class Reconciler:
         else:  # a long outbox must not keep what runs from being seen
             self._store.signals.work.set()
         live = self._live()
+        upstreams = self._upstreams(live)
         try:
             jobs = {job.name: job for job in self._cluster.observe()}
         except ClusterError as error:
@@ -95,7 +96,7 @@ class Reconciler:
         self._count_absences(names, jobs)
         self._listener.keep(names)
         for run, attempt in live:
-            self._reconcile_one(run, attempt, jobs.pop(attempt.object_name, None))
+            self._reconcile_one(run, attempt, jobs.pop(attempt.object_name, None), upstreams.get(run.after_id))
         self._sweep([job for job in jobs.values() if not job.deleting])
         return any(run.phase != Phase.SUSPENDED for run, _ in live) or self._outbox_waits()
 
@@ -124,6 +125,15 @@ class Reconciler:
         with self._store.read() as session:
             return [(run, attempt) for run, attempt in session.execute(wanted)]
 
+    def _upstreams(self, live: list[tuple[Run, Attempt]]) -> dict[str | None, Upstream]:
+        """Those that queued runs come after, by their ids."""
+        wanted = {run.after_id for run, _ in live if run.after_id is not None and run.phase == Phase.QUEUED}
+        if not wanted:
+            return {}
+        with self._store.read() as session:
+            rows = session.execute(select(Run.name, Run.id, Run.phase).where(Run.id.in_(wanted)))
+            return {row.id: Upstream(*row) for row in rows}
+
     def _outbox_waits(self) -> bool:
         with self._store.read() as session:
             return session.scalar(select(Outbox.run_id).limit(1)) is not None
@@ -139,22 +149,22 @@ class Reconciler:
             log.info("cluster %s answers again", self._cluster.name)
         self._trouble = trouble
 
-    def _reconcile_one(self, run: Run, attempt: Attempt, job: ObservedJob | None) -> None:
+    def _reconcile_one(self, run: Run, attempt: Attempt, job: ObservedJob | None, upstream: Upstream | None) -> None:
         """One run's trouble is not another's; the store's is everyone's."""
         with about(run=run.id, attempt=attempt.number):
             try:
-                self._reconcile(run, attempt, job)
+                self._reconcile(run, attempt, job, upstream)
             except StoreError:
                 raise
             except Exception:
                 log.exception("it could not be reconciled; the next look tries again")
 
-    def _reconcile(self, run: Run, attempt: Attempt, job: ObservedJob | None) -> None:
+    def _reconcile(self, run: Run, attempt: Attempt, job: ObservedJob | None, upstream: Upstream | None) -> None:
         """Decide about a run until nothing is left to decide on this observation."""
         absent = self._absent.get(attempt.object_name, 0)
         for _ in range(FOLLOW_UPS):
             patience = self._pace.patience_s if self._worker.contended else None
-            look = Look(run, attempt, job, absent, self._clock(), patience, self._listener.heard_at(attempt))
+            look = Look(run, attempt, job, absent, self._clock(), patience, self._listener.heard_at(attempt), upstream)
             if look.silent_s > look.longest_silence_s / 2:
                 look = replace(look, heard_at=self._listener.listen(attempt, look.now))
             decision = decide(look)

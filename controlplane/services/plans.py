@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from controlplane.clusters.base import ClusterError, Manifest, NameConflict, Rejected, Traits
+from controlplane.domain.chains import does_not_fit
 from controlplane.domain.errors import Problem
 from controlplane.domain.names import default_name, new_run_id, object_name
 from controlplane.domain.planned import REFUSED
@@ -16,6 +17,7 @@ from controlplane.domain.resolve import sizes as table_of_sizes
 from controlplane.domain.spec import RunSpec
 from controlplane.render import companions_of, environment_of, render
 from controlplane.render.blame import pointer_of
+from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.ground import capacity_of, laid_out
 from controlplane.submission import attempt_of
@@ -74,7 +76,10 @@ def sizes() -> list[dict[str, Any]]:
 
 def plan(context: Context, spec: RunSpec) -> Plan:
     """The layout and exact bytes of state, whether it fits or not. Raises InvalidSpec for what no machine takes."""
-    resolved, problems = laid_out(context, spec, "run_preview")
+    before = runs.upstream(context, spec)
+    resolved, problems = laid_out(context, spec, "run_preview", before.folder if before else "")
+    if before:
+        problems += does_not_fit(resolved, before.resolved)
     return Plan(spec.size, resolved, dataclasses.asdict(capacity_of(context)), tuple(problems))
 
 

@@ -91,9 +91,11 @@ def _own_folder(context: Context, run: Run) -> Path | None:
 
 def _ensure_unneeded(context: Context, left: RemainsView) -> None:
     with context.store.read() as session:
-        live = select(Run.id, Run.resolved, Run.task_of).where(Run.phase.in_([*LIVE]))
-        for run_id, resolved, task_of in session.execute(live):
-            if task_of == left.id or (left.folder_removed and resolved["config"].get("start_from") == left.folder):
+        live = select(Run.id, Run.resolved, Run.task_of, Run.after_id).where(Run.phase.in_([*LIVE]))
+        for run_id, resolved, task_of, after in session.execute(live):
+            if left.id in {task_of, after} or (
+                left.folder_removed and resolved["config"].get("start_from") == left.folder
+            ):
                 raise NeededByRun(left.id, run_id)
 
 

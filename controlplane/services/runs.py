@@ -9,12 +9,23 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session, undefer
 
+from controlplane.domain.chains import AFTER, WAITS_FOR_RUN, cannot_follow, does_not_fit, waits_for_run
 from controlplane.domain.changes import merged
-from controlplane.domain.errors import FolderInUse, KeyReused, NameInUse, NotAlive, NotFound, NotTraining, StillRunning
+from controlplane.domain.errors import (
+    FolderInUse,
+    InvalidSpec,
+    KeyReused,
+    NameInUse,
+    NotAlive,
+    NotFound,
+    NotTraining,
+    Problem,
+    StillRunning,
+)
 from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, search_text
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.resolve import ResolvedRun
-from controlplane.domain.spec import RunSpec, parse_spec
+from controlplane.domain.spec import RunSpec, parse_spec, short
 from controlplane.faults import fault
 from controlplane.runfolder import last_checkpoint, last_claim
 from controlplane.services.context import Context
@@ -33,7 +44,8 @@ OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the
 class Request:
     """A run about to be stored; `task` says what it does with the run `task_of`, where it does not train.
 
-    `sweep`: the sweep that makes it, and its point there. `waits`: why it is not begun at once, as reason and message.
+    `sweep`: the sweep that makes it, and its point there. `after`: the run that must succeed first. `waits`: why it is
+    not begun at once, as reason and message.
     """
 
     id: str
@@ -50,6 +62,7 @@ class Request:
     task_of: str | None = None
     sweep: tuple[str, int] | None = None
     waits: tuple[str | None, str | None] = (None, None)
+    after: str | None = None
 
     @property
     def folder(self) -> str:
@@ -178,12 +191,20 @@ class Asker:
 
 def request_of(context: Context, spec: RunSpec, asker: Asker, retried: RunView | None = None) -> Request:
     """Everything of the new run that can be known before it is stored. Raises InvalidSpec."""
-    run_id = new_run_id()
-    start_from = _start_from(retried) if retried else ""
-    resolved = fitting(context, spec, run_id, start_from)
+    run_id, start_from = new_run_id(), _start_from(retried) if retried else ""
+    own = retried is not None and start_from == retried.folder
+    before = None if own else upstream(context, spec)
+    resolved = fitting(context, spec, run_id, before.folder if before else start_from)
+    if before:
+        spec = spec.model_copy(update={"after": before.id})
+        if problems := list(does_not_fit(resolved, before.resolved)):
+            raise InvalidSpec(problems)
     name = spec.name or default_name(spec.size, run_id)
-    if retried and start_from == retried.folder:
+    goes_on = before is not None and before.phase != Phase.SUCCEEDED
+    if retried and own:
         step = last_step(retried)
+    elif goes_on:
+        step = None  # as far as the other one will have come
     else:
         folders = (resolved.config["out"], resolved.config["start_from"])
         found = (last_checkpoint(Path(folder)) for folder in folders if folder)
@@ -198,7 +219,23 @@ def request_of(context: Context, spec: RunSpec, asker: Asker, retried: RunView |
         body_hash=asker.body_hash,
         retry_of=retried.id if retried else None,
         resumed_from=step,
+        after=before.id if before else None,
+        waits=(WAITS_FOR_RUN, waits_for_run(before.name, before.id)) if before and goes_on else (None, None),
     )
+
+
+def upstream(context: Context, spec: RunSpec) -> RunView | None:
+    """The run that one with this spec is to come after, if it is. Raises InvalidSpec."""
+    if spec.after is None:
+        return None
+    try:
+        found = get(context, spec.after)
+    except NotFound:
+        detail = f"got {short(spec.after)}; allowed: the id or name of a run that is there"
+        raise InvalidSpec([Problem(AFTER, "no_such_run", detail)]) from None
+    if problems := list(cannot_follow(spec, found.name, found.phase, found.task)):
+        raise InvalidSpec(problems)
+    return found
 
 
 def _start_from(retried: RunView) -> str:
@@ -309,6 +346,7 @@ def _row(request: Request, now: float, attempt: int) -> Run:
         last_event=0,
         retry_of=request.retry_of,
         clone_of=request.clone_of,
+        after_id=request.after,
         sweep_id=request.sweep[0] if request.sweep else None,
         sweep_point=request.sweep[1] if request.sweep else None,
         task=request.task,

@@ -121,7 +121,9 @@ def _requests(
         except InvalidSpec as error:
             problems |= dict.fromkeys(asked.blamed(at, patch, problem) for problem in error.problems)
             continue
-        waits = (WAITS_FOR_SWEEP, waits_for_sweep(name, asked.parallelism)) if at >= asked.parallelism else (None, None)
+        waits = (
+            (WAITS_FOR_SWEEP, waits_for_sweep(name, asked.parallelism)) if at >= asked.parallelism else request.waits
+        )
         requests.append(replace(request, sweep=(sweep_id, at), waits=waits))
     if problems:
         raise InvalidSpec([*problems][:MOST_REPORTED])

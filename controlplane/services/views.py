@@ -42,6 +42,7 @@ class RunView:
     finished_at: datetime | None
     retry_of: str | None
     clone_of: str | None
+    after: str | None
     sweep: str | None
     task: str | None
     task_of: str | None
@@ -252,6 +253,7 @@ def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) ->
         finished_at=moment(run.finished_at),
         retry_of=run.retry_of,
         clone_of=run.clone_of,
+        after=run.after_id,
         sweep=run.sweep_id,
         task=run.task,
         task_of=run.task_of,

@@ -97,7 +97,8 @@ class Run(Base):
     `task`: what is done with the run `task_of`, for one that does not train. `suspended_at`: since when it is
     suspended, if it is; `suspended_s`: for how long it was before. `revision` grows with each change that a user makes;
     `search` is what a list is searched in; `gpus` and `cpus` are those of all nodes; `deleted_at`: since when it is
-    hidden. `sweep_point`: its place among the points of the sweep that made it.
+    hidden. `sweep_point`: its place among the points of the sweep that made it. `after_id`: the run that must
+    succeed first.
     """
 
     __tablename__ = "runs"
@@ -137,6 +138,7 @@ class Run(Base):
     cpus: Mapped[float] = mapped_column(default=0.0, server_default="0")
     retry_of: Mapped[str | None] = mapped_column(index=True)
     clone_of: Mapped[str | None] = mapped_column(index=True)
+    after_id: Mapped[str | None] = mapped_column(index=True)
     sweep_id: Mapped[str | None] = mapped_column(index=True)
     sweep_point: Mapped[int | None]
     task: Mapped[str | None]

@@ -51,7 +51,7 @@ def test_points_come_from_a_file(teragpt: Teragpt, tmp_path: Path) -> None:
     file.write_text("{}", "utf-8")
     assert "holds a dict; allowed: a list" in teragpt("sweep", "create", "tiny", "--points", str(file), code=2)
     assert "is no readable JSON" in teragpt("sweep", "create", "--points", str(tmp_path / "no"), code=2)
-    assert "no sweep 'rates'" in teragpt("sweep", "show", "rates", code=4)
+    assert "no sweep 'rates'; try: teragpt sweep list" in teragpt("sweep", "show", "rates", code=4)
 
 
 def test_values_of_a_grid_are_settings_or_json_or_texts() -> None:

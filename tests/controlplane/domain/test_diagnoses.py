@@ -22,6 +22,7 @@ WORD = re.compile(r"[A-Z][a-z]+(?:[A-Z]+[a-z]*)*")
 GIVERS = [  # where reasons of runs, attempts and pods are born
     "teragpt/termination.py",
     "controlplane/domain/sweeps.py",
+    "controlplane/domain/chains.py",
     *(f"controlplane/reconcile/{name}.py" for name in ("verdicts", "decide", "apply", "outbox", "line")),
     *(f"controlplane/clusters/kubernetes/{name}.py" for name in ("endings", "waiting", "observer", "records")),
     *(f"controlplane/clusters/local/{name}.py" for name in ("pod", "shim", "cluster")),

@@ -345,6 +345,17 @@ def test_18_of_several_multi_pod_runs_one_at_a_time_looks_for_its_places(stage: 
     )
 
 
+def test_19_a_run_that_was_to_start_from_one_that_failed_fails(stage: Stage) -> None:
+    first = stage.ask(train={"steps": 10})
+    second = stage.ask(train={"steps": 20}, after=first.id)
+    stage.look()
+    stage.memory.end(object_of(stage, first.id), 2)
+    stage.look(3)
+    ended = runs.get(stage.context, second.id)
+    assert (ended.phase, ended.reason) == ("failed", "UpstreamFailed")
+    assert stage.transitions == [19]
+
+
 def test_18_a_run_that_finds_no_places_lets_the_others_go_first(stage: Stage) -> None:
     stage.memory.shown = Traits(gang=False)
     two_pods = {"nodes": 2, "processes_per_node": 1}
