@@ -1,109 +1,153 @@
-"""Text from a trained model, a token at a time: `teragpt sample RUN "def main("`."""
+"""Text from a trained model, as it comes: `teragpt sample RUN "def main("`.
+
+Why: what generates knows tokens alone; this turns them into text that never shows half a character nor the beginning
+of a stop string. It must not know who reads the text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from teragpt.config import ConfigError, Problem
-from teragpt.model import Past, TeraGPT
+from teragpt.generate import Drawn, Generation, Sampling
+from teragpt.parallel import compute_dtype
+from teragpt.tokenizer import Tokenizer
 from teragpt.trained import load
 
 UNFINISHED = "�"  # what a character decodes to while bytes of it are missing
+ANCHOR = 8  # tokens before a text's first, with which that one is decoded
 
 
-def stream(
-    folder: Path | str,
-    prompt: str,
-    *,
-    tokens: int = 200,
-    temperature: float = 0.6,
-    top_k: int = 50,
-    top_p: float = 0.95,
-    seed: int | None = None,
-) -> Iterator[str]:
-    """Pieces of text that continue the prompt, until the model ends its document or `tokens` are drawn.
+class Piece(NamedTuple):
+    """What the prompt at place `row` has gained: text, the tokens drawn since its last piece, and why it ended.
 
-    `temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 switch those filters off. The same seed gives
-    the same text. Raises ConfigError for numbers out of range and for a folder without a checkpoint.
+    `finish` is None while it goes on, else "stop" (the model ended the text, or a stop string came) or "length".
     """
-    check(tokens, temperature, top_k, top_p)
-    model, tokenizer, config = load(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    ids = tokenizer.encode(prompt) or [tokenizer.end]
-    generator = torch.Generator()
-    generator.manual_seed(seed) if seed is not None else generator.seed()
-    start = shown = len(tokenizer.decode(ids)) if prompt else 0
-    for token in generate(model, ids, config.context, generator, temperature, top_k, top_p, tokens):
-        if token == tokenizer.end:
-            break
-        ids.append(token)
-        text = tokenizer.decode(ids if prompt else ids[1:])
-        if len(text) > shown and not text.endswith(UNFINISHED):
-            yield text[shown:]
-            shown = len(text)
-    text = tokenizer.decode(ids if prompt else ids[1:])
-    if len(text) > max(shown, start):
-        yield text[shown:]
+
+    row: int
+    text: str
+    drawn: tuple[Drawn, ...]
+    finish: str | None
 
 
-def check(tokens: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Raise ConfigError for every number out of range."""
-    rules = [
-        ("tokens", tokens, tokens >= 1, "a whole number from 1"),
-        ("temperature", temperature, 0 <= temperature <= 100, "a number from 0 to 100"),
-        ("top_k", top_k, top_k >= 0, "a whole number from 0"),
-        ("top_p", top_p, 0 < top_p <= 1, "a number above 0, up to 1"),
-    ]
-    problems = [Problem(name, given, allowed) for name, given, good, allowed in rules if not good]
-    if problems:
-        raise ConfigError(problems)
+@dataclass
+class Completion:
+    """The text that follows a prompt, its tokens, and why it ended."""
+
+    text: str = ""
+    drawn: list[Drawn] = field(default_factory=list)
+    finish: str = ""
 
 
-@torch.inference_mode()
-def generate(
-    model: TeraGPT,
-    prompt: list[int],
-    context: int,
-    generator: torch.Generator,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    tokens: int,
-) -> Iterator[int]:
-    """Token ids that follow the prompt. The keys and values of what was read are cached.
+class Sampler:
+    """A run folder's newest model, ready to write; several threads may have it write at the same time.
 
-    Once the context is full, the model goes on from its later half.
+    Raises ConfigError for a folder without a checkpoint.
     """
-    device = next(model.parameters()).device
-    seen, cache, unread = list(prompt[-context:]), fresh(model), list(prompt[-context:])
-    for _ in range(tokens):
-        if len(seen) >= context:
-            seen = seen[-context // 2 :]
-            cache, unread = fresh(model), list(seen)
-        positions = torch.arange(len(seen) - len(unread), len(seen), device=device)
-        logits = model(torch.tensor([unread], device=device), positions, cache=cache)[0, -1]
-        token = draw(logits.float().cpu(), generator, temperature, top_k, top_p)
-        yield token
-        seen.append(token)
-        unread = [token]
+
+    def __init__(self, folder: Path | str) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, self.tokenizer, config = load(folder, device)
+        self.model, self.context = model.to(compute_dtype(config, device)), config.context
+        self.turn = threading.Lock()
+
+    def stream(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> Iterator[Piece]:
+        """Pieces of text that continue the prompts, texts or tokens, until each ends or has `sampling.tokens` more.
+
+        A text is the same whatever other prompts there are, up to rounding. Raises ConfigError.
+        """
+        given = [self.tokenizer.encode(one) if isinstance(one, str) else list(one) for one in prompts]
+        texts = [Text(self.tokenizer, ids, sampling.stop) for ids in given]
+        generation = Generation(self.model, [ids or [self.tokenizer.end] for ids in given], self.context, sampling)
+        for number in range(1, sampling.tokens + 1):
+            with self.turn:
+                step = generation.step()
+            ended = []
+            for row, drawn in step:
+                finish = "length" if number == sampling.tokens else None
+                text, finish = texts[row].add(drawn.token, finish)
+                if finish:
+                    ended.append(row)
+                yield Piece(row, text, (drawn,), finish)
+            if ended:
+                generation.finish(ended)
+            if not generation.rows:
+                return
+
+    def complete(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> list[Completion]:
+        """What follows each prompt, whole. Raises ConfigError."""
+        made = [Completion() for _ in prompts]
+        for piece in self.stream(prompts, sampling):
+            one = made[piece.row]
+            one.text += piece.text
+            one.drawn += piece.drawn
+            one.finish = piece.finish or ""
+        return made
 
 
-def fresh(model: TeraGPT) -> list[Past]:
-    """An empty cache for every layer."""
-    return [[] for _ in model.layers]
+class Text:
+    """A text that grows by tokens. What is shown of it holds no half character and no beginning of a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.window = list(prompt[-ANCHOR:])  # tokens that are decoded together, since one may change the next
+        self.done = len(self.window)  # how many of them have become text
+        self.waiting = ""  # text that a stop string may begin with
+
+    def add(self, token: int, finish: str | None) -> tuple[str, str | None]:
+        """What can be shown once `token` has come, and whether that ended the text, unless `finish` did already."""
+        if token in self.tokenizer.ends:
+            return self.waiting + self.decoded(last=True), "stop"
+        self.window.append(token)
+        shown, self.waiting, stopped = cut(self.waiting + self.decoded(last=finish is not None), self.stop)
+        if stopped or finish is None:
+            return shown, "stop" if stopped else None
+        return shown + self.waiting, finish
+
+    def decoded(self, *, last: bool) -> str:
+        """The text of tokens that came since the last one, once their characters are whole or nothing more comes."""
+        before = self.tokenizer.decode(self.window[: self.done])
+        text = self.tokenizer.decode(self.window)[len(before) :]
+        if text.endswith(UNFINISHED) and not last:
+            return ""
+        self.window = self.window[self.done :] or self.window
+        self.done = len(self.window)
+        return text
 
 
-def draw(logits: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float) -> int:
-    """A token drawn from logits (V), among the `top_k` likeliest and the fewest that hold `top_p` of the mass."""
-    if temperature == 0:
-        return int(logits.argmax())
-    values, order = logits.sort(descending=True)
-    chances = (values / temperature).softmax(dim=0)
-    beyond = chances.cumsum(0) - chances >= top_p
-    if top_k:
-        beyond[top_k:] = True
-    chances[beyond] = 0.0
-    return int(order[torch.multinomial(chances, 1, generator=generator)])
+def cut(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
+    """What of a text can be shown, what has to wait since a stop string may begin with it, and whether one is in it."""
+    found = [at for one in stop if (at := text.find(one)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    begun = max((size for one in stop for size in range(1, len(one)) if text.endswith(one[:size])), default=0)
+    return text[: len(text) - begun], text[len(text) - begun :], False
+
+
+def stream(folder: Path | str, prompt: str, **how: Any) -> Iterator[str]:
+    """Pieces of text that continue one prompt; `how` are those of `Sampling`. Raises ConfigError."""
+    sampling = Sampling(**how)
+    for piece in Sampler(folder).stream([prompt], sampling):
+        if piece.text:
+            yield piece.text
+
+
+def told(prompt: str, made: Completion, tokenizer: Tokenizer) -> str:
+    """A prompt and what follows, as a line of JSON; with log-probabilities, where its tokens have them."""
+    said: dict[str, Any] = {"prompt": prompt, "text": made.text, "finish": made.finish}
+    if made.drawn and made.drawn[0].logprob is not None:
+        said["tokens"] = [
+            {
+                "token": tokenizer.decode([one.token]),
+                "logprob": one.logprob,
+                "likeliest": [{"token": tokenizer.decode([name]), "logprob": score} for name, score in one.likeliest],
+            }
+            for one in made.drawn
+        ]
+    return json.dumps(said, ensure_ascii=False)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teragpt.config import ConfigError, Problem
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 END = "<|end|>"
 KNOWN_ENDS = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|eot|>")  # what a reply in a chat ends with
 CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+TEMPLATE_FILE = "chat_template.jinja"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 HUB_TIMEOUT_S = 5.0
 SOURCES = "a tokenizer.json, a folder that holds one, or the hub's name of a tokenizer"
@@ -61,19 +63,24 @@ class TokenizerError(ConfigError):
         super().__init__([Problem("tokenizer", str(given), allowed)])
 
 
+class Found(NamedTuple):
+    """The rules that a name stands for, and what is configured beside them: the end-of-text token, the chat's form."""
+
+    rules: tokenizers.Tokenizer
+    end_token: str | None = None
+    chat_template: str | None = None
+
+
 class Tokenizer:
     """A tokenizer by `tokenizer_name`: a hub name, a local folder, or a `tokenizer.json`.
 
     A local path wins over the hub, and the hub's local cache over the network. Rules that are at hand already come as
-    `rules`, with their separator `end_token`. `end` is the separator's id, `vocabulary` the number of ids. Raises
-    TokenizerError.
+    `found`. `end` is the separator's id, `ends` those of every token that ends a text or a turn, `vocabulary` the
+    number of ids. `chat_template` is the Jinja template of a conversation, if it has one. Raises TokenizerError.
     """
 
-    def __init__(
-        self, tokenizer_name: str, *, rules: tokenizers.Tokenizer | None = None, end_token: str | None = None
-    ) -> None:
-        if rules is None:
-            rules, end_token = look_up(str(tokenizer_name))
+    def __init__(self, tokenizer_name: str, *, found: Found | None = None) -> None:
+        rules, end_token, self.chat_template = found or look_up(str(tokenizer_name))
         rules.no_padding()
         rules.no_truncation()
         rules.encode_special_tokens = True  # a special token's name in a text is text
@@ -84,6 +91,7 @@ class Tokenizer:
         self.name = str(tokenizer_name)
         self.end_token: str = known[0]
         self.end: int = ids[known[0]]
+        self.ends = frozenset(ids[word] for word in (self.end_token, *TURN_ENDS) if word in ids)
         self.vocabulary: int = max(ids.values()) + 1
         self._rules = rules
 
@@ -102,6 +110,43 @@ class Tokenizer:
     def entry(self, token: int) -> str:
         """What the vocabulary calls a token; bytes that are no character by themselves have a letter of their own."""
         return str(self._rules.id_to_token(token))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], template: str | None = None) -> list[int]:
+        """The tokens of a conversation of messages with `role` and `content`, up to where the assistant replies.
+
+        Raises ConfigError where there is no template or it refuses the messages, and for content that holds a special
+        token's name: whoever writes a message cannot forge the end of it.
+        """
+        form = template or self.chat_template
+        if form is None:
+            raise ConfigError([Problem("chat_template", None, "a tokenizer with one, or a Jinja file of your own")])
+        special = [one.content for one in self._rules.get_added_tokens_decoder().values() if one.special]
+        for message in messages:
+            if held := [word for word in special if word in message["content"]]:
+                raise ConfigError([Problem("messages", held[0], "text that holds no special token")])
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            rendered = render_jinja_template(
+                [[dict(one) for one in messages]],
+                chat_template=form,
+                add_generation_prompt=True,
+                eos_token=self.end_token,
+                bos_token="",
+            )
+        except Exception as error:  # noqa: BLE001 - a template is a program of whoever wrote it
+            allowed = f"what the tokenizer's chat template takes ({first_line(error)})"
+            raise ConfigError([Problem("messages", [one["role"] for one in messages], allowed)]) from None
+        return list(self._chat_rules.encode(rendered[0][0], add_special_tokens=False).ids)
+
+    @cached_property
+    def _chat_rules(self) -> tokenizers.Tokenizer:
+        """The same rules, but that names of special tokens are those tokens."""
+        from tokenizers import Tokenizer as Rules
+
+        rules = Rules.from_str(self._rules.to_str())
+        rules.encode_special_tokens = False
+        return rules
 
     @cached_property
     def fingerprint(self) -> str:
@@ -123,6 +168,8 @@ class Tokenizer:
         }
         (folder / "tokenizer.json").write_text(self._rules.to_str(pretty=True), "utf-8")
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        if self.chat_template is not None:
+            (folder / TEMPLATE_FILE).write_text(self.chat_template, "utf-8")
 
 
 def train_bpe(
@@ -152,16 +199,16 @@ def train_bpe(
         vocab_size=vocabulary, special_tokens=own, initial_alphabet=alphabet, show_progress=False
     )
     rules.train_from_iterator(texts, trainer)
-    return Tokenizer(f"bpe-{vocabulary}", rules=rules, end_token=END)
+    return Tokenizer(f"bpe-{vocabulary}", found=Found(rules, END))
 
 
-def look_up(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
-    """The rules that a name stands for, and the end-of-text token that is configured beside them, if one is."""
+def look_up(name: str) -> Found:
+    """What a name stands for. Raises TokenizerError."""
     path = Path(name)
     if path.is_file():
-        return read_file(path), configured_end(path.parent)
+        return Found(read_file(path), configured_end(path.parent), configured_template(path.parent))
     if name and (path / "tokenizer.json").is_file():
-        return read_file(path / "tokenizer.json"), configured_end(path)
+        return Found(read_file(path / "tokenizer.json"), configured_end(path), configured_template(path))
     if HUB_NAME.fullmatch(name) or (name and path.is_dir()):
         return through_transformers(name)
     raise TokenizerError(name, f"{SOURCES} (no such file or folder, and no name that a hub could know)")
@@ -180,18 +227,36 @@ def read_file(path: Path) -> tokenizers.Tokenizer:
 def configured_end(folder: Path) -> str | None:
     """The end-of-text token that the files beside a `tokenizer.json` name. Raises TokenizerError."""
     for name in CONFIG_FILES:
-        try:
-            end = json.loads((folder / name).read_text("utf-8")).get("eos_token")
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, AttributeError) as error:
-            raise TokenizerError(folder / name, f"a readable JSON object ({error})") from None
-        if end:
+        if end := read_object(folder / name).get("eos_token"):
             return str(end["content"] if isinstance(end, dict) else end)
     return None
 
 
-def through_transformers(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
+def configured_template(folder: Path) -> str | None:
+    """The chat template beside a `tokenizer.json`: of a file of its own, or the default one of those configured."""
+    path = folder / TEMPLATE_FILE
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        found = read_object(folder / CONFIG_FILES[0]).get("chat_template")
+    except (OSError, ValueError) as error:
+        raise TokenizerError(path, f"a readable text file ({error})") from None
+    if isinstance(found, list):
+        found = {one.get("name"): one.get("template") for one in found}.get("default")
+    return found if isinstance(found, str) else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file. Raises TokenizerError that names the file."""
+    try:
+        return dict(json.loads(path.read_text("utf-8")).items())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise TokenizerError(path, f"a readable JSON object ({error})") from None
+
+
+def through_transformers(name: str) -> Found:
     """What `transformers` has for a folder, or for a hub name in the hub's cache or at the hub."""
     from transformers import AutoTokenizer
 
@@ -204,7 +269,8 @@ def through_transformers(name: str) -> tuple[tokenizers.Tokenizer, str | None]:
     rules = getattr(found, "backend_tokenizer", None)
     if rules is None:
         raise TokenizerError(name, f"a tokenizer that the tokenizers library can run, not a {type(found).__name__}")
-    return rules, found.eos_token
+    template = getattr(found, "chat_template", None)
+    return Found(rules, found.eos_token, template if isinstance(template, str) else None)
 
 
 def download(name: str) -> Any:

@@ -47,7 +47,7 @@ def demo(
     with stoppable(), serving(home, choose(port)) as client:
         run = train_one(client, spec)
         print(f"\nSampling from {run['id']}:\n")
-        sample(run["folder"], PROMPT, tokens=120)
+        sample(run["folder"], [PROMPT], tokens=120)
     epilogue(run, home, port)
 
 

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from controlplane.cli import remote
 from controlplane.cli.contexts import connect
-from controlplane.cli.errors import CliError, missing_extra
+from controlplane.cli.errors import CliError, Code, missing_extra
 from controlplane.cli.follow import ENDED, called
 from controlplane.cli.options import Context, RunFolder, RunName, Url
 from controlplane.cli.runs import find
 from controlplane.runfolder import last_checkpoint
+
+Temperature = Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Only tokens that share this probability.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed writes the same text.")]
 
 commands = typer.Typer()
 tokenizers = typer.Typer(no_args_is_help=True, help="Train a tokenizer, or see what one makes of text.")
@@ -31,33 +36,51 @@ commands.add_typer(tokenizers, name="tokenizer")
 @commands.command()
 def sample(
     run: RunFolder,
-    prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Text to go on from.")] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to write.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.6,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest tokens; 0: all.")] = 50,
-    top_p: Annotated[
-        float, typer.Option("--top-p", min=0, max=1, help="Only tokens that share this probability.")
-    ] = 0.95,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed writes the same text.")] = None,
+    temperature: Temperature = 0.6,
+    top_k: TopK = 50,
+    top_p: TopP = 0.95,
+    seed: Seed = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None,
+    logprobs: Annotated[
+        int | None, typer.Option("--logprobs", min=0, help="With --json: each token's log-probability, and likeliest.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt, once all are done.")] = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
     """Write text with a trained model, as it comes."""
+    asked: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    given = prompts or [""]
     where = folder(run, url, context)
     if where is None:
-        asked = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        if len(given) > 1 or stop or json or logprobs is not None:
+            sentence = "several prompts, --stop, --json and --logprobs need the run's folder on this machine"
+            raise CliError(sentence, Code.BAD_INPUT, next=f"teragpt pull {shlex.quote(run)} DIR")
         with connect(url, context) as client:
-            remote.sample(client, run, prompt=prompt, **asked)
+            remote.sample(client, run, prompt=given[0], **asked)
         return
     with trainer("sample"):
-        from teragpt.sample import stream
+        from teragpt.generate import Sampling
+        from teragpt.sample import Sampler, told
 
-        text = stream(where, prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        first = next(text, "")  # what is wrong is said before anything is written
-        for piece in chain((prompt, first), text):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        how = Sampling(**asked, stop=tuple(stop or ()), logprobs=logprobs)
+        sampler = Sampler(where)
+        if len(given) == 1 and not json:
+            show(given[0], (piece.text for piece in sampler.stream(given, how)))
+            return
+        for prompt, made in zip(given, sampler.complete(given, how), strict=True):
+            print(told(prompt, made, sampler.tokenizer) if json else f"{prompt}{made.text}\n")
+
+
+def show(prompt: str, text: Iterator[str]) -> None:
+    """Write a prompt and what follows, as it comes; what is wrong is said before anything is written."""
+    first = next(text, "")
+    for piece in chain((prompt, first), text):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 @commands.command()

@@ -22,6 +22,14 @@ def test_samples_stream_from_a_run_or_its_folder_and_a_seed_repeats_them(teragpt
     assert teragpt("sample", str(folder_of(teragpt, finished)), *options) == written
 
 
+def test_several_prompts_and_log_probabilities_come_as_lines_of_json(teragpt: Teragpt, finished: str) -> None:
+    options = ["--tokens", "4", "--seed", "7", "--json", "--logprobs", "2"]
+    first, second = map(json.loads, teragpt("sample", finished, "def ", "import ", *options).splitlines())
+    assert (first["prompt"], second["prompt"]) == ("def ", "import ")
+    assert "".join(one["token"] for one in first["tokens"]) == first["text"]
+    assert len(first["tokens"][0]["likeliest"]) == 2
+
+
 def test_export_writes_a_folder_and_refuses_one_that_is_there(teragpt: Teragpt, finished: str, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     assert teragpt("export", finished, str(out)) == f"{out}\n"
