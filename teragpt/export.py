@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from teragpt.card import card
 from teragpt.checkpoint import Checkpoint
 from teragpt.config import Config, ConfigError, Problem
+from teragpt.generate import Sampling
 from teragpt.parallel import build_model, load_attribute
+from teragpt.storage import folder_at
 from teragpt.tokenizer import Tokenizer
 from teragpt.trained import describe, read
 
@@ -27,7 +30,7 @@ READ_BYTES = 1 << 28  # of weights that are read at once, where none is larger
 
 
 def export(run: Path | str, out: Path | str) -> Path:
-    """Write the newest checkpoint of the run folder as safetensors, config and tokenizer into the new folder `out`.
+    """Write the newest checkpoint of a run as safetensors, configs, tokenizer and model card into the new folder `out`.
 
     The folder appears whole or not at all. Raises ConfigError when `out` exists, or the run has no checkpoint.
     """
@@ -38,17 +41,22 @@ def export(run: Path | str, out: Path | str) -> Path:
     temporary = target.with_name(f".{target.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_weights(checkpoint, config, temporary)
+    parameters = write_weights(checkpoint, config, temporary)
     tokenizer.save(temporary)
     (temporary / "config.json").write_text(json.dumps(qwen3(config, tokenizer), indent=2), "utf-8")
+    (temporary / "generation_config.json").write_text(json.dumps(generation(tokenizer), indent=2), "utf-8")
+    (temporary / "README.md").write_text(card(folder_at(run, "run"), checkpoint, config, parameters), "utf-8")
     if target.exists():
         target.rmdir()
     temporary.replace(target)
     return target
 
 
-def write_weights(checkpoint: Checkpoint, config: Config, folder: Path) -> None:
-    """Write a checkpoint's parameters as safetensors of at most SHARD_BYTES, with their index. Raises OSError."""
+def write_weights(checkpoint: Checkpoint, config: Config, folder: Path) -> int:
+    """Write a checkpoint's parameters as safetensors of at most SHARD_BYTES, with their index.
+
+    Returns how many parameters those are. Raises OSError.
+    """
     model = build_model(load_attribute(config.model, "model"), config)
     shapes: dict[str, Tensor] = dict(model.state_dict())  # on the meta device
     shards = list(groups({name: whole[: rows(name, config)] for name, whole in shapes.items()}, SHARD_BYTES))
@@ -68,6 +76,7 @@ def write_weights(checkpoint: Checkpoint, config: Config, folder: Path) -> None:
             "weight_map": {exported(name): file for file, shard in zip(files, shards, strict=True) for name in shard},
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")
+    return sum(one.numel() for shard in shards for one in shard.values())
 
 
 def groups(weights: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
@@ -140,6 +149,19 @@ def qwen3(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "torch_dtype": "float32",
         "bos_token_id": None,
         "eos_token_id": tokenizer.end,
+    }
+
+
+def generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The `generation_config.json`: what ends a text, and how `teragpt sample` draws unless told otherwise."""
+    usual = Sampling()
+    return {
+        "eos_token_id": sorted(tokenizer.ends),
+        "pad_token_id": tokenizer.end,
+        "do_sample": True,
+        "temperature": usual.temperature,
+        "top_k": usual.top_k,
+        "top_p": usual.top_p,
     }
 
 

@@ -75,8 +75,15 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     """The settings of the same shape. Raises ConfigError with all that differs from what this model can be."""
     said = read_json(folder / "config.json")
     if said.get("architectures") != ["Qwen3ForCausalLM"]:
-        why = "attention here normalises queries and keys, which Llama's and others' does not"
+        why = "attention here divides each query and key by its own length, which no weights of others' undo"
         raise ConfigError([Problem("architectures", said.get("architectures"), f"['Qwen3ForCausalLM'] ({why})")])
+    try:
+        width, own = said["hidden_size"] // said["num_attention_heads"], said.get("head_dim")
+    except (KeyError, TypeError, ZeroDivisionError):
+        width = own = None  # told below, with whatever else is wrong
+    if own not in {None, width}:
+        allowed = f"{width}, which is hidden_size / num_attention_heads: a head here has no width of its own"
+        raise ConfigError([Problem("head_dim", own, allowed)])
     try:
         rope = said.get("rope_parameters") or {"rope_type": "default", "rope_theta": said.get("rope_theta", 10_000.0)}
         config = resolve(

@@ -13,6 +13,7 @@ from controlplane.cli import (
     explain,
     host,
     keeping,
+    models,
     notifications,
     plans,
     runs,
@@ -39,7 +40,7 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for group in (host, runs, keeping, explain, plans, clusters, notifications, store, trainer, demo):
+for group in (host, runs, keeping, explain, plans, clusters, notifications, store, trainer, models, demo):
     app.add_typer(group.commands)
 app.add_typer(sweeps.commands, name="sweep")
 app.add_typer(contexts.commands, name="context")

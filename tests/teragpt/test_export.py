@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from teragpt import export as module
 from teragpt.checkpoint import Checkpoint
 from teragpt.config import ConfigError
+from teragpt.evaluate import evaluate
 from teragpt.export import export, main
+from teragpt.generate import Sampling
+from teragpt.sample import Sampler
 from teragpt.trained import load, read
 from tests.teragpt import ranks
 
@@ -34,9 +38,42 @@ def test_transformers_opens_the_export_with_our_logits(trained: Path, tmp_path: 
     with torch.no_grad():
         difference = (model(ids) - theirs(ids).logits).abs().max()
     assert float(difference) <= 1e-4
+    assert theirs.generation_config.eos_token_id == [ours.end]
     assert theirs.config.model_type == "qwen3"
     assert theirs.config.vocab_size == config.num_tokens
     assert theirs.config.tie_word_embeddings is tied
+
+
+PROMPTS = ["def main(", "import ", "class Reader:\n", ""]
+
+
+def test_transformers_goes_on_from_a_prompt_as_we_do_for_200_tokens(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, output = ranks.train({"out": run, "steps": 4, "context": 256, "micro_batch": 1})
+    assert code == 0, output
+    theirs = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "export")).train(mode=False)
+    sampler = Sampler(run)
+    prompts = [sampler.tokenizer.encode(prompt) or [sampler.tokenizer.end] for prompt in PROMPTS]
+    greedy = {"do_sample": False, "max_new_tokens": 200, "temperature": None, "top_k": None, "top_p": None}
+    made = sampler.complete(prompts, Sampling(tokens=200, temperature=0))
+    for prompt, ours in zip(prompts, made, strict=True):
+        ids = torch.tensor([prompt])
+        found = theirs.generate(ids, attention_mask=torch.ones_like(ids), **greedy)[0, len(prompt) :].tolist()
+        assert [one.token for one in ours.drawn] == found
+        assert len(found) == 200 or ours.finish == "stop"
+
+
+def test_the_card_tells_plan_data_curve_and_evaluation(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = (export(run, tmp_path / "before") / "README.md").read_text("utf-8")
+    assert before.startswith("---\nlibrary_name: transformers\n")
+    assert "| `dim` | 32 |" in before
+    assert "Python's standard library" in before
+    assert "| 4 |" in before.partition("## Curve")[2]
+    assert "Not evaluated" in before
+    bits = evaluate(run, sequences=4)["sources"]["embedded"]["bits_per_byte"]
+    after = (export(run, tmp_path / "after") / "README.md").read_text("utf-8")
+    assert f"| {bits:.4f} |" in after.partition("## Evaluation")[2]
 
 
 def test_weights_are_cut_into_files_and_none_needs_the_whole_model(
@@ -74,7 +111,15 @@ def test_every_file_is_readable_as_the_umask_says(trained: Path, tmp_path: Path)
     finally:
         os.umask(before)
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
-        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"], "0o640"
+        [
+            "README.md",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ],
+        "0o640",
     )
 
 

@@ -38,8 +38,8 @@ def test_an_imported_model_is_exported_bit_by_bit_and_trained_on(model: Path, tm
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "architectures: got .*Llama.* normalises queries and keys"),
-        ({"head_dim": 128}, "head_dim: got 128; allowed: "),
+        ({"architectures": ["LlamaForCausalLM"]}, "architectures: got .*Llama.* divides each query and key"),
+        ({"head_dim": 128}, "head_dim: got 128; allowed: 16, which is hidden_size / num_attention_heads"),
         ({"attention_bias": True}, "attention_bias: got True; allowed: False"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: got "),
         ({"hidden_act": "gelu"}, "hidden_act: got 'gelu'; allowed: 'silu'"),
