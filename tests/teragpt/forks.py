@@ -21,10 +21,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
+
+import psutil
 
 import teragpt
 
@@ -32,16 +34,24 @@ if TYPE_CHECKING:
     from io import TextIOWrapper
 
 ROOT = Path(teragpt.__file__).parents[1]
-RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity"
+RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity", "tests.teragpt.moves"
+IMPORTED_LATE = "torch._dynamo", "tokenizers"  # by a rank that already runs
 PORTS = 20_000, 32_000  # below those that a system gives to whoever asks for any
 LEAVE_S = 10  # for the other ranks, once one has failed
 parents: list[subprocess.Popen[str]] = []
 
 
-def run(command: Sequence[str], count: int, environ: Mapping[str, str], seconds: float) -> tuple[int, str]:
+def run(
+    command: Sequence[str],
+    count: int,
+    environ: Mapping[str, str],
+    seconds: float,
+    reached: Callable[[str], bool] | None = None,
+) -> tuple[int, str]:
     """Run a Python module (`-m NAME ...`) or file on `count` ranks: the first failure's exit code, and the output.
 
-    Lines of ranks above 0 begin with theirs. Raises TimeoutError after so many seconds; nothing runs any more then.
+    Lines of ranks above 0 begin with theirs. Once `reached` is true of what rank 0 has written, every rank is killed
+    with SIGKILL. Raises TimeoutError after so many seconds; nothing runs any more then.
     """
     if not parents:
         words = [sys.executable, "-m", "tests.teragpt.forks"]
@@ -53,11 +63,13 @@ def run(command: Sequence[str], count: int, environ: Mapping[str, str], seconds:
     with TemporaryDirectory() as folder:
         logs = [f"{folder}/{rank}" for rank in range(count)]
         print(json.dumps([list(command), world(count, environ), logs]), file=parent.stdin, flush=True)
+        if reached:
+            kill_when(lambda: reached(text(logs[0])), parent, seconds)
         ready, _, _ = select.select([parent.stdout], [], [], seconds)
         answer = parent.stdout.readline() if ready else ""
         if not answer:
             close()
-        said = [Path(log).read_text() if Path(log).exists() else "" for log in logs]
+        said = [text(log) for log in logs]
     output = "".join(
         f"[rank {rank}] {line}" if rank else line
         for rank in range(count)
@@ -66,6 +78,23 @@ def run(command: Sequence[str], count: int, environ: Mapping[str, str], seconds:
     if not answer:
         raise TimeoutError(f"still running after {seconds} s, or without a parent:\n{output}")
     return int(answer), output
+
+
+def kill_when(reached: Callable[[], bool], parent: subprocess.Popen[str], seconds: float) -> None:
+    """Kill the ranks that run once `reached`, or never if they end before it or so many seconds pass."""
+    assert parent.stdout is not None
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if select.select([parent.stdout], [], [], 0.001)[0] or time.monotonic() > deadline:
+            return
+    for one in psutil.Process(parent.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def text(log: str) -> str:
+    """What has been written to a file that may not be there yet."""
+    return Path(log).read_text() if Path(log).exists() else ""
 
 
 def close() -> None:
@@ -95,8 +124,9 @@ def free_port() -> int:
 
 def serve() -> None:
     """Import what ranks import, then run jobs until stdin ends."""
-    for name in RUN_BY_RANKS:
+    for name in (*IMPORTED_LATE, *RUN_BY_RANKS):
         importlib.import_module(name)
+    for name in RUN_BY_RANKS:
         del sys.modules[name]  # what runs as `__main__` is not imported twice
     gc.freeze()
     replies = os.fdopen(os.dup(1), "w")

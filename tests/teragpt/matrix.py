@@ -47,6 +47,7 @@ def settings(precision: str) -> Iterator[dict[str, Any]]:
     for chosen in itertools.product(*there.values()):
         yield {
             **dict(zip(there, chosen, strict=True)),
+            "depth": 4,
             "precision": precision,
             "steps": 20 if precision == "bf16" else 5,
         }
@@ -58,7 +59,11 @@ def cells() -> Iterator[tuple[str, Cell]]:
         MESHES.items(), BACKENDS.items(), LIMITS
     ):
         for chosen in settings(precision):
-            told = [f"{key} {str(value).lower()}" for key, value in chosen.items() if key not in {"precision", "steps"}]
+            told = [
+                f"{key} {str(value).lower()}"
+                for key, value in chosen.items()
+                if key not in {"depth", "precision", "steps"}
+            ]
             yield ", ".join([mesh, precision, backend, *told]), Cell(count, sizes, chosen, used)
 
 

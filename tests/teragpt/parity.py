@@ -38,8 +38,8 @@ SAME = {
     "steps",
 }  # settings that a cell shares with the cell of one rank
 SHAPE = {
-    "dim": 64, "depth": 4, "heads": 4, "kv_heads": 2, "ffn": 64, "context": 32, "global_batch_tokens": 256,
-    "micro_batch": 2, "steps": 12, "warmup_steps": 2, "learning_rate": 1e-3, "precision": "fp64",
+    "dim": 64, "depth": 2, "heads": 4, "kv_heads": 2, "ffn": 64, "context": 32, "global_batch_tokens": 256,
+    "micro_batch": 2, "steps": 5, "warmup_steps": 2, "learning_rate": 1e-3, "precision": "fp64",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -92,6 +92,19 @@ def train(settings: Mapping[str, object], ranks: int = 1, environ: Mapping[str, 
     return run(["-m", "teragpt.train", *words], ranks, environ) if ranks > 1 else train_here(words, environ or {})
 
 
+def train_until(
+    reached: Callable[[str], bool],
+    settings: Mapping[str, object],
+    ranks: int = 1,
+    environ: Mapping[str, str] | None = None,
+) -> str:
+    """Train until `reached` is true of rank 0's output, then kill -9 every rank at once; returns the output."""
+    command = ["-m", "teragpt.train", *arguments({**SMALL, **settings})]
+    code, output = forks.run(command, ranks, {**outside(), **(environ or {})}, PATIENCE_S, reached)
+    assert code == 128 + signal.SIGKILL, output
+    return output
+
+
 def run(
     command: Sequence[str], ranks: int, environ: Mapping[str, str] | None = None, seconds: float = PATIENCE_S
 ) -> tuple[int, str]:
@@ -127,6 +140,11 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"no {pattern} in {path}"
         time.sleep(0.02)
+
+
+def torn(out: Path) -> list[Path]:
+    """Checkpoints of a run folder that are being written, or were when their writer died."""
+    return [path for path in out.glob("checkpoints/step-*") if not (path / "meta.json").exists()]
 
 
 def curve(output: str) -> dict[int, str]:

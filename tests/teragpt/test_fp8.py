@@ -24,7 +24,7 @@ from tests.teragpt import ranks
 RECIPES = ("tensorwise", "rowwise")
 SHAPE = {
     "dim": 64, "depth": 2, "heads": 4, "kv_heads": 2, "ffn": 96, "context": 32, "global_batch_tokens": 256,
-    "micro_batch": 2, "steps": 12, "warmup_steps": 2, "learning_rate": 1e-3,
+    "micro_batch": 2, "steps": 5, "warmup_steps": 2, "learning_rate": 1e-3,
 }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 
 import pytest
@@ -45,20 +44,15 @@ def test_a_tensor_parallel_run_killed_inside_a_save_goes_on_to_the_same_curve(tm
     code, whole = ranks.train({**settings, "out": tmp_path / "whole"}, 2)
     assert code == 0, whole
     out = tmp_path / "run"
-    words = ranks.arguments({**ranks.SMALL, **settings, "out": out})
-    process = ranks.start(["-m", "teragpt.train", *words], 2)
-    ranks.wait_for(out, "checkpoints/step-00000003-*/meta.json", process)
-    while process.poll() is None and not torn(out):
-        time.sleep(0.001)
-    printed = ranks.kill(process)
-    assert torn(out), "the kill fell outside of a save"
+    checkpoints = out / "checkpoints"
+    printed = ranks.train_until(
+        lambda _: bool([*checkpoints.glob("step-00000003-*/meta.json")] and ranks.torn(out)),
+        {**settings, "out": out},
+        2,
+    )
+    assert ranks.torn(out), "the kill fell outside of a save"
     assert published(Disk(out))
     code, output = ranks.train({**settings, "out": out}, 2)
     assert code == 0, output
     assert "resumed from step" in output
     assert ranks.curve(printed + output) == ranks.curve(whole)
-
-
-def torn(out: Path) -> list[Path]:
-    """Checkpoints that are being written, or were when their writer died."""
-    return [path for path in out.glob("checkpoints/step-*") if not (path / "meta.json").exists()]

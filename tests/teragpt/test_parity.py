@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SHALLOW = {"depth": 2}  # a graph half as long, of the same parts
 CELLS = [
     Cell(1, {}, {"micro_batch": 8}),
     Cell(1, {}, {"micro_batch": 3}),
@@ -24,22 +23,22 @@ CELLS = [
     Cell(4, {"dp_replicate": 2}),
     Cell(2, {"tp": 2}),
     Cell(2, {"tp": 2}, {"tied": False}),
-    Cell(2, {"tp": 2}, {"tied": True, **SHALLOW}, "aot_eager"),
-    Cell(2, {"tp": 2}, {"recompute": "selective", **SHALLOW}, "aot_eager"),
-    Cell(2, {}, {"recompute": "full", **SHALLOW}, "aot_eager"),
+    Cell(2, {"tp": 2}, {"tied": True}, "aot_eager"),
+    Cell(2, {"tp": 2}, {"recompute": "selective"}, "aot_eager"),
+    Cell(2, {}, {"recompute": "full"}, "aot_eager"),
     Cell(3, {}, {"tied": False}),
     Cell(2, {"cp": 2}, {"recompute": "selective"}),
-    Cell(2, {"cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
+    Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
     Cell(4, {"tp": 2}, {"recompute": "full"}),
-    Cell(4, {"tp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
+    Cell(4, {"tp": 2}, {"tied": False}, "aot_eager"),
     Cell(4, {"cp": 2}, {"tied": False}),
-    Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False, **SHALLOW}, "aot_eager"),
+    Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False}, "aot_eager"),
     Cell(4, {"tp": 2, "dp_replicate": 2}),
-    Cell(4, {"tp": 2, "cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
+    Cell(4, {"tp": 2, "cp": 2}, {"tied": False}, "aot_eager"),
 ]
 
 
-INDUCTOR = [Cell(count, settings=SHALLOW, backend="inductor") for count in (1, 2)]
+INDUCTOR = [Cell(count, backend="inductor") for count in (1, 2)]
 
 
 @pytest.fixture(scope="module")
