@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 from urllib.parse import quote
 
 import httpx
@@ -222,6 +222,17 @@ class Client:
     def cancel_sweep(self, sweep: str) -> JsonObject:
         """Ask for the end of every run of a sweep."""
         return self._json("POST", f"/sweeps/{quote(sweep, safe='')}/cancel")
+
+    def queues(self) -> list[JsonObject]:
+        """Every queue with its state and its runs counted."""
+        return cast("list[JsonObject]", self._json("GET", "/queues")["items"])
+
+    def change_queue(
+        self, queue: str, action: Literal["pause", "drain", "resume"], *, note: str | None = None
+    ) -> JsonObject:
+        """Close a queue, with a note for those who wait, or open it again."""
+        body = None if note is None else {"note": note}
+        return self._json("POST", f"/queues/{quote(queue, safe='')}/{action}", json=body)
 
     def checkpoints(self, run: str) -> JsonObject:
         """The run's checkpoints: `items`, oldest first, and whether the folder was `seen`."""

@@ -28,6 +28,7 @@ from controlplane.api import (
     notifications,
     plans,
     problems,
+    queues,
     runs,
     sizes,
     store,
@@ -43,7 +44,7 @@ from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
 RUNS = (runs, lists, changes, tasks, attempts, checkpoints, explanations, events, logs, metrics, deleted, usage)
-NOUNS = (*RUNS, sweeps, sizes, plans, clusters, notifications, store, health)
+NOUNS = (*RUNS, sweeps, queues, sizes, plans, clusters, notifications, store, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},
     "5XX": {"model": problems.Problem, "description": "The control plane could not answer."},

@@ -24,7 +24,7 @@ Every address also works without `/v1`. Refusals are `application/problem+json` 
 pointer to every bad field. Streams are server-sent events that resume by `Last-Event-ID`.
 """
 
-INDEX = ("runs", "sweeps", "sizes", "docs", "openapi.json", "livez", "readyz", "metrics")
+INDEX = ("runs", "sweeps", "queues", "sizes", "docs", "openapi.json", "livez", "readyz", "metrics")
 
 router = APIRouter(include_in_schema=False)
 

@@ -16,6 +16,7 @@ from controlplane.cli import (
     models,
     notifications,
     plans,
+    queues,
     runs,
     store,
     sweeps,
@@ -42,5 +43,6 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 for group in (host, runs, keeping, explain, plans, clusters, notifications, store, trainer, models, demo):
     app.add_typer(group.commands)
+app.add_typer(queues.commands, name="queue")
 app.add_typer(sweeps.commands, name="sweep")
 app.add_typer(contexts.commands, name="context")

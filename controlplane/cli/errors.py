@@ -60,7 +60,8 @@ def refused(error: ApiError) -> CliError:
     sentence = fields or str(error.problem.get("detail") or error.problem.get("title"))
     if error.status == 404:
         inside = any(each["pointer"] in {"?rank", "?attempt"} for each in error.errors)
-        others = "teragpt sweep list" if "/sweeps/" in str(error.problem.get("instance")) else "teragpt runs"
+        place = str(error.problem.get("instance"))
+        others = next((f"teragpt {noun} list" for noun in ("sweep", "queue") if f"/{noun}s/" in place), "teragpt runs")
         return CliError(sentence, Code.NOT_FOUND, next="teragpt show RUN" if inside else others)
     if error.status in {401, 403}:
         return CliError(sentence, next="teragpt context add NAME --url URL --token TOKEN")

@@ -169,6 +169,14 @@ WAITING = {  # why a run does not train yet
         "Nothing is lost: the run is submitted when it does; `teragpt doctor` tells what it says.",
     ),
     "WaitsForTurn": Diagnosis("Another run of several pods is finding its places first.", "Nothing has to be done."),
+    "QueuePaused": Diagnosis(
+        "Somebody has paused its queue: no attempt is begun, and what runs goes on.",
+        "Nothing is lost: it is begun when the queue is resumed (`teragpt queue resume`).",
+    ),
+    "QueueDraining": Diagnosis(
+        "Somebody is draining its queue: no run is begun, and those that have begun go on to their ends.",
+        "Nothing is lost: it is begun when the queue is resumed (`teragpt queue resume`).",
+    ),
     "WaitsForRun": Diagnosis(
         "It starts from the last checkpoint of another run, which has not succeeded yet.",
         "Nothing has to be done: it is begun when that one has succeeded.",

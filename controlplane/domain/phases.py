@@ -92,6 +92,7 @@ SUSPENDED = _row(
 TURN = _row(18, {Phase.QUEUED}, Phase.QUEUED, "another run's pods are still to find their places")
 RESUMED = _row(17, {Phase.SUSPENDED}, Phase.QUEUED, "a resume was asked for")
 UPSTREAM_ENDED = _row(19, {Phase.QUEUED}, Phase.FAILED, "the run that it waits for did not succeed")
+HELD = _row(20, {Phase.RESTARTING}, Phase.RESTARTING, "its queue is paused")
 
 TRANSITIONS = (
     CREATED,
@@ -114,4 +115,5 @@ TRANSITIONS = (
     RESUMED,
     TURN,
     UPSTREAM_ENDED,
+    HELD,
 )

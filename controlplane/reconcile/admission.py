@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
-from sqlalchemy import ColumnElement, and_, func, not_, select
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from controlplane.clusters.base import Cluster
 from controlplane.domain.chains import WAITS_FOR_RUN, waits_for_run
-from controlplane.domain.phases import LIVE, TURN, Phase
+from controlplane.domain.phases import HELD, LIVE, TURN, Phase
+from controlplane.domain.queues import REASONS, QueueState, closed_words
 from controlplane.domain.sweeps import WAITS_FOR_SWEEP, waits_for_sweep
 from controlplane.reconcile.line import Held, in_line
 from controlplane.store.moves import CREATE, move
 from controlplane.store.store import Ledger
-from controlplane.store.tables import Outbox, Run, Sweep
+from controlplane.store.tables import Outbox, Queue, Run, Sweep
 from controlplane.store.writer import Transaction
 
 UNDER_WAY = LIVE - {Phase.QUEUED, Phase.SUSPENDED}
@@ -34,7 +35,8 @@ class Admission:
 
     def hold(self, session: Session, due: ColumnElement[bool], now: float) -> list[ColumnElement[bool]]:
         """What keeps the outbox from rows that are `due` and still have to wait. Tells their runs for what they do."""
-        held = [*upstream_goes_on(session)]
+        held = [*queue_is_closed(session, due)]
+        held += upstream_goes_on(session, {one.run_id for one in held})
         held += beyond_parallelism(session, {one.run_id for one in held})
         line = [] if self._cluster.traits().gang else in_line(session, due, [one.run_id for one in held])
         self.contended = bool(line)
@@ -48,7 +50,26 @@ class Admission:
             self._store.write(partial(_told, news=news[first : first + BATCH], now=now))
 
 
-def upstream_goes_on(session: Session) -> Iterator[Held]:
+def queue_is_closed(session: Session, due: ColumnElement[bool]) -> Iterator[Held]:
+    """Runs whose queue is paused and whose next attempt is `due`, or whose queue drains and that are not begun."""
+    waiting = (
+        select(Run.id, Run.phase, Run.message, Queue.name, Queue.state, Queue.note)
+        .join(Queue, Queue.name == Run.queue)
+        .join(Outbox, (Outbox.run_id == Run.id) & (Outbox.op == CREATE))
+        .where(
+            due,
+            or_(
+                and_(Queue.state == QueueState.PAUSED, Run.phase.in_([Phase.QUEUED, Phase.RESTARTING])),
+                and_(Queue.state == QueueState.DRAINING, Run.phase == Phase.QUEUED),
+            ),
+        )
+    )
+    for one in session.execute(waiting):
+        told = closed_words(one.name, one.state, one.note)
+        yield Held(one.id, one.phase, REASONS[one.state], told, news=one.message != told)
+
+
+def upstream_goes_on(session: Session, elsewhere: Collection[str]) -> Iterator[Held]:
     """Queued runs whose upstream has not succeeded; where it has failed, `decide` ends them."""
     upstream = aliased(Run)
     waiting = (
@@ -57,8 +78,10 @@ def upstream_goes_on(session: Session) -> Iterator[Held]:
         .where(Run.phase == Phase.QUEUED, upstream.phase != Phase.SUCCEEDED)
     )
     for one in session.execute(waiting):
+        if one.id in elsewhere:
+            continue
         told = waits_for_run(one.name, one.upstream)
-        yield Held(one.id, WAITS_FOR_RUN, told, news=one.message != told)
+        yield Held(one.id, Phase.QUEUED, WAITS_FOR_RUN, told, news=one.message != told)
 
 
 def beyond_parallelism(session: Session, elsewhere: Collection[str]) -> Iterator[Held]:
@@ -84,9 +107,10 @@ def beyond_parallelism(session: Session, elsewhere: Collection[str]) -> Iterator
         room[str(one.sweep_id)] = left - 1
         if left <= 0:
             told = waits_for_sweep(one.name, one.parallelism)
-            yield Held(one.id, WAITS_FOR_SWEEP, told, news=one.message != told)
+            yield Held(one.id, Phase.QUEUED, WAITS_FOR_SWEEP, told, news=one.message != told)
 
 
 def _told(transaction: Transaction, news: Sequence[Held], now: float) -> None:
     for one in news:
-        move(transaction, one.run_id, TURN, now, reason=one.reason, message=one.message)
+        transition = HELD if one.phase == Phase.RESTARTING else TURN
+        move(transaction, one.run_id, transition, now, reason=one.reason, message=one.message)

@@ -21,9 +21,10 @@ REASON = "WaitsForTurn"
 
 @dataclass(frozen=True)
 class Held:
-    """A run that waits, and for what; `news`: whether it is not told so yet."""
+    """A run that waits in this `phase`, and for what; `news`: whether it is not told so yet."""
 
     run_id: str
+    phase: str
     reason: str
     message: str
     news: bool
@@ -46,5 +47,5 @@ def in_line(session: Session, due: ColumnElement[bool], elsewhere: Collection[st
     held: list[Held] = []
     for place, one in enumerate(line, 1):
         told = f"place {place} in line: all pods of {first!r} must find their places first"
-        held.append(Held(one.id, REASON, told, news=one.phase == Phase.QUEUED and one.message != told))
+        held.append(Held(one.id, one.phase, REASON, told, news=one.phase == Phase.QUEUED and one.message != told))
     return held

@@ -24,6 +24,7 @@ from controlplane.domain.errors import (
 )
 from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, search_text
 from controlplane.domain.phases import Desired, Phase
+from controlplane.domain.queues import DEFAULT_QUEUE
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec, parse_spec, short
 from controlplane.faults import fault
@@ -63,6 +64,7 @@ class Request:
     sweep: tuple[str, int] | None = None
     waits: tuple[str | None, str | None] = (None, None)
     after: str | None = None
+    queue: str = DEFAULT_QUEUE
 
     @property
     def folder(self) -> str:
@@ -220,8 +222,14 @@ def request_of(context: Context, spec: RunSpec, asker: Asker, retried: RunView |
         retry_of=retried.id if retried else None,
         resumed_from=step,
         after=before.id if before else None,
+        queue=queue_of(context, resolved),
         waits=(WAITS_FOR_RUN, waits_for_run(before.name, before.id)) if before and goes_on else (None, None),
     )
+
+
+def queue_of(context: Context, run: ResolvedRun) -> str:
+    """The queue that a run waits in."""
+    return run.scheduling.queue or context.queue or DEFAULT_QUEUE
 
 
 def upstream(context: Context, spec: RunSpec) -> RunView | None:
@@ -346,6 +354,7 @@ def _row(request: Request, now: float, attempt: int) -> Run:
         last_event=0,
         retry_of=request.retry_of,
         clone_of=request.clone_of,
+        queue=request.queue,
         after_id=request.after,
         sweep_id=request.sweep[0] if request.sweep else None,
         sweep_point=request.sweep[1] if request.sweep else None,

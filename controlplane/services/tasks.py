@@ -52,6 +52,7 @@ def create_task(context: Context, run_id: str, task: Task, arguments: Sequence[s
         principal=runs.LOCAL,
         key=None,
         body_hash="",
+        queue=runs.queue_of(context, alone),
         task=task,
         task_of=parent.id,
     )

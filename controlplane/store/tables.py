@@ -91,6 +91,18 @@ class Sweep(Base):
     cancelled_at: Mapped[float | None]
 
 
+class Queue(Base):
+    """A queue that was opened or closed; `state` is one of `controlplane.domain.queues`. Any other is open."""
+
+    __tablename__ = "queues"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    note: Mapped[str | None] = mapped_column(prose())
+    changed_at: Mapped[float]
+    changed_by: Mapped[str]
+
+
 class Run(Base):
     """What a user asked for, and how far it is. `live_name` and `live_folder` are null once it has ended.
 
@@ -138,6 +150,7 @@ class Run(Base):
     cpus: Mapped[float] = mapped_column(default=0.0, server_default="0")
     retry_of: Mapped[str | None] = mapped_column(index=True)
     clone_of: Mapped[str | None] = mapped_column(index=True)
+    queue: Mapped[str] = mapped_column(index=True, default="default", server_default="default")
     after_id: Mapped[str | None] = mapped_column(index=True)
     sweep_id: Mapped[str | None] = mapped_column(index=True)
     sweep_point: Mapped[int | None]

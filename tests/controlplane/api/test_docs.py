@@ -154,7 +154,9 @@ def test_query_parameters_made_from_the_examples_are_accepted(
 def test_every_route_is_documented_with_a_call(document: dict[str, Any]) -> None:
     text = API.read_text("utf-8")
     for path, method, _ in operations(document):
-        place = path.removeprefix("/v1").replace("{run}", "$RUN").replace("{sweep}", "$SWEEP")
+        place = (
+            path.removeprefix("/v1").replace("{run}", "$RUN").replace("{sweep}", "$SWEEP").replace("{queue}", "default")
+        )
         assert re.search(rf"^curl .*{re.escape(place)}(\s|'|\"|\?|$)", text, re.MULTILINE), (method, path)
         assert f"`{method.upper()} {path.removeprefix('/v1')}`" in text
 

@@ -23,6 +23,7 @@ GIVERS = [  # where reasons of runs, attempts and pods are born
     "teragpt/termination.py",
     "controlplane/domain/sweeps.py",
     "controlplane/domain/chains.py",
+    "controlplane/domain/queues.py",
     *(f"controlplane/reconcile/{name}.py" for name in ("verdicts", "decide", "apply", "outbox", "line")),
     *(f"controlplane/clusters/kubernetes/{name}.py" for name in ("endings", "waiting", "observer", "records")),
     *(f"controlplane/clusters/local/{name}.py" for name in ("pod", "shim", "cluster")),

@@ -14,8 +14,9 @@ from controlplane.clusters.base import Manifest, NameConflict, Refusal, Rejected
 from controlplane.domain.errors import NotAlive
 from controlplane.domain.names import token_hash
 from controlplane.domain.phases import LIVE, TERMINAL, TRANSITIONS, Phase
+from controlplane.domain.queues import QueueState
 from controlplane.reconcile import apply as applying
-from controlplane.services import metrics, runs
+from controlplane.services import metrics, queues, runs
 from controlplane.services.attempts import attempt as get_attempt
 from controlplane.services.attempts import authenticate
 from controlplane.store.tables import Attempt, Outbox
@@ -354,6 +355,14 @@ def test_19_a_run_that_was_to_start_from_one_that_failed_fails(stage: Stage) -> 
     ended = runs.get(stage.context, second.id)
     assert (ended.phase, ended.reason) == ("failed", "UpstreamFailed")
     assert stage.transitions == [19]
+
+
+def test_20_a_restart_that_is_due_waits_for_its_paused_queue(running: Stage) -> None:
+    queues.set_state(running.context, "default", QueueState.PAUSED)
+    running.memory.end(running.object, 1)
+    running.look(2)
+    run = running.after(5)
+    assert (run.phase, run.reason, running.transitions[-1]) == ("restarting", "QueuePaused", 20)
 
 
 def test_18_a_run_that_finds_no_places_lets_the_others_go_first(stage: Stage) -> None:

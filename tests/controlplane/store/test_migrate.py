@@ -88,3 +88,22 @@ def test_runs_of_the_version_before_are_labelled_searched_and_counted(
     else:
         with request.getfixturevalue("postgres_server").database() as url:
             upgrade(url)
+
+
+def test_live_runs_of_the_version_before_wait_in_the_queue_that_they_named(tmp_path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    engine = open_engine(tmp_path / DATABASE)
+    named = json.dumps({"scheduling": {"queue": "research"}})
+    kinds = [("queued", named), ("running", "{}"), ("succeeded", named)]
+    with engine.execution_options(writer=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0008")
+        for number, (phase, resolved) in enumerate(kinds):
+            row = {**OLD_RUN, "id": f"run_{number}", "phase": phase, "resolved": resolved}
+            values = ", ".join(f":{name}" for name in row)
+            connection.execute(text(f"INSERT INTO runs ({', '.join(row)}) VALUES ({values})"), row)  # noqa: S608 - ours
+        command.upgrade(config, "0009")
+        found = [*connection.execute(text("SELECT queue FROM runs ORDER BY id")).scalars()]
+    engine.dispose()
+    assert found == ["research", "default", "default"]

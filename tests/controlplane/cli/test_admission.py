@@ -61,3 +61,13 @@ def test_values_of_a_grid_are_settings_or_json_or_texts() -> None:
         "/size": ["tiny", "124m"],
         "/compute/nodes": [2],
     }
+
+
+def test_a_queue_is_paused_listed_and_resumed(teragpt: Teragpt) -> None:
+    assert teragpt("queue", "pause", "--note", "new disks") == "default is paused: 0 waiting, 0 under way\n"
+    head, row = teragpt("queue", "list").splitlines()
+    assert head.split() == ["name", "state", "waiting", "under_way", "drained", "note"]
+    assert row.split(None, 5) == ["default", "paused", "0", "0", "yes", "new disks"]
+    assert teragpt("queue", "drain").startswith("default is draining")
+    assert json.loads(teragpt("queue", "resume", "--json"))["state"] == "open"
+    assert "there is no queue 'other'" in teragpt("queue", "pause", "other", code=4)

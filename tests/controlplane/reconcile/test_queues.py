@@ -1,0 +1,78 @@
+"""A closed queue begins nobody, and says so; what runs is left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from controlplane.domain.errors import NotFound
+from controlplane.domain.queues import QueueState
+from controlplane.services import queues, runs
+from controlplane.services.explanations import explain
+from controlplane.services.queues import QueueView
+from tests.controlplane.reconcile.conftest import Stage
+
+
+def shut(stage: Stage, state: QueueState = QueueState.PAUSED, note: str | None = None) -> QueueView:
+    return queues.set_state(stage.context, "default", state, note=note, actor="ann")
+
+
+def test_a_paused_queue_begins_nobody_until_it_is_resumed(stage: Stage) -> None:
+    shut(stage, note="new disks")
+    stage.ask()
+    run = stage.look(2)
+    assert (run.phase, run.reason, run.message) == ("queued", "QueuePaused", "queue 'default' is paused: new disks")
+    assert "teragpt queue resume" in explain(stage.context, run.id).text
+    assert stage.transitions == [18]  # told once
+    shut(stage, note="until 18:00")
+    assert stage.look().message == "queue 'default' is paused: until 18:00"
+    shut(stage, QueueState.OPEN)
+    assert (stage.look().phase, stage.run.reason) == ("pending", "Queued")
+
+
+def test_what_runs_goes_on_and_a_restart_waits(running: Stage) -> None:
+    shut(running)
+    assert running.look(2).phase == "running"
+    running.memory.end(running.object, 1)
+    running.look(2)
+    assert running.run.reason == "Crash"  # its backoff is not over
+    run = running.after(5)
+    assert (run.phase, run.reason, running.transitions[-1]) == ("restarting", "QueuePaused", 20)
+    shut(running, QueueState.OPEN)
+    assert running.look().phase == "pending"
+
+
+def test_a_draining_queue_lets_those_that_have_begun_come_to_their_end(running: Stage) -> None:
+    drained = shut(running, QueueState.DRAINING)
+    assert (drained.waiting, drained.under_way, drained.drained) == (0, 1, False)
+    other = running.context
+    first = running.id
+    second = running.ask(name="second")
+    running.look(2)
+    assert runs.get(other, second.id).reason == "QueueDraining"
+    running.id = first
+    running.memory.end(running.object, 1)
+    running.look(2)
+    assert running.after(5).phase == "pending"  # its restart goes on
+    running.memory.end(running.object, 0)
+    running.look(2)
+    (shown,) = queues.queues(other)
+    assert (shown.waiting, shown.under_way, shown.drained, shown.changed_by) == (1, 0, True, "ann")
+
+
+def test_a_run_of_a_paused_queue_can_be_cancelled_and_suspended(stage: Stage) -> None:
+    shut(stage)
+    stage.ask()
+    stage.look()
+    stage.suspend()
+    assert stage.look().phase == "suspended"
+    stage.resume()
+    stage.look()
+    assert (stage.look().phase, stage.run.reason) == ("queued", "QueuePaused")
+    stage.cancel()
+    assert stage.look().phase == "cancelled"
+
+
+def test_a_queue_that_nobody_has_named_is_not_found(stage: Stage) -> None:
+    with pytest.raises(NotFound):
+        queues.set_state(stage.context, "defualt", QueueState.PAUSED)
+    assert [(one.name, one.state, one.drained) for one in queues.queues(stage.context)] == [("default", "open", False)]
