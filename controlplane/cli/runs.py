@@ -43,6 +43,9 @@ def run(
     ] = None,
     labels: Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A label.")] = None,
     after: Annotated[str | None, typer.Option("--after", help="Start from this run's end, once it succeeds.")] = None,
+    priority: Annotated[
+        str | None, typer.Option("--priority", help="Who goes first; here low, normal or high.")
+    ] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show what would be made, and make nothing.")] = False,
     follow: Follow = False,
     json: Json = False,
@@ -59,6 +62,7 @@ def run(
         "data": some({"uri": place(data)}),
         "checkpoint": some({"uri": place(checkpoint)}),
         "train": train(settings),
+        "scheduling": some({"priority": priority}),
         "labels": dict(pairs("--label", labels)),
     }.items():
         if values:

@@ -125,7 +125,8 @@ class Scheduling(Section):
     )
     priority: Subdomain | None = Field(
         default=None,
-        description="With a queue, Kueue's workload priority class; without one, the pods' priority class.",
+        description="With a queue, Kueue's workload priority class; without one, the pods' priority class. On "
+        "the local cluster low, normal or high: the higher goes first, and lower ones stop for it with a checkpoint.",
         examples=["high"],
     )
     preemptible: bool = Field(

@@ -16,6 +16,7 @@ from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layou
 from controlplane.domain.names import fingerprint
 from controlplane.domain.placement import Kind, Placement, Scheduling, given
 from controlplane.domain.planned import on_gpus, told
+from controlplane.domain.priorities import RANKS
 from controlplane.domain.spec import SET_ELSEWHERE, RunSpec, short
 from controlplane.domain.storage import REMOTE, BadStorage, Place, place_of, uri_of
 from teragpt.config import Config, ConfigError
@@ -151,7 +152,7 @@ def unhonoured(spec: RunSpec) -> Iterator[Problem]:
     """What the local cluster has nothing for: refused, so that nobody waits for an effect that cannot come."""
     there = [
         *((f"/compute/{name}", value) for name, value in given(spec.compute)),
-        *((f"/scheduling/{name}", value) for name, value in given(spec.scheduling)),
+        *((f"/scheduling/{name}", value) for name, value in given(spec.scheduling) if name != "priority"),
         *((f"/kubernetes/{name}", value) for name, value in given(spec.kubernetes) if name != "kind"),
         *((f"/env/{at}/secret_ref", one.secret_ref) for at, one in enumerate(spec.env) if one.secret_ref),
     ]
@@ -159,6 +160,9 @@ def unhonoured(spec: RunSpec) -> Iterator[Problem]:
         there.append(("/limits/ttl_after_finish_s", spec.limits.ttl_after_finish_s))
     if spec.pod_overrides:
         there.append(("/pod_overrides", "a patch"))
+    if (priority := spec.scheduling.priority) is not None and priority not in RANKS:
+        detail = f"got {short(priority)}; allowed on the local cluster: {', '.join(RANKS)}"
+        yield Problem("/scheduling/priority", "not_on_this_cluster", detail)
     for pointer, value in there:
         detail = f"got {short(value)}; allowed: nothing, since the local cluster has no such thing; leave it out"
         yield Problem(pointer, "not_on_this_cluster", detail)

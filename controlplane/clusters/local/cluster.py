@@ -1,11 +1,12 @@
 """The local cluster: objects that were taken on, the queue before the machine, and their pods.
 
-A pod starts when its whole object fits beside what runs, in order of arrival; nothing overtakes. What is on disk is
+A pod starts when its whole object fits beside what runs; nothing overtakes the next one in `line`. What is on disk is
 enough to go on after a kill at any instant: `docs/local-cluster.md` walks through it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -19,6 +20,7 @@ from controlplane.clusters.base import Caller, Capacity, Check, Manifest, NameCo
 from controlplane.clusters.local import ports, shim
 from controlplane.clusters.local.folder import ADMITTED, Folders
 from controlplane.clusters.local.launch import host_environment, launch_record, read_job
+from controlplane.clusters.local.line import Claim, giving_way, in_order
 from controlplane.clusters.local.machine import Machine, this_machine
 from controlplane.clusters.local.objects import LocalObject
 from controlplane.clusters.local.pod import LocalPod
@@ -26,6 +28,7 @@ from controlplane.clusters.local.share import Share, lacks, total, whole
 from controlplane.clusters.local.watcher import Watcher
 from controlplane.render import Identity, PyTorchJob, identity_of, pods_of
 
+log = logging.getLogger(__name__)
 NAME = re.compile(r"[a-z][-a-z0-9]*")
 AGAIN_S = 5.0  # after the disk refused
 LOCK_S = 1.0
@@ -57,6 +60,7 @@ class LocalCluster:
         self._wakers: list[Callable[[], None]] = []
         self._objects: dict[str, LocalObject] = {}
         self._observed: dict[str, ObservedJob] = {}
+        self._served: dict[str, int] = {}  # by owner, how many had begun before its last one: a courtesy, not a truth
         self._recover()
         self._watcher.start()
         self._watcher.poke()
@@ -156,6 +160,7 @@ class LocalCluster:
         for found in sorted(objects, key=lambda found: found.number):
             self._objects[found.name] = found
             if found.admitted:
+                self._serve(found)
                 found.hold(found.admitted["port"])
                 self._start(found, found.admitted)
             self._observed[found.name] = found.observe()
@@ -198,23 +203,45 @@ class LocalCluster:
         self._publish()
 
     def _admit(self) -> None:
-        """Start the head of the queue while it fits; tell the others what they wait for."""
-        first, free = None, self._free()
-        waiting = (found for found in self._objects.values() if not (found.admitted or found.over))
-        for found in sorted(waiting, key=lambda found: found.number):
-            needed = total(pod.share for pod in found.pods)
-            short = ", ".join(f"{needs}, {left.split()[0]} free" for _, needs, left in lacks(needed, free))
-            if lacks(needed, whole(self._machine)):
+        """Start those that are next while they fit; tell the others what they wait for."""
+        while (line := self._line()) and self._begin(self._objects[line[0].name]):
+            pass
+        for claim in line[1:]:
+            self._objects[claim.name].waits(f"waits behind {line[0].name}")
+
+    def _line(self) -> list[Claim]:
+        """Those that wait, the next one first; what the machine can hold no more has ended."""
+        waiting = [found for found in self._objects.values() if not (found.admitted or found.over)]
+        for found in waiting:
+            if lacks(found.claim.share, whole(self._machine)):
                 for pod in found.pods:
                     pod.never("Rejected", "the machine has become smaller than this needs")
-            elif first or short:
-                first = first or found.name
-                found.waits(f"needs {short}" if short else f"waits behind {first}")
-            elif problem := self._take_on(found):
-                first = found.name
+        claims = (found.claim for found in waiting if not found.over)
+        return in_order(claims, self._held(), whole(self._machine), self._served)
+
+    def _held(self) -> list[Claim]:
+        return [found.claim for found in self._objects.values() if found.admitted and not found.ended]
+
+    def _begin(self, found: LocalObject) -> bool:
+        """Start the next one if it fits; whether it did. Else others give way, as far as that helps."""
+        claim, free = found.claim, self._free()
+        short = ", ".join(f"{needs}, {left.split()[0]} free" for _, needs, left in lacks(claim.share, free))
+        if not short:
+            problem = self._take_on(found)
+            if problem:
                 found.waits(problem)
-            else:
-                free = self._free()
+            return not problem
+        for one in giving_way(claim, self._held(), free):
+            try:
+                self._objects[one.name].give_way(found.name)
+            except OSError as error:
+                log.warning("object %s cannot give way yet: %s", one.name, error)
+                self._watcher.after(AGAIN_S, self._watcher.poke)
+                break
+            self._watcher.poke()
+        stopping = [one.name for one in self._held() if one.stopping and one.rank < claim.rank]
+        found.waits(f"needs {short}" + (f"; {', '.join(stopping)} gives way" if stopping else ""))
+        return False
 
     def _take_on(self, found: LocalObject) -> str:
         """Write down that the object is admitted, then start it; why that could not be, otherwise."""
@@ -229,8 +256,12 @@ class LocalCluster:
             self._watcher.after(AGAIN_S, self._watcher.poke)
             return str(error)
         found.admitted = admitted
+        self._serve(found)
         self._start(found, admitted)
         return ""
+
+    def _serve(self, found: LocalObject) -> None:
+        self._served[found.claim.owner] = 1 + max(self._served.values(), default=0)
 
     def _start(self, found: LocalObject, admitted: Mapping[str, Any]) -> None:
         """Start an admitted object's pods, or take up those that an earlier control plane started."""

@@ -1,7 +1,8 @@
 """What lies on disk for each object, and how it comes and goes in one step each.
 
 <root>/lock                       held by the one control plane that follows these objects
-<root>/objects/<name>/            an object: manifest.json, object.json, secret.json, admitted.json, deleting
+<root>/objects/<name>/            an object: manifest.json, object.json, secret.json, admitted.json,
+                                  preempted.json, deleting
 <root>/objects/<name>/<pod>/      a pod's folder, as `shim` describes it
 <root>/ended/<name>/              the same after its deletion, until it is forgotten
 """
@@ -20,6 +21,7 @@ from controlplane.clusters.local import shim
 from controlplane.render import Identity, identity_of
 
 MANIFEST, OBJECT, SECRET, ADMITTED = "manifest.json", "object.json", "secret.json", "admitted.json"
+PREEMPTED = "preempted.json"
 UNFINISHED = "."  # a name that begins so is a folder being made or removed: no object's name can
 
 

@@ -17,6 +17,7 @@ from controlplane.clusters.base import Refusal, Rejected
 from controlplane.clusters.local.machine import Machine
 from controlplane.clusters.local.share import KINDS, Share, lacks, share_of, total, whole
 from controlplane.clusters.local.shim import TERMINATION, WORK
+from controlplane.domain.priorities import RANKS
 from controlplane.render import PyTorchJob, operator_environment, pods_of
 from controlplane.render.environment import Pod, expand
 from controlplane.render.models import Shape
@@ -63,6 +64,7 @@ POD_FIELDS = frozenset(
         "enable_service_links",
         "termination_grace_period_seconds",
         "security_context",
+        "priority_class_name",
         "containers",
         "volumes",
     }
@@ -125,6 +127,8 @@ def _unhonoured(job: PyTorchJob) -> Iterator[Refusal]:
 
 def _unhonoured_of_pod(spec: PodSpec, path: str) -> Iterator[Refusal]:
     yield from _fields_beyond(spec, POD_FIELDS, path)
+    if spec.priority_class_name is not None and spec.priority_class_name not in RANKS:
+        yield Refusal(f"{path}.priorityClassName", spec.priority_class_name, ", ".join(RANKS))
     for at, container in enumerate(spec.containers[1:], start=1):
         yield Refusal(f"{path}.containers[{at}]", container.name, NOTHING)
     for at, volume in enumerate(spec.volumes):

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import signal
 import socket
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from controlplane.clusters.base import ObservedJob
+from controlplane.clusters.base import ObservedJob, ObservedPod
 from controlplane.clusters.local import ports, shim
-from controlplane.clusters.local.folder import ADMITTED, MANIFEST, OBJECT, SECRET, read
+from controlplane.clusters.local.folder import ADMITTED, MANIFEST, OBJECT, PREEMPTED, SECRET, read
 from controlplane.clusters.local.launch import share
+from controlplane.clusters.local.line import Claim
 from controlplane.clusters.local.pod import LocalPod
+from controlplane.clusters.local.share import total
 from controlplane.clusters.local.watcher import Watcher
+from controlplane.domain.priorities import SHARED_BY, rank
 from controlplane.render import Identity, PyTorchJob, identity_of, pods_of
+
+STOPPED = {None, 128 + signal.SIGTERM, 128 + signal.SIGKILL}  # codes of pods that ended because they were told to
 
 
 class LocalObject:
@@ -32,6 +40,7 @@ class LocalObject:
         self.secret = read(folder / SECRET)
         self.deleting = (folder / shim.DELETING).exists()
         self.admitted: dict[str, Any] | None = read(folder / ADMITTED) if (folder / ADMITTED).exists() else None
+        self.preempted: dict[str, Any] | None = read(folder / PREEMPTED) if (folder / PREEMPTED).exists() else None
         self.reservation: socket.socket | None = None
         self.pods = [
             LocalPod(pod, str(uuid.uuid5(uuid.UUID(self.uid), pod.name)), folder / pod.name, share(pod), watcher)
@@ -71,9 +80,39 @@ class LocalObject:
     def over(self) -> bool:
         """Whether the rest is to be stopped: as the operator has it with cleanPodPolicy Running and restarts Never."""
         codes = [pod.end["code"] for pod in self.pods if pod.end is not None]
-        return self.deleting or self.pods[0].end is not None or any(code != 0 for code in codes)
+        return (
+            self.deleting
+            or self.preempted is not None
+            or self.pods[0].end is not None
+            or any(code != 0 for code in codes)
+        )
+
+    @property
+    def claim(self) -> Claim:
+        """What it asks for, or still holds."""
+        template = self.job.spec.pytorch_replica_specs.master.template.spec
+        return Claim(
+            name=self.name,
+            number=self.number,
+            rank=rank(template.priority_class_name),
+            owner=self.job.metadata.labels.get(SHARED_BY, ""),
+            share=total(pod.share for pod in self.pods if pod.end is None),
+            stopping=self.over,
+        )
+
+    def give_way(self, other: str) -> None:
+        """Stop for `other`: written down before any signal. Raises OSError."""
+        preempted = {"by": other, "at": time.time()}
+        shim.write_atomically(str(self.folder / PREEMPTED), preempted)
+        self.preempted = preempted
 
     def observe(self) -> ObservedJob:
         """The object as the protocol shows it."""
-        pods = tuple(pod.observe() for pod in self.pods)
+        pods = tuple(self._told(pod.observe()) for pod in self.pods)
         return ObservedJob(self.name, self.uid, *self.identity, self.created, self.deleting, pods)
+
+    def _told(self, pod: ObservedPod) -> ObservedPod:
+        """A pod that was stopped for another object says so."""
+        if self.preempted is None or pod.phase != "Failed" or pod.exit_code not in STOPPED:
+            return pod
+        return dataclasses.replace(pod, reason="Preempted", message=f"it gave way to {self.preempted['by']}")

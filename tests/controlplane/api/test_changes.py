@@ -49,7 +49,7 @@ BAD: tuple[tuple[dict[str, Any], list[str]], ...] = (
         ["/limits/max_restarts", "/limits/ttl_after_finish_s"],
     ),
     ({"scheduling": {"queue": "x"}}, ["/scheduling/priority", "/scheduling/queue"]),
-    ({"scheduling": {"priority": "high"}, "notes": "x"}, ["/scheduling/priority"]),
+    ({"scheduling": {"priority": "urgent"}, "notes": "x"}, ["/scheduling/priority"]),
 )
 
 

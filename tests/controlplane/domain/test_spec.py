@@ -135,7 +135,7 @@ KUBERNETES_ONLY: dict[str, dict[str, Any]] = {
     "/compute/image": {"compute": {"image": "mine:1"}},
     "/compute/image_pull_secrets": {"compute": {"image_pull_secrets": ["registry"]}},
     "/scheduling/queue": {"scheduling": {"queue": "research"}},
-    "/scheduling/priority": {"scheduling": {"priority": "high"}},
+    "/scheduling/priority": {"scheduling": {"priority": "urgent"}},
     "/scheduling/preemptible": {"scheduling": {"preemptible": True}},
     "/limits/ttl_after_finish_s": {"limits": {"ttl_after_finish_s": 3600}},
     "/kubernetes/kind": {"kubernetes": {"kind": "Job"}},

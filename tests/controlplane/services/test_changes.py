@@ -126,9 +126,11 @@ def test_a_priority_holds_from_the_next_object_on(context: Context, memory: Memo
 
 
 @ON_SQLITE
-def test_a_priority_is_refused_where_the_cluster_has_none(context: Context, run: RunView) -> None:
-    with pytest.raises(InvalidSpec, match="/scheduling/priority: got 'high'; allowed: nothing"):
-        change(context, run.id, scheduling={"priority": "high"}, notes="x")
+def test_a_priority_that_the_cluster_does_not_know_is_refused(context: Context, run: RunView) -> None:
+    with pytest.raises(
+        InvalidSpec, match="/scheduling/priority: got 'urgent'; allowed on the local cluster: low, normal"
+    ):
+        change(context, run.id, scheduling={"priority": "urgent"}, notes="x")
     assert runs.get(context, run.id) == run
 
 

@@ -44,7 +44,7 @@ def test_what_is_rendered_for_this_machine_is_executed() -> None:
         ({"claims": ("runs",)}, f"{POD}.volumes[2]"),
         ({"avoid_nodes": ("a",)}, f"{POD}.affinity"),
         ({"ttl_after_finish_s": 3600}, "spec.runPolicy.ttlSecondsAfterFinished"),
-        ({"scheduling": Scheduling(priority="high")}, f"{POD}.priorityClassName"),
+        ({"scheduling": Scheduling(priority="urgent")}, f"{POD}.priorityClassName"),
         ({"placement": Placement(node_selector={"a": "b"})}, f"{POD}.nodeSelector"),
         ({"placement": Placement(tolerations=[Toleration(operator="Exists")])}, f"{POD}.tolerations"),
         ({"placement": Placement(image_pull_secrets=["a"])}, f"{POD}.imagePullSecrets"),

@@ -13,12 +13,25 @@ import pytest
 
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
 from controlplane.clusters.local import LocalCluster, Machine
+from controlplane.domain.placement import Scheduling
 from controlplane.render import render
 from tests.controlplane.clusters.local.conftest import MACHINE, Bench, until
 
 MASTER = ("spec", "pytorchReplicaSpecs", "Master")
 POD = (*MASTER, "template", "spec")
 CONTAINER = (*POD, "containers", 0)
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(143)))
+print("ready", flush=True)
+time.sleep(1000)
+"""
 
 
 def waiting(bench: Bench, name: str) -> str:
@@ -327,3 +340,47 @@ def test_the_end_of_a_waiting_pod_is_known_even_where_it_cannot_be_written(
         bench.cluster.delete("waiting")
         bench.gone("waiting")
     assert "the end of pod waiting-master-0 could not be written" in caplog.text
+
+
+def scheduled(priority: str) -> Scheduling:
+    return Scheduling(priority=priority)
+
+
+def test_a_lower_priority_stops_with_time_for_a_checkpoint_and_says_for_whom(bench: Bench) -> None:
+    bench.create("low", SAVES, cpus_per_node=3, scheduling=scheduled("low"))
+    bench.pod("low", "Running")
+    until(lambda: "ready" in bench.told("low"))
+    bench.create("normal", cpus_per_node=1)
+    bench.pod("normal", "Running")
+    bench.create("high", cpus_per_node=2, scheduling=scheduled("high"))
+    pod = bench.pod("low", "Failed")
+    assert (pod.exit_code, pod.reason, pod.message) == (143, "Preempted", "it gave way to high")
+    assert "saved" in bench.told("low")
+    bench.pod("high", "Running")
+    bench.pod("normal", "Running")
+
+
+def test_what_gives_way_is_remembered_over_a_restart_of_the_control_plane(bench: Bench) -> None:
+    bench.create("low", DEAF, cpus_per_node=3, scheduling=scheduled("low"), grace_s=3)
+    until(lambda: "ready" in bench.told("low"))
+    bench.create("high", cpus_per_node=2, scheduling=scheduled("high"))
+    assert waiting(bench, "high") == "needs 2 cpus, 1 free; low gives way"
+    bench.reopen()
+    pod = bench.pod("low", "Failed")
+    assert (pod.exit_code, pod.reason) == (137, "Preempted")
+    bench.pod("high", "Running")
+
+
+def test_equals_share_the_machine_by_the_label_user(bench: Bench) -> None:
+    bench.create("first", cpus_per_node=3, labels={"user": "ann"})
+    bench.pod("first", "Running")
+    bench.create("second", cpus_per_node=4, labels={"user": "ann"})
+    bench.create("third", cpus_per_node=3, labels={"user": "bob"})
+    until(lambda: bench.pods("second")[0].message == "waits behind third")
+    bench.cluster.delete("first")
+    bench.pod("third", "Running")
+
+
+def test_a_priority_that_nobody_knows_is_refused(bench: Bench) -> None:
+    with pytest.raises(Rejected, match=r"priorityClassName.*'urgent'.*low, normal, high"):
+        bench.create("one", scheduling=scheduled("urgent"))
