@@ -15,7 +15,7 @@ from controlplane.client import ApiError, Client, ServerEvent, Unreachable, pars
 from tests.controlplane.plane import Plane, serving
 
 TOKEN = "a-token"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(teragpt.__file__).parents[1]
 RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity", "tests.teragpt.moves"
-IMPORTED_LATE = "torch._dynamo", "tokenizers"  # by a rank that already runs
+IMPORTED_LATE = "torch._dynamo", "torch._inductor.pattern_matcher", "tokenizers"  # by a rank that already runs
 PORTS = 20_000, 32_000  # below those that a system gives to whoever asks for any
 LEAVE_S = 10  # for the other ranks, once one has failed
 parents: list[subprocess.Popen[str]] = []

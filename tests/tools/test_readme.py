@@ -14,6 +14,8 @@ import pytest
 
 from tools.blocks import ROOT
 
+pytestmark = pytest.mark.timeout(900)  # two dozen commands, one after the other
+
 SHORTER = {  # what a reader waits for, and what would change this checkout
     "make install": "true",
     'export PATH="$PWD/.venv/bin:$PATH"': "true",

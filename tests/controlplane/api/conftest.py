@@ -8,16 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from controlplane.store.store import Store
 from tests.controlplane.plane import BASE, Plane
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder whose tables are made, to be copied: making them anew costs each test a tenth of a second."""
-    home = tmp_path_factory.mktemp("migrated")
-    Store(home).close()
-    return home
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from controlplane.client import Client
 from controlplane.settings import Streams
 from tests.controlplane.plane import Plane, serving
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-DEADLINE_S = 120
+DEADLINE_S = 240
 
 
 def demo(home: Path, *options: str, steps: int, cwd: Path | None = None) -> subprocess.Popen[str]:

@@ -31,7 +31,7 @@ NEVER = 3600.0  # a tick that does not come: only a hint can wake
 
 
 def soon(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         threading.Event().wait(0.005)

@@ -20,7 +20,7 @@ from controlplane.render.models import RUN_ID
 
 T = TypeVar("T")
 Open = Callable[..., KubernetesCluster]
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 HELD = "teragpt.io/held"  # a finalizer
 
 
