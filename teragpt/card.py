@@ -40,7 +40,7 @@ def card(run: Folder, checkpoint: Checkpoint, config: Config, parameters: int) -
             "",
             *rows(["setting", "value"], [[f"`{name}`", str(getattr(config, name))] for name in PLAN]),
             "",
-            f"On {meta.get('ranks', 1)} ranks with torch {meta.get('torch', 'unknown')}.",
+            f"Ranks: {meta.get('ranks', 1)}, with torch {meta.get('torch', 'unknown')}.",
             "",
             "## Data",
             "",

@@ -171,6 +171,14 @@ def make_app(served: Served) -> FastAPI:
         sampling = asked.sampling(served.room(prompts), tokens, asked.top_logprobs if asked.logprobs else None)
         return answer(ChatForm(served), prompts, sampling, asked)
 
+    tell_errors(app)
+    assert all((models, one, complete, chat))
+    return app
+
+
+def tell_errors(app: FastAPI) -> None:
+    """Have an application answer errors in the shape of OpenAI's."""
+
     @app.exception_handler(ConfigError)
     def refused(_: Request, error: ConfigError) -> Response:
         return problem(400, str(error), error.problems[0].field)
@@ -178,15 +186,16 @@ def make_app(served: Served) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid" or list(first["loc"]) == ["body"]:
+            return problem(400, "body: allowed: a JSON object, sent as application/json", None)
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return problem(400, f"{where or 'body'}: {first['msg']}", where or None)
+        return problem(400, f"{where}: {first['msg']}", where)
 
     @app.exception_handler(HTTPException)
     def said(_: Request, error: HTTPException) -> Response:
         return problem(error.status_code, str(error.detail), None)
 
-    assert all((models, one, complete, chat, refused, invalid, said))
-    return app
+    assert all((refused, invalid, said))
 
 
 def problem(status: int, sentence: str, param: str | None) -> Response:

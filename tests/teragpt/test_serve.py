@@ -110,6 +110,8 @@ def test_what_cannot_be_answered_is_refused_by_name(client: openai.OpenAI) -> No
     refused(openai.BadRequestError, "n: ", n=0)
     with pytest.raises(openai.AuthenticationError, match="the key that the server was started with"):
         client.with_options(api_key="other").models.list()
+    with pytest.raises(openai.BadRequestError, match="body: allowed: a JSON object, sent as application/json"):
+        client.post("/completions", cast_to=object, body="x")
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(input="x", model="small")
 
