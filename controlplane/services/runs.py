@@ -6,70 +6,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy import Select, select
+from sqlalchemy.orm import undefer
 
 from controlplane.domain.chains import AFTER, WAITS_FOR_RUN, cannot_follow, does_not_fit, waits_for_run
 from controlplane.domain.changes import merged
-from controlplane.domain.errors import (
-    FolderInUse,
-    InvalidSpec,
-    KeyReused,
-    NameInUse,
-    NotAlive,
-    NotFound,
-    NotTraining,
-    Problem,
-    StillRunning,
-)
-from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, search_text
+from controlplane.domain.errors import InvalidSpec, NotAlive, NotFound, NotTraining, Problem, StillRunning
+from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, object_name
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.queues import DEFAULT_QUEUE
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec, parse_spec, short
 from controlplane.faults import fault
-from controlplane.runfolder import last_checkpoint, last_claim
+from controlplane.runfolder import last_checkpoint
 from controlplane.services.context import Context
 from controlplane.services.ground import fitting
+from controlplane.services.insertion import Request, insert, run_of_key
 from controlplane.services.views import RunView, view_run
-from controlplane.store.moves import add_attempt, add_event, get_run
-from controlplane.store.tables import Attempt, IdempotencyKey, Label, Run
+from controlplane.store.moves import add_event, get_run
+from controlplane.store.tables import Attempt, Run
 from controlplane.store.writer import Transaction
 
-KEYS_LIVE_S = 7 * 86_400
 LOCAL = "local"  # the principal where nobody has to say who they are
 OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the place of its checkpoints
-
-
-@dataclass(frozen=True)
-class Request:
-    """A run about to be stored; `task` says what it does with the run `task_of`, where it does not train.
-
-    `sweep`: the sweep that makes it, and its point there. `after`: the run that must succeed first. `waits`: why it is
-    not begun at once, as reason and message.
-    """
-
-    id: str
-    name: str
-    spec: RunSpec
-    resolved: ResolvedRun
-    principal: str
-    key: str | None
-    body_hash: str
-    retry_of: str | None = None
-    clone_of: str | None = None
-    resumed_from: int | None = None
-    task: str | None = None
-    task_of: str | None = None
-    sweep: tuple[str, int] | None = None
-    waits: tuple[str | None, str | None] = (None, None)
-    after: str | None = None
-    queue: str = DEFAULT_QUEUE
-
-    @property
-    def folder(self) -> str:
-        """Where its checkpoints go; empty for a task, which writes none."""
-        return self.resolved.folder
 
 
 def create_run(
@@ -262,122 +221,18 @@ def last_step(run: RunView) -> int | None:
 def store_run(context: Context, request: Request) -> tuple[RunView, bool]:
     """Store it, to be submitted at once; and whether its key had made it before. Raises NameInUse, FolderInUse."""
     fault("run resolved")
-    run_id, replayed = context.store.write(lambda transaction: insert(transaction, request, context.clock()))
+    run_id, run = context.store.write(lambda transaction: insert(transaction, request, context.clock()))
     fault("run stored")
-    return of_id(context, run_id), replayed
-
-
-def insert(transaction: Transaction, request: Request, now: float) -> tuple[str, bool]:
-    """Transition 0: the run, its first attempt, its outbox row, its key and its first event, or nothing at all.
-
-    Returns its id, and whether its key had made it before. Raises KeyReused, NameInUse and FolderInUse.
-    """
-    session = transaction.session
-    if made := run_of_key(session, request.principal, request.key, request.body_hash):
-        return made, True
-    if holder := session.scalar(select(Run.id).where(Run.live_name == request.name)):
-        raise NameInUse(request.name, holder)
-    if request.folder and (holder := session.scalar(select(Run.id).where(Run.live_folder == request.folder))):
-        raise FolderInUse(request.folder, holder)
-    run = _row(request, now, attempt=1 + _claimed(session, request))
-    session.add(run)
-    session.flush()
-    session.add_all(Label(run_id=run.id, key=key, value=value) for key, value in run.labels.items())
-    if request.key is not None:
-        session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now - KEYS_LIVE_S))
-        session.add(
-            IdempotencyKey(
-                principal=request.principal, key=request.key, body_hash=request.body_hash, run_id=run.id, created_at=now
-            )
-        )
-    add_attempt(transaction, run, run.attempt, now, due_at=now, resumed_from=request.resumed_from)
-    data = {"phase": str(Phase.QUEUED), "actor": request.principal}
-    add_event(transaction, run.id, "created", _told(request), now, data=data)
-    fault("run inserted")
-    return run.id, False
-
-
-def _told(request: Request) -> str:
-    """How a run came to be, in words."""
-    if request.retry_of:
-        return f"retry of {request.retry_of}"
-    if request.clone_of:
-        return f"clone of {request.clone_of}"
-    if request.sweep:
-        return f"point {request.sweep[1]} of {request.sweep[0]}"
-    if request.task:
-        return f"{request.principal} asked for a {request.task} of {request.task_of}"
-    return f"{request.principal} asked for a {request.spec.size} run"
-
-
-def _claimed(session: Session, request: Request) -> int:
-    """The highest attempt that has had the run's folder, as its owner files and our own rows say; 0 for a new one."""
-    if request.spec.checkpoint.uri is None:
-        return 0
-    ours = session.scalar(select(func.max(Run.attempt)).where(Run.folder == request.folder)) or 0
-    return max(ours, last_claim(Path(request.folder)))
-
-
-def _row(request: Request, now: float, attempt: int) -> Run:
-    limits, layout, labels = request.spec.limits, request.resolved.layout, request.resolved.labels
-    return Run(
-        id=request.id,
-        name=request.name,
-        live_name=request.name,
-        folder=request.folder,
-        live_folder=request.folder or None,
-        size=request.spec.size,
-        principal=request.principal,
-        phase=Phase.QUEUED,
-        desired=Desired.RUNNING,
-        reason=request.waits[0],
-        message=request.waits[1],
-        attempt=attempt,
-        charged_restarts=0,
-        restarts_since_checkpoint=0,
-        free_restarts_since_checkpoint=0,
-        max_restarts=limits.max_restarts,
-        max_runtime_s=limits.max_runtime_s,
-        max_pending_s=limits.max_pending_s,
-        max_silence_s=limits.max_silence_s,
-        nodes=layout.nodes,
-        gpus=layout.nodes * layout.gpus_per_node,
-        cpus=layout.nodes * layout.cpus_per_node,
-        revision=1,
-        labels=labels,
-        notes=request.spec.notes,
-        pinned=request.spec.pinned,
-        search=search_text(request.name, labels),
-        spec=request.spec.model_dump(mode="json", exclude_unset=True),
-        resolved=request.resolved.to_json(),
-        spec_hash=request.resolved.spec_hash,
-        last_event=0,
-        retry_of=request.retry_of,
-        clone_of=request.clone_of,
-        queue=request.queue,
-        after_id=request.after,
-        sweep_id=request.sweep[0] if request.sweep else None,
-        sweep_point=request.sweep[1] if request.sweep else None,
-        task=request.task,
-        task_of=request.task_of,
-        created_at=round(now, 6),  # as it is shown, so that a list from that moment on begins with it
-    )
+    if run is None:
+        return of_id(context, run_id), True
+    named = object_name(run.name, run.id, run.attempt)
+    return view_run(run, named, context.cluster.name, context.cluster.traits().namespace), False
 
 
 def _made_before(context: Context, principal: str, key: str | None, body_hash: str) -> RunView | None:
     with context.store.read() as session:
         run_id = run_of_key(session, principal, key, body_hash)
     return of_id(context, run_id) if run_id else None
-
-
-def run_of_key(session: Session, principal: str, key: str | None, body_hash: str) -> str | None:
-    """The run that an earlier request with this key made. Raises KeyReused where that had another body."""
-    row = session.get(IdempotencyKey, (principal, key)) if key is not None else None
-    if row is None:
-        return None
-    if row.body_hash != body_hash:
-        raise KeyReused(row.key, row.run_id)
-    return row.run_id
 
 
 def of_id(context: Context, run_id: str) -> RunView:

@@ -18,6 +18,7 @@ from controlplane.domain.sweeps import WAITS_FOR_SWEEP, SweepSpec, values_of, wa
 from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.cursors import cursor_after, id_before
+from controlplane.services.insertion import Request, insert, run_of_key
 from controlplane.services.views import PointView, SweepPage, SweepTable, SweepView, moment
 from controlplane.store.moves import add_event
 from controlplane.store.tables import Run, Sweep
@@ -107,10 +108,10 @@ def cancel_sweep(context: Context, sweep_id: str) -> SweepTable:
 
 def _requests(
     context: Context, asked: SweepSpec, patches: list[dict[str, Any]], asker: runs.Asker, sweep: tuple[str, str]
-) -> list[runs.Request]:
+) -> list[Request]:
     """The runs of all points, as they would be stored. Raises InvalidSpec with what is wrong with any of them."""
     problems: dict[Problem, None] = {}
-    requests: list[runs.Request] = []
+    requests: list[Request] = []
     folders: dict[str, int] = {}
     sweep_id, name = sweep
     for at, patch in enumerate(patches):
@@ -137,15 +138,13 @@ def _ensure_own_folder(folders: dict[str, int], at: int, folder: str) -> None:
         raise InvalidSpec([Problem("/checkpoint/uri", FolderInUse.code, detail)])
 
 
-def _insert(
-    transaction: Transaction, sweep: Sweep, requests: list[runs.Request], asker: runs.Asker
-) -> tuple[str, bool]:
+def _insert(transaction: Transaction, sweep: Sweep, requests: list[Request], asker: runs.Asker) -> tuple[str, bool]:
     """The sweep with all of its runs, or nothing at all; its key is that of its first run."""
     session = transaction.session
     if made := _made_before(session, asker):
         return made, True
     for request in requests:
-        runs.insert(transaction, request, sweep.created_at)
+        insert(transaction, request, sweep.created_at)
     session.merge(sweep)
     session.flush()
     return sweep.id, False
@@ -153,7 +152,7 @@ def _insert(
 
 def _made_before(session: Session, asker: runs.Asker) -> str | None:
     """The sweep that an earlier request with this key made. Raises KeyReused where that had another body."""
-    first = runs.run_of_key(session, asker.principal, asker.key, asker.body_hash)
+    first = run_of_key(session, asker.principal, asker.key, asker.body_hash)
     return session.scalar(select(Run.sweep_id).where(Run.id == first)) if first else None
 
 

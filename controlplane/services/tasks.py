@@ -21,6 +21,7 @@ from controlplane.domain.spec import Limits, RunSpec
 from controlplane.services import runs
 from controlplane.services.attempts import authenticate
 from controlplane.services.context import Context
+from controlplane.services.insertion import Request
 from controlplane.services.views import RunView
 
 Task = Literal["sample", "export", "pull"]
@@ -44,7 +45,7 @@ def create_task(context: Context, run_id: str, task: Task, arguments: Sequence[s
         command=command,
         folder="",
     )
-    request = runs.Request(
+    request = Request(
         id=made,
         name=f"{task}-{suffix(made)}",
         spec=RunSpec(size=parent.size, labels=parent.labels, limits=Limits(max_restarts=0)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 
 from controlplane.domain.destinations import ANNOUNCED
 from controlplane.domain.errors import NotFound
@@ -80,11 +80,11 @@ def add_event(
     transaction: Transaction, run_id: str, kind: str, message: str, now: float, *, data: dict[str, Any] | None = None
 ) -> int:
     """Add an event with the run's next number, which is returned, and tell the run's listeners after the commit."""
-    session = transaction.session
-    session.execute(update(Run).where(Run.id == run_id).values(last_event=Run.last_event + 1))
-    seq, attempt = session.execute(select(Run.last_event, Run.attempt).where(Run.id == run_id)).one()
-    session.add(Event(run_id=run_id, seq=seq, time=now, kind=kind, attempt=attempt, message=message, data=data or {}))
-    session.flush()
+    connection = transaction.session.connection()
+    counted = update(Run).where(Run.id == run_id).values(last_event=Run.last_event + 1)
+    seq, attempt = connection.execute(counted.returning(Run.last_event, Run.attempt)).one()
+    told = {"run_id": run_id, "seq": seq, "time": now, "kind": kind, "attempt": attempt}
+    connection.execute(insert(Event), {**told, "message": message, "data": data or {}})
     transaction.touched.add(run_id)
     return int(seq)
 
@@ -94,21 +94,23 @@ def add_attempt(
 ) -> None:
     """The run's next attempt, from the checkpoint at step `resumed_from`, and the outbox row that makes its object."""
     name, token = object_name(run.name, run.id, number), secrets.token_urlsafe(32)
-    attempt = Attempt(
-        run_id=run.id,
-        number=number,
-        object_name=name,
-        priority=run.spec.get("scheduling", {}).get("priority"),
-        token_hash=token_hash(token),
-        phase="queued",
-        pods=[],
-        resumed_from=resumed_from,
-        created_at=now,
-    )
-    row = Outbox(run_id=run.id, attempt=number, op=CREATE, object_name=name, token=token, due_at=due_at, tries=0)
-    transaction.session.add_all([attempt, row])
-    transaction.session.flush()
-    transaction.session.execute(update(Run).where(Run.id == run.id).values(attempt=number))
+    attempt = {
+        "run_id": run.id,
+        "number": number,
+        "object_name": name,
+        "priority": run.spec.get("scheduling", {}).get("priority"),
+        "token_hash": token_hash(token),
+        "phase": "queued",
+        "pods": [],
+        "resumed_from": resumed_from,
+        "created_at": now,
+    }
+    row = {"run_id": run.id, "attempt": number, "op": CREATE, "object_name": name, "token": token, "due_at": due_at}
+    connection = transaction.session.connection()
+    connection.execute(insert(Attempt), attempt)
+    connection.execute(insert(Outbox), row)
+    if run.attempt != number:
+        connection.execute(update(Run).where(Run.id == run.id).values(attempt=number))
     transaction.work = True
 
 

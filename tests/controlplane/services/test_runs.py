@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from controlplane.domain.errors import FolderInUse, InvalidSpec, KeyReused, NameInUse, NotFound
 from controlplane.domain.spec import parse_spec
-from controlplane.services import runs
+from controlplane.services import insertion, runs
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
 from controlplane.store import moves
@@ -117,7 +117,7 @@ def test_a_failure_before_the_commit_creates_nothing(
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(runs, broken, fail)
+    monkeypatch.setattr(insertion, broken, fail)
     with pytest.raises(OSError, match="disk full"):
         ask(context, "key")
     assert set(counts(context.store).values()) == {0}

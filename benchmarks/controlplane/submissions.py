@@ -1,0 +1,177 @@
+"""What `POST /runs` costs beside the least that could be durable, and whether pages stay as quick as history grows.
+
+`python benchmarks/controlplane/submissions.py [RUNS]` starts the API as the server does, on SQLite and without a
+reconciler (what is posted here is not to be trained), and beside it a bare FastAPI route that inserts one row and
+commits it under one lock, with the same server loop and the same WAL and synchronous=FULL. 16 clients on connections of
+their own post to each in turn until there are RUNS (10,000) runs. It prints requests a second of both and their ratio
+(limits: 300/s, 0.6), the p99 of `POST /runs` over the last thousand (100 ms), and the p50 of `GET /runs?limit=50` and
+of `GET /runs/{id}` with RUNS runs over that with the first hundred (1.3).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+
+from controlplane.api.app import create_app
+from controlplane.api.streams import Hub
+from controlplane.clusters.local import LocalCluster
+from controlplane.server import bound, serve
+from controlplane.services.context import Context
+from controlplane.settings import Listen, Settings, Streams
+from controlplane.store.store import Store
+
+CLIENTS, FIRST, TURNS, LOOKS = 16, 100, 4, 200
+LIMITS = {"posts_a_second": 300, "over_bare": 0.6, "post_p99_ms": 100, "pages_grow": 1.3}
+BODY = {"size": "tiny", "train": {"steps": 50}, "labels": {"team": "lm"}}
+
+
+def ours(home: Path) -> FastAPI:
+    """The product's API."""
+    context = Context(Store(home / "ours"), LocalCluster(home / "ours" / "cluster"), home / "ours", "http://127.0.0.1")
+    return create_app(context, Settings(home=home / "ours"))
+
+
+def bare(home: Path) -> FastAPI:
+    """The least that stores a request durably."""
+    database = sqlite3.connect(home / "bare.db", check_same_thread=False)
+    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        database.execute(f"PRAGMA {pragma}")
+    database.execute("CREATE TABLE runs (id INTEGER PRIMARY KEY, spec TEXT)")
+    app, lock = FastAPI(), threading.Lock()
+
+    @app.post("/v1/runs", status_code=201)
+    def create(spec: dict[str, Any]) -> dict[str, int | None]:
+        with lock:
+            made = database.execute("INSERT INTO runs (spec) VALUES (?)", (json.dumps(spec),)).lastrowid
+            database.commit()
+        return {"id": made}
+
+    app.state.hub = Hub(Streams())  # which the server closes
+    return app
+
+
+def start(name: str, home: Path) -> None:
+    """Serve one of the two, and say where on standard output."""
+    with bound(Listen(host="127.0.0.1", port=0)) as listener:
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        serve({"ours": ours, "bare": bare}[name](home), listener)
+
+
+class Caller:
+    """One client on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+
+    def post(self, number: int) -> tuple[float, Any]:
+        """Seconds that a new run took, and the reply."""
+        headers = {"content-type": "application/json", "idempotency-key": f"key-{number}"}
+        return self._timed("POST", "/v1/runs", json.dumps({**BODY, "name": f"run-{number}"}), headers)
+
+    def get(self, path: str) -> tuple[float, Any]:
+        """Seconds that a page took, and what is on it."""
+        return self._timed("GET", path)
+
+    def _timed(self, method: str, path: str, body: str | None = None, headers: Any = None) -> tuple[float, Any]:
+        started = time.perf_counter()
+        self._connection.request(method, path, body, headers or {})
+        reply = self._connection.getresponse()
+        text = reply.read()
+        took = time.perf_counter() - started
+        if reply.status >= 400:
+            raise RuntimeError(f"{method} {path}: {reply.status} {text[:500]!r}")
+        return took, json.loads(text)
+
+
+def posted(url: str, numbers: range) -> tuple[float, list[float]]:
+    """Requests a second of all clients together, and what each request took, in seconds."""
+    left, lock = iter(numbers), threading.Lock()
+
+    def client(_: int) -> list[float]:
+        caller, took = Caller(url), list[float]()
+        while True:
+            with lock:
+                number = next(left, None)
+            if number is None:
+                return took
+            took.append(caller.post(number)[0])
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        took = [each for several in pool.map(client, range(CLIENTS)) for each in several]
+    return len(numbers) / (time.perf_counter() - started), took
+
+
+def pages(url: str) -> dict[str, float]:
+    """Median seconds of the first page of runs and of one run."""
+    caller = Caller(url)
+    newest = caller.get("/v1/runs?limit=50")[1]["items"][-1]["id"]
+    return {
+        name: median(caller.get(path)[0] for _ in range(LOOKS))
+        for name, path in (("list", "/v1/runs?limit=50"), ("show", f"/v1/runs/{newest}"))
+    }
+
+
+def measure(ours_at: str, bare_at: str, runs: int) -> dict[str, float]:
+    """Post to both in turn until there are so many runs; what LIMITS bounds, and what that is made of."""
+    posted(ours_at, range(FIRST))
+    before, at = pages(ours_at), FIRST
+    each = (runs - FIRST) // TURNS
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    last: list[float] = []
+    for _ in range(TURNS):
+        numbers = range(at, at + each)
+        rate, last = posted(ours_at, numbers)
+        rates["ours"].append(rate)
+        rates["bare"].append(posted(bare_at, numbers)[0])
+        at += each
+    after = pages(ours_at)
+    return {
+        "posts_a_second": median(rates["ours"]),
+        "bare_a_second": median(rates["bare"]),
+        "over_bare": median(a / b for a, b in zip(rates["ours"], rates["bare"], strict=True)),
+        "post_p99_ms": 1000 * quantiles(last[-1000:], n=100)[98],
+        **{f"{name}_ms": 1000 * seconds for name, seconds in after.items()},
+        "pages_grow": max(after[name] / before[name] for name in after),
+    }
+
+
+def main(runs: int = 10_000) -> int:
+    """Print the measurements; 1 where a limit is missed."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        urls: list[str] = []
+        for name in ("ours", "bare"):
+            command = [sys.executable, __file__, "--serve", name, folder]
+            server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(server.terminate)
+            assert server.stdout is not None
+            urls.append(server.stdout.readline().strip())
+        found = measure(urls[0], urls[1], runs)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    print(json.dumps({"runs": runs, "clients": CLIENTS, "machine": machine, "limits": LIMITS, **found}, indent=2))
+    low = any(found[name] < LIMITS[name] for name in ("posts_a_second", "over_bare"))
+    return int(low or any(found[name] > LIMITS[name] for name in ("post_p99_ms", "pages_grow")))
+
+
+if __name__ == "__main__":
+    if "--serve" in sys.argv:
+        start(sys.argv[2], Path(sys.argv[3]))
+    else:
+        sys.exit(main(*map(int, sys.argv[1:])))
