@@ -7,13 +7,18 @@ import signal
 import pytest
 
 LONGEST = (
+    "teragpt/test_parity.py",
+    "teragpt/test_pipeline.py",
     "teragpt/test_train.py",
-    "teragpt/test_parallel.py",
-    "teragpt/test_model.py",
     "tools/test_readme.py",
+    "teragpt/test_moves.py",
+    "teragpt/test_fp8.py",
+    "teragpt/test_muon.py",
+    "teragpt/test_launch.py",
+    "teragpt/test_layout.py",
     "controlplane/cli/test_demo.py",
     "controlplane/test_server.py",
-    "teragpt/test_launch.py",
+    "controlplane/test_replicas.py",
     "teragpt/test_checkpoint.py",
     "tools/test_wheel.py",
     "tools/test_lines.py",

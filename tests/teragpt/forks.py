@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 import psutil
+from coverage import Coverage
 
 import teragpt
 
@@ -177,6 +178,8 @@ def become(command: list[str], environ: dict[str, str], log: str) -> int:
     into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(into, number)
+    if environ["RANK"] not in {"0", str(int(environ["WORLD_SIZE"]) - 1)} and (measured := Coverage.current()):
+        measured.stop()  # what the first and the last rank run is all that is run
     for stream in (sys.stdout, sys.stderr):
         cast("TextIOWrapper", stream).reconfigure(line_buffering=True)
     module = command[0] == "-m"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+SHALLOW = {"depth": 1}  # a graph half as long; what lies between two layers is compiled on two ranks
 CELLS = [
     Cell(1, {}, {"micro_batch": 8}),
     Cell(1, {}, {"micro_batch": 3}),
@@ -30,11 +31,11 @@ CELLS = [
     Cell(2, {"cp": 2}, {"recompute": "selective"}),
     Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
     Cell(4, {"tp": 2}, {"recompute": "full"}),
-    Cell(4, {"tp": 2}, {"tied": False}, "aot_eager"),
+    Cell(4, {"tp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
     Cell(4, {"cp": 2}, {"tied": False}),
-    Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False}, "aot_eager"),
+    Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False, **SHALLOW}, "aot_eager"),
     Cell(4, {"tp": 2, "dp_replicate": 2}),
-    Cell(4, {"tp": 2, "cp": 2}, {"tied": False}, "aot_eager"),
+    Cell(4, {"tp": 2, "cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
 ]
 
 
