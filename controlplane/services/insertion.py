@@ -89,7 +89,7 @@ def insert(transaction: Transaction, request: Request, now: float) -> tuple[str,
 
 def _ensure_free(session: Session, request: Request) -> None:
     """Raises NameInUse and FolderInUse where a live run has what this one asks for."""
-    taken = or_(Run.live_name == request.name, Run.live_folder == (request.folder or None))
+    taken = or_(Run.live_name == request.name, Run.live_folder == request.folder)  # a task's "" is nobody's
     for holder, name in session.execute(select(Run.id, Run.live_name).where(taken)):
         if name == request.name:
             raise NameInUse(request.name, holder)
