@@ -18,12 +18,15 @@ def micro_batch(shape: Shape, sequences: int, recompute: str = "none") -> int:
     return int(1 << (bound.bit_length() - 1))
 
 
-def activation_bytes(shape: Shape, recompute: str, bytes_each: int = 2, tp: int = 1, cp: int = 1) -> float:
+def activation_bytes(
+    shape: Shape, recompute: str, bytes_each: int = 2, tp: int = 1, cp: int = 1, *, fused: bool = False
+) -> float:
     """Bytes that a token of a rank's sequences keeps in each layer from forward to backward, on each rank of `tp`.
 
     `bytes_each` is the size of an activation; statistics of attention are fp32 at least. Of `recompute`'s modes `full`
     and `selective` are exact, eager or compiled; `none` is exact where nothing compiles and a bound where blocks are
-    compiled, which keep a norm's input in place of what both its parts need.
+    compiled, which keep a norm's input in place of what both its parts need. `fused`: by kernels.py, which computes
+    the norms of queries and keys again.
     """
     dim, kv, ffn = shape.dim, shape.kv_heads * shape.head_dim, shape.ffn
     statistics = shape.heads * max(4, bytes_each)  # attention's sums, one a head
@@ -32,7 +35,8 @@ def activation_bytes(shape: Shape, recompute: str, bytes_each: int = 2, tp: int 
     if recompute == "selective":  # input; queries, keys and values; attention; its output; gate and up
         return ((dim + (dim + 2 * kv) + dim + dim + 2 * ffn) * bytes_each + statistics) / tp
     norms = 2 * dim / tp + 2 * dim  # of both: what is normalised, and the product's input, gathered
-    attention = (dim + 2 * kv) + 2 * (dim + kv) + dim  # the projection; queries and keys normed, and turned; the output
+    attention = (dim + 2 * kv) + (dim + kv) + dim  # the projection; queries and keys normed and turned; the output
     gathered = (2 * cp - 3) * kv if cp > 1 else 0  # every rank's keys and values in place of this one's
-    scales = 2 + shape.heads + shape.kv_heads  # one a norm and head
-    return (norms + (attention + gathered + 3 * ffn + scales) / tp) * bytes_each + statistics / tp
+    normed = 0 if fused else dim + kv + shape.heads + shape.kv_heads  # queries and keys before they turn; their scales
+    scales = 2  # one a norm
+    return (norms + (attention + normed + gathered + 3 * ffn + scales) / tp) * bytes_each + statistics / tp

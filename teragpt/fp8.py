@@ -24,7 +24,7 @@ from torch.autograd import Function
 
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.mesh import Mesh
-from teragpt.ops import local
+from teragpt.ops import foreach_norm, fused, local
 
 scaled_mm: Any = torch.ops.aten._scaled_mm  # noqa: SLF001 - the one name of it from torch 2.11 on
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -63,8 +63,9 @@ def measure(model: nn.Module, mesh: Mesh) -> None:
     if not layers:
         return
     with torch.no_grad():
-        peaks = [[peak(local(each.weight)) for each in layer.joined] for layer in layers]
-        largest = torch.stack([torch.stack(some).max() for some in peaks])
+        weights = [held(local(each.weight)) for layer in layers for each in layer.joined]
+        peaks = iter(torch.stack(foreach_norm(weights, torch.inf)).float())
+        largest = torch.stack([torch.stack([next(peaks) for _ in layer.joined]).max() for layer in layers])
         for dimension in ("fsdp", "tp"):
             if mesh.size(dimension) > 1:
                 dist.all_reduce(largest, dist.ReduceOp.MAX, group=mesh.process_group(dimension))
@@ -72,19 +73,39 @@ def measure(model: nn.Module, mesh: Mesh) -> None:
             layer.amax.copy_(amax)
 
 
+def held(part: Tensor) -> Tensor:
+    """A weight's part, or a zero for nothing, which a rank may hold of a small weight."""
+    return part if part.numel() else part.new_zeros(1)
+
+
 def peak(x: Tensor) -> Tensor:
-    """The largest absolute value, a scalar in fp32: 0 of nothing, which a rank may hold of a small weight."""
-    return x.abs().amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
+    """The largest absolute value, a scalar in fp32."""
+    return x.abs().amax().float()
+
+
+def scale_for(amax: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest powers of two, in fp32, that keep values up to `amax` in fp8's range."""
+    return ((torch.finfo(dtype).max / amax.float().clamp(min=SMALLEST)).view(torch.int32) & EXPONENT).view(
+        torch.float32
+    )
 
 
 def quantize(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x in fp8, scaled by the largest power of two that keeps `amax` (broadcast) in range; the scale's inverse in fp32.
+    """x in fp8 by the scale for `amax` (broadcast), and the scale's inverse in fp32.
 
     What is larger saturates, which a conversion on a GPU does not.
     """
-    limit = torch.finfo(dtype).max
-    scale = ((limit / amax.float().clamp(min=SMALLEST)).view(torch.int32) & EXPONENT).view(torch.float32)
+    scale, limit = scale_for(amax, dtype), torch.finfo(dtype).max
     return (x * scale.to(x.dtype)).clamp(-limit, limit).to(dtype), scale.reciprocal()
+
+
+def quantize_both(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """`quantize` of x (M, N) and `amax`, a scalar, with the transpose of the result between: on a GPU in one pass."""
+    if not fused(x):
+        narrow, inverse = quantize(x, amax, dtype)
+        return narrow, turned(narrow), inverse
+    scale = scale_for(amax, dtype)
+    return *torch.ops.teragpt.cast_both(x, scale, dtype), scale.reciprocal()
 
 
 def rows_by_rows(a: Tensor, b: Tensor, a_inverse: Tensor, b_inverse: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,23 +125,24 @@ def turned(x: Tensor) -> Tensor:
 
 
 class TensorwiseProduct(Function):
-    """x W^T with a scale for each of x, W and the gradient; x and W are kept for backward in fp8."""
+    """x W^T with a scale for each of x, W and the gradient; the transposes of x and W are kept for backward in fp8."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, amax: Tensor) -> Tensor:
         """x (N, D), weight (O, D) of values up to `amax`: (N, O)."""
-        (x8, x_inverse), (w8, w_inverse) = quantize(x, peak(x), E4M3), quantize(weight, amax, E4M3)
-        ctx.save_for_backward(x8, w8, x_inverse, w_inverse)
+        x8, x8_turned, x_inverse = quantize_both(x, peak(x), E4M3)
+        w8, w8_turned, w_inverse = quantize_both(weight, amax, E4M3)
+        ctx.save_for_backward(x8_turned, w8_turned, x_inverse, w_inverse)
         return rows_by_rows(x8, w8, x_inverse, w_inverse, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of x and weight."""
-        x8, w8, x_inverse, w_inverse = ctx.saved_tensors
+        x8_turned, w8_turned, x_inverse, w_inverse = ctx.saved_tensors
         (grad,) = grads
-        g8, inverse = quantize(grad, peak(grad), E5M2)
-        dx = rows_by_rows(g8, turned(w8), inverse, w_inverse, grad.dtype)
-        return dx, rows_by_rows(turned(g8), turned(x8), inverse, x_inverse, grad.dtype), None
+        g8, g8_turned, inverse = quantize_both(grad, peak(grad), E5M2)
+        dx = rows_by_rows(g8, w8_turned, inverse, w_inverse, grad.dtype)
+        return dx, rows_by_rows(g8_turned, x8_turned, inverse, x_inverse, grad.dtype), None
 
 
 class RowwiseProduct(Function):

@@ -9,7 +9,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -163,7 +163,7 @@ class KeyValues:
 
 
 @contextmanager
-def attending(parts: Sequence[Any], kept: Sequence[KeyValues]) -> Iterator[None]:
+def attending(parts: Sequence[Any], kept: Sequence[KeyValues]) -> Generator[None]:
     """Have a model's parts attend with what was kept; afterwards they attend as they did, so that others may go on."""
     before = [part.attend for part in parts]
     for part, one in zip(parts, kept, strict=True):

@@ -1,15 +1,17 @@
 """The model's fused operations, for any mesh, dtype and device.
 
 Each has two forms of one formula: plain, which a compiler fuses with what stands around it, and an `autograd.Function`
-of few passes over memory, for where nothing compiles. Tests hold their values and gradients equal.
+of few passes over memory, for where nothing compiles. On a GPU some are kernels of our own (kernels.py). Tests hold
+their values and gradients equal.
 
 B batch, T tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary rows, N = B x T.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +21,28 @@ from torch.nn import functional as F
 
 from teragpt.collectives import Group, all_reduce
 
+if TYPE_CHECKING or torch.cuda.is_available():  # Triton takes its time to import
+    from teragpt import kernels
+
 ALONE = Group("", 1, 0)
 ONEDNN = torch.backends.mkldnn.is_available()
 FEW_ROWS = 16  # a product with no more takes as long as reading its weight
 LIBRARY = torch.library.Library("teragpt", "DEF")
 LIBRARY.define("product(Tensor x, Tensor weight) -> Tensor")  # inductor takes oneDNN's own for constant weights alone
+foreach_norm: Any = torch.ops.aten._foreach_norm.Scalar  # noqa: SLF001 - norms of many tensors in few kernels
 PRODUCT: Any = torch.ops.teragpt.product.default
 LOGITS_CHUNK = 1 << 21  # logits held at once: 8 MB in fp32, about what a core's caches hold
+GPU_LOGITS_CHUNK = 1 << 30  # 2 GB in bf16: products that fill a GPU
 
 
 def local(value: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory."""
     return value.to_local() if isinstance(value, DTensor) else value
+
+
+def fused(x: Tensor) -> bool:
+    """Whether x is where kernels.py runs, which computes in fp32."""
+    return x.is_cuda and x.dtype != torch.float64
 
 
 def linear(x: Tensor, *weights: Tensor, by: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
@@ -195,6 +207,9 @@ def norm_rotary(
     qkv: Tensor, q_weight: Tensor, k_weight: Tensor, rope: tuple[Tensor, Tensor], kv_heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (B, T, H, K), keys and values (B, T, G, K) of qkv (B, T, (H + 2G) K), normalised a head and rotated."""
+    if fused(qkv):
+        turned: tuple[Tensor, Tensor, Tensor] = kernels.NormRotary.apply(qkv, q_weight, k_weight, *rope, kv_heads, eps)
+        return turned
     if torch.compiler.is_compiling():
         heads = torch.unflatten(qkv, -1, (-1, q_weight.size(0)))
         q, k, v = torch.split(heads, [heads.size(2) - 2 * kv_heads, kv_heads, kv_heads], dim=2)
@@ -255,22 +270,20 @@ class LinearCrossEntropy(Function):
     ) -> Tensor:
         """x (N, D), weight (V, D) in x's dtype, targets (N): the mean loss, a scalar of at least fp32."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        needs_grad = any(ctx.needs_input_grad)
-        dx = torch.empty_like(x) if needs_grad else None
-        dw = torch.zeros_like(weight, dtype=wide) if needs_grad else None
+        dx = torch.empty_like(x) if any(ctx.needs_input_grad) else None
+        dw: Tensor | None = None
         total = x.new_zeros((), dtype=wide)
         for start in range(0, x.size(0), chunk):
-            part, wanted = x[start : start + chunk], targets[start : start + chunk].unsqueeze(1)
-            logits = product(part, weight).to(wide)
-            scores, wanted, here = log_softmax(logits, wanted, first, vocabulary, group)
-            total -= (scores.gather(1, wanted) * here).sum()
-            if dx is None or dw is None:
+            part, wanted = x[start : start + chunk], targets[start : start + chunk]
+            losses, slope = cross_entropy(product(part, weight), wanted, first, vocabulary, group)
+            total += losses.sum()
+            if dx is None:
                 continue
-            slope = scores.exp_()
-            slope.scatter_add_(1, wanted, -here.expand_as(wanted))
             slope = slope.to(x.dtype)
             dx[start : start + chunk] = product(slope, weight.T)
-            dw.add_(outer_product(slope, part))
+            outer = outer_product(slope, part)
+            dw = outer.to(wide) if dw is None else dw.add_(outer)
+            del losses, slope  # or they would stand beside the next chunk's
         ctx.save_for_backward(dx, dw)
         ctx.weight_dtype = weight.dtype
         return (total if group.size == 1 else all_reduce(total, "sum", group)) / x.size(0)
@@ -280,7 +293,21 @@ class LinearCrossEntropy(Function):
         """The stored gradients, times the loss's own."""
         dx, dw = ctx.saved_tensors
         scale = grads[0] / dx.size(0)
-        return dx * scale.to(dx.dtype), (dw * scale).to(ctx.weight_dtype), None, None, None, None, None
+        dw = torch.mul(dw, scale, out=torch.empty_like(dw, dtype=ctx.weight_dtype))
+        return dx * scale.to(dx.dtype), dw, None, None, None, None, None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, first: int, vocabulary: int, group: Group) -> tuple[Tensor, Tensor]:
+    """Losses (N) of logits (N, V), whose memory it takes, for targets (N), and the gradients of their sum (N, V).
+
+    The first column is token `first`; the group's other ranks hold the columns beside these, and other losses.
+    """
+    if fused(logits) and group.size == 1:
+        return kernels.cross_entropy_(logits, targets, vocabulary), logits
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores, wanted, here = log_softmax(wide, targets.unsqueeze(1), first, vocabulary, group)
+    losses = -(scores.gather(1, wanted) * here)
+    return losses, scores.exp_().scatter_add_(1, wanted, -here.expand_as(wanted))
 
 
 def log_softmax(
@@ -306,9 +333,10 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocabulary:
     Targets are (B, T). Each rank of a `group` holds as many rows, in its order.
     """
     mine = local(weight)
-    mine = mine[:vocabulary] if group.size == 1 else mine
-    chunk = max(16, LOGITS_CHUNK // mine.size(0))
+    mine = mine[:vocabulary] if group.size == 1 and not fused(x) else mine  # a GPU multiplies whole tiles faster
     tokens, first = x.flatten(0, -2), group.rank * mine.size(0)
+    held = GPU_LOGITS_CHUNK if x.is_cuda else LOGITS_CHUNK
+    chunk = max(16, math.ceil(tokens.size(0) / math.ceil(tokens.size(0) * mine.size(0) / held)))
     loss: Tensor = LinearCrossEntropy.apply(
         tokens, mine.to(x.dtype), targets.flatten(), chunk, first, vocabulary, group
     )

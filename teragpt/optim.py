@@ -1,25 +1,30 @@
 """AdamW or Muon, gradient clipping and the learning-rate schedule, over each rank's own shards.
 
 The optimizer sees plain local tensors: AdamW's step is elementwise, so shards need no communication, and DTensor's
-dispatch (slow, and leaking in torch 2.11's fused AdamW, pytorch#188174) stays out of it.
+dispatch (slow, and leaking in torch 2.11's fused AdamW, pytorch#188174) stays out of it. The shards are fp32 masters:
+the model's own parameters where FSDP gathers them in the dtype of its products; on a GPU that is alone the model gets
+copies in that dtype, and each step writes both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 
 from teragpt.config import Config
 from teragpt.mesh import Mesh
 from teragpt.muon import Muon
-from teragpt.ops import local
+from teragpt.ops import foreach_norm, fused, local
 from teragpt.placement import like
+
+if TYPE_CHECKING or torch.cuda.is_available():
+    from teragpt import kernels
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -40,10 +45,20 @@ class Optimizer:
     AdamW is Loshchilov & Hutter's (2019); what is no matrix does not decay.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh, config: Config) -> None:
+    def __init__(self, model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype = torch.float32) -> None:
+        """Take the initial weights as masters. The model's products are in `dtype`."""
         self.mesh, self.config = mesh, config
         self.parameters = dict(model.named_parameters())
         self.shards = {name: nn.Parameter(local(value.detach())) for name, value in self.parameters.items()}
+        self.copied = mesh.devices.size() == 1 and all(
+            fused(one) and one.dtype != dtype for one in self.shards.values()
+        )
+        if self.copied:
+            self.rates = torch.zeros(3, device=mesh.devices.device_type)
+            wide = torch.float32 if config.sequences > config.micro_batch else dtype  # what micro-batches add up in
+            for parameter in self.parameters.values():
+                parameter.data = parameter.data.to(dtype)
+                parameter.grad_dtype = wide
         self.repeated: frozenset[str] = getattr(model, "repeated", frozenset())  # another pipeline stage counts them
         self.shared = set() if mesh.size("tp") == 1 else {n for n, p in self.parameters.items() if not cut_by_tp(p)}
         matrices = {name: value for name, value in self.parameters.items() if value.ndim >= 2}
@@ -57,10 +72,20 @@ class Optimizer:
         self.layers = torch.zeros(0)
         self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.epsilon, fused=True)
 
-    def reduce(self, loss: Tensor, asked: float) -> tuple[Tensor, Tensor]:
+    def schedule(self, step: int) -> None:
+        """Set what a step's number decides, counted from 0: the learning rate, and how the moments are corrected."""
+        self.rate = learning_rate(step, self.config)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.rate
+        corrections = 1 - self.config.beta1 ** (step + 1), (1 - self.config.beta2 ** (step + 1)) ** 0.5
+        if self.copied:
+            rates = torch.tensor([self.rate, *corrections])
+            self.rates.copy_(rates.pin_memory(), non_blocking=True)
+
+    def reduce(self, loss: Tensor, asked: Tensor) -> Tensor:
         """Sum over all ranks, in one collective: the loss's shares, the squared gradient norm, what each asks of all.
 
-        Returns [loss, gradient norm] and the sum of what the ranks asked.
+        Returns [loss, gradient norm, the sum of what the ranks asked], in fp64.
         """
         cut: list[Tensor] = []
         shared: list[Tensor] = []
@@ -70,11 +95,11 @@ class Optimizer:
         if shared:
             self.add_up(shared)
         square = (squares(cut) + squares(shared) / self.mesh.size("tp")) / self.mesh.size("dp_replicate")
-        summary = torch.stack([loss.double(), square, torch.full_like(square, asked), *self.by_layer()])
+        summary = torch.stack([loss.double(), square, asked, *self.by_layer()])
         if dist.get_world_size() > 1:
             dist.all_reduce(summary)
         self.layers = summary[3:].sqrt()
-        return torch.stack([summary[0], summary[1].sqrt()]), summary[2]
+        return torch.stack([summary[0], summary[1].sqrt(), summary[2]])
 
     def by_layer(self) -> list[Tensor]:
         """This rank's share of each layer's squared gradient norm, and last that of all else; on request alone."""
@@ -101,19 +126,29 @@ class Optimizer:
         for grad, summed in zip(grads, joint.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(summed.view_as(grad))
 
-    def step(self, step: int, norm: Tensor) -> None:
+    def step(self, norm: Tensor) -> None:
         """Clip the gradients, whose global norm is `norm`, update the parameters, and drop the gradients."""
         scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
         for name, grad in self.gradients():
-            self.shards[name].grad = grad.mul_(scale.to(grad.dtype))
             self.parameters[name].grad = None
-        rate = learning_rate(step, self.config)
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
-        self.adamw.step()
-        self.muon.step(rate)
-        for shard in self.shards.values():
+            if self.copied and name in self.plain:
+                self.fused_step(name, grad, scale)
+            else:
+                self.shards[name].grad = grad.to(self.shards[name].dtype).mul_(scale.to(grad.dtype))
+        if not self.copied:
+            self.adamw.step()
+        self.muon.step(self.rate)
+        for name, shard in self.shards.items():
+            if self.copied and shard.grad is not None:
+                self.parameters[name].data.copy_(shard)
             shard.grad = None
+
+    def fused_step(self, name: str, grad: Tensor, scale: Tensor) -> None:
+        """AdamW's step of one parameter and its copy by our kernel, which clips on the way."""
+        shard, config = self.shards[name], self.config
+        moments, decay = self.moments(shard), config.weight_decay if self.parameters[name].ndim >= 2 else 0.0
+        state = shard.data, self.parameters[name].data, moments["exp_avg"], moments["exp_avg_sq"]
+        kernels.adamw_(*state, grad, scale, self.rates, decay, (config.beta1, config.beta2), config.epsilon)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter's name and its local gradient."""
@@ -121,21 +156,30 @@ class Optimizer:
             if value.grad is not None:
                 yield name, local(value.grad)
 
+    def moments(self, shard: Tensor) -> dict[str, Tensor]:
+        """AdamW's moments of a shard, and the steps that they hold: 0 at first."""
+        moments: dict[str, Tensor] = self.adamw.state[shard]
+        if not moments:
+            moments |= {"step": torch.zeros((), device=shard.device, dtype=torch.float32)}
+            moments |= {moment: torch.zeros_like(shard) for moment in MOMENTS}
+        return moments
+
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments as `NAME.exp_avg` and `NAME.exp_avg_sq`, Muon's as `NAME.momentum`, placed as NAME is."""
-        state = {f"{name}.momentum": like(self.parameters[name], one) for name, one in self.muon.momentum.items()}
+        """Masters by NAME, AdamW's moments as `NAME.exp_avg` and `NAME.exp_avg_sq`, Muon's as `NAME.momentum`."""
+        state = {name: like(self.parameters[name], shard.detach()) for name, shard in self.shards.items()}
+        state |= {f"{name}.momentum": like(self.parameters[name], one) for name, one in self.muon.momentum.items()}
         for name, shard in self.plain.items():
-            moments = self.adamw.state[shard]
-            if not moments:
-                moments |= {"step": torch.zeros((), device=shard.device, dtype=torch.float32)}
-                moments |= {moment: torch.zeros_like(shard) for moment in MOMENTS}
+            moments = self.moments(shard)
             state |= {f"{name}.{moment}": like(self.parameters[name], moments[moment]) for moment in MOMENTS}
         return state
 
-    def set_steps(self, steps: int) -> None:
-        """Tell AdamW's bias correction how many steps the moments hold."""
+    def resume(self, steps: int) -> None:
+        """Go on with masters and moments that were loaded, the latter after so many steps."""
         for shard in self.plain.values():
-            self.adamw.state[shard]["step"].fill_(float(steps))
+            self.moments(shard)["step"].fill_(float(steps))
+        if self.copied:
+            for name, shard in self.shards.items():
+                self.parameters[name].data.copy_(shard)
 
 
 def cut_by_tp(parameter: Tensor) -> bool:
@@ -145,4 +189,8 @@ def cut_by_tp(parameter: Tensor) -> bool:
 
 def squares(grads: list[Tensor]) -> Tensor:
     """The sum of all squares, a scalar in fp64."""
-    return get_total_norm(grads, foreach=True).double().square()
+    if not grads:
+        return torch.zeros((), dtype=torch.float64)
+    wide = torch.promote_types(grads[0].dtype, torch.float32)
+    norms = foreach_norm(grads, 2, wide)
+    return torch.stack(norms).double().square().sum()

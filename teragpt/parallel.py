@@ -113,6 +113,11 @@ def parallelize(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype
     model.pipeline = cast("Any", pipeline)
 
 
+def compiles(config: Config, device: str) -> bool:
+    """Whether a model is compiled on a kind of device."""
+    return config.compile == "on" or (config.compile == "auto" and device != "cpu")
+
+
 def shard(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype, *, gathered: bool) -> None:
     """Compile a model, or a stage of one, where that pays, and shard it.
 
@@ -123,9 +128,9 @@ def shard(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype, *, g
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
     fp8(blocks, config, mesh.devices.device_type)
     recompute(blocks, config)
-    on_cpu = mesh.devices.device_type == "cpu"
-    parts = [] if gathered and on_cpu else blocks
-    if config.compile == "on" or (config.compile == "auto" and not on_cpu):
+    kind = mesh.devices.device_type
+    parts = [] if gathered and kind == "cpu" else blocks
+    if compiles(config, kind):
         for part in parts:
             part.compile(dynamic=False)
         if not parts:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from teragpt.agreement import agree
+from teragpt.batches import Batch, Batches, to_device
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_json
 from teragpt.checkup import check_up
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
@@ -33,17 +34,9 @@ from teragpt.mesh import build_mesh, memory_of
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
 from teragpt.packing import confine
-from teragpt.parallel import (
-    build_model,
-    compute_dtype,
-    connect,
-    evaluate,
-    forward_backward,
-    load_attribute,
-    materialize,
-    parallelize,
-)
+from teragpt.parallel import build_model, compute_dtype, connect, evaluate, load_attribute, materialize, parallelize
 from teragpt.signals import FENCED, LEAVE_S, STOP, Requests
+from teragpt.step import Step
 from teragpt.tokenizer import Tokenizer
 from teragpt.watch import Watch
 
@@ -118,7 +111,9 @@ class Trainer:
         confine(self.model, config, getattr(self.dataset, "end", None))
         self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
         materialize(self.model, config, self.device)
-        self.optimizer = Optimizer(self.model, self.mesh, config)
+        self.batches = Batches(self.batch, self.device)
+        self.optimizer = Optimizer(self.model, self.mesh, config, dtype)
+        self.advance = Step(self.model, self.mesh, config, self.optimizer, self.device)
         self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)
         for line in check_up(config, self.world, self.device):
             self.metrics.say(line)
@@ -168,32 +163,30 @@ class Trainer:
         return code
 
     def step(self) -> tuple[tuple[float, float], float]:
-        """One optimizer step: the global batch's loss and gradient norm, and what any rank asks of all."""
-        config, progress = self.config, self.progress
-        ids, targets = self.to_device(
-            self.dataset.batch(
-                progress.step + progress.skipped,
-                config.sequences,
-                config.context,
-                config.seed,
-                self.mesh.data_rank,
-                self.mesh.data_ranks,
-            )
-        )
-        share = forward_backward(self.model, ids, targets, self.mesh, config)
+        """One optimizer step: the global batch's loss and gradient norm, and what any rank asks of all.
+
+        While the device computes, the host prepares the next batch.
+        """
+        progress, number = self.progress, self.progress.step + self.progress.skipped
         asked = FENCED if self.checkpoints.superseded() else self.requests.asked
-        summary, stops = self.optimizer.reduce(share, asked)
-        self.optimizer.step(progress.step, summary[1])
-        loss, norm = summary.tolist()
-        return (loss, norm), stops.item()
+        read = self.advance(progress.step, *self.batches.take(number), asked)
+        if progress.step + 1 < self.config.steps:
+            self.batches.prepare(number + 1)
+        loss, norm, asked = read()
+        return (loss, norm), asked
+
+    def batch(self, number: int) -> Batch:
+        """This rank's part of a batch of the run."""
+        config, ranks, rank = self.config, self.mesh.data_ranks, self.mesh.data_rank
+        batch: Batch = self.dataset.batch(number, config.sequences, config.context, config.seed, rank, ranks)
+        return batch
 
     def evaluate(self) -> None:
         """Report the loss over the held-out sequences, and over those of each source of a mixture."""
         config, mesh, losses = self.config, self.mesh, {}
         for name, held_out in {"": self.dataset, **getattr(self.dataset, "sources", {})}.items():
-            ids, targets = self.to_device(
-                held_out.validation(config.eval_sequences, config.context, mesh.data_rank, mesh.data_ranks)
-            )
+            batch = held_out.validation(config.eval_sequences, config.context, mesh.data_rank, mesh.data_ranks)
+            ids, targets = (to_device(tensor, self.device) for tensor in batch)
             share = evaluate(self.model, ids, targets, mesh, config)
             if self.world.world_size > 1:
                 dist.all_reduce(share)
@@ -220,7 +213,7 @@ class Trainer:
         """Go on from a checkpoint, whatever mesh it was written on."""
         self.checkpoints.load(checkpoint, self.state())
         self.progress.__dict__.update(checkpoint.meta["progress"])
-        self.optimizer.set_steps(self.progress.step)
+        self.optimizer.resume(self.progress.step)
         self.metrics.say(f"resumed from step {self.progress.step} | {checkpoint.folder}")
 
     def rewind(self, loss: float) -> None:
@@ -233,10 +226,6 @@ class Trainer:
         self.restore(checkpoint)
         self.progress.rewinds, self.progress.skipped = rewinds, skipped + bad + 1 - self.progress.step
         self.metrics.restart_clock()
-
-    def to_device(self, batch: Iterable[Tensor]) -> list[Tensor]:
-        """Tensors of a batch on this rank's device."""
-        return [tensor.to(self.device, non_blocking=True) for tensor in batch]
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

@@ -120,14 +120,29 @@ def measured(run: RunName, json: Json = False, url: Url = None, context: Context
 
 @commands.command()
 def bench(
+    size: Annotated[str | None, typer.Argument(help="Named size, whose steps are measured over random tokens.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any trainer setting.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 20,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="File for a trace of some steps, for Perfetto.")
+    ] = None,
     calibrate: Annotated[
-        Path, typer.Option("--calibrate", metavar="FILE", help="File to write, for `teragpt plan --calibration`.")
-    ],
+        Path | None,
+        typer.Option("--calibrate", metavar="FILE", help="File to write, for `teragpt plan --calibration`."),
+    ] = None,
 ) -> None:
-    """Measure this machine's GPU for the planner; a minute or two."""
+    """Measure how fast this machine trains a size and where a step goes; or its GPU, for the planner."""
     with trainer("bench"):
         from teragpt.bench import calibrate as measure
+        from teragpt.profiling import main as profile
 
+        if calibrate is None:
+            traced = ["--trace", str(trace)] if trace else []
+            words = [word for one in settings or [] for word in ("--set", one)]
+            code = profile(["--timed-steps", str(steps), *traced, "--size", named(size), *words])
+            raise typer.Exit(code)
         found = measure(calibrate)
     print(f"{calibrate}: {found.measured}")
     print(f"next: teragpt plan SIZE --gpu {found.device} --gpus 8 --calibration {shlex.quote(str(calibrate))}")

@@ -19,7 +19,7 @@ from teragpt.sizes import padded
 # sheet), half for what these formulas may be wrong by. A policy: neither half has been measured on a card yet.
 LEFT_FREE = 0.10
 STAYS_GATHERED = 4 << 30  # bytes of fp32 gradients up to which a model stays whole (pipeline.py)
-LOSS_CHUNKS = 3 * (8 << 20)  # logits, scores and slopes of one chunk, in fp32 (ops.py)
+LOGITS = 1 << 30  # of one chunk of the loss, whose gradients take their place (ops.GPU_LOGITS_CHUNK)
 BF16, FP32 = 2, 4
 START, END, LOSS = "the first block's backward", "the last block's backward", "the loss"
 HELD_BLOCKS = 2  # gathered at once: the one that computes and the next one
@@ -99,8 +99,10 @@ class Ledger:
         kept = int(kept_bytes(config, cut) * layers * alive(cut, pp_rank))
         gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         copies = joined_copies(config, cut, layers)
-        always = {"parameters": state.parameters, "optimizer": state.optimizer, "gathered parameters": gathered}
-        summed = {"gradients": state.gradients}
+        alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
+        working = state.parameters * BF16 // FP32 if alone else gathered
+        always = {"parameters": state.parameters, "optimizer": state.optimizer, "weights in bf16": working}
+        summed = {"gradients": state.gradients * (BF16 if alone and cut.count == 1 else FP32) // FP32}
         before = summed if cut.count > 1 else {}  # of the micro-batches before
         whole = {"activations": kept, "copies of weights": copies}
         last = {"activations": kept // layers, "copies of weights": copies // layers}
@@ -131,7 +133,8 @@ def layers_of(depth: int, stages: Layout, pp_rank: int) -> int:
 def kept_bytes(config: Config, cut: Cut) -> float:
     """Bytes that a micro-batch keeps in a layer until its backward."""
     stages = cut.stages
-    return activation_bytes(config.shape, cut.recompute, BF16, stages.tp, stages.cp) * cut.tokens(config.context)
+    each = activation_bytes(config.shape, cut.recompute, BF16, stages.tp, stages.cp, fused=True)
+    return each * cut.tokens(config.context)
 
 
 def alive(cut: Cut, pp_rank: int) -> float:
@@ -146,12 +149,15 @@ def alive(cut: Cut, pp_rank: int) -> float:
 
 
 def working_bytes(config: Config, cut: Cut) -> float:
-    """Of one block's backward: what is computed again, and the gradients of its widest product."""
+    """Of one block's backward: what is computed again, the gradients of its widest product, and of its weights."""
     stages, tokens = cut.stages, cut.tokens(config.context)
-    every = activation_bytes(config.shape, "none", BF16, stages.tp, stages.cp)
-    again = every - activation_bytes(config.shape, cut.recompute, BF16, stages.tp, stages.cp)
+    every, kept = (
+        activation_bytes(config.shape, mode, BF16, stages.tp, stages.cp, fused=True) for mode in ("none", cut.recompute)
+    )
+    again = every - kept
     slopes = (3 * config.ffn + 3 * config.dim) * BF16 / stages.tp
-    return tokens * (again + slopes)
+    summed = 2 * BF16 * config.dim * config.ffn // stages.tp if cut.count > 1 else 0  # of gate and up, to be added
+    return tokens * (again + slopes) + summed
 
 
 def block_parameters(config: Config, tp: int) -> int:
@@ -185,19 +191,16 @@ def buffers(config: Config, cut: Cut, layers: int, ends: int) -> tuple[int, int]
 
 
 def joined_copies(config: Config, cut: Cut, layers: int) -> int:
-    """Of q, k, v and of gate, up side by side, which stay until backward where nothing is computed again.
-
-    One rank alone has no FSDP to hand it weights in bf16: its other matrices are cast too (docs/notebook.md).
-    """
-    block = block_parameters(config, cut.stages.tp)
+    """Of q, k, v and of gate, up side by side, which stay until backward where nothing is computed again."""
     others = (config.dim * config.dim + config.dim * config.ffn) // cut.stages.tp
-    copied = block if cut.stages.ranks == 1 else block - others
+    copied = block_parameters(config, cut.stages.tp) - others
     return BF16 * copied * (layers if cut.recompute == "none" else 1)
 
 
 def loss_bytes(config: Config, cut: Cut) -> int:
-    """Of the chunked loss: logits of a chunk, the gradient of the tokens, and the head's in fp32, twice at the end."""
+    """Of the chunked loss: logits of a chunk, the gradient of the tokens, and the head's, in bf16 too at the end."""
     tp = cut.stages.tp
     head = padded(config.num_tokens) * config.dim // tp
     tokens = cut.tokens(config.context)
-    return LOSS_CHUNKS + tokens * 4 * config.dim * BF16 + (2 * FP32 + BF16) * head
+    logits = min(LOGITS, tokens * padded(config.num_tokens) // tp)
+    return BF16 * logits + tokens * 4 * config.dim * BF16 + (FP32 + 2 * BF16) * head

@@ -12,18 +12,12 @@ from typing import Any
 import pytest
 
 from controlplane.client import ApiError
-from tests.cluster.conftest import Cluster, Namespace, with_claim
+from tests.cluster.conftest import Cluster, Namespace
 from tests.cluster.plane import Plane, until
 
 QUICK = {"steps": 12, "eval_every": 12, "log_every": 2}
 OF_THE_RUN = {"MASTER_ADDR", "PET_MASTER_ADDR", "TERAGPT_RUN_ID", "TERAGPT_RUN_URL", "TERAGPT_SPEC"}  # with its id
 CONTRACT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
-
-
-@pytest.fixture
-def namespace(cluster: Cluster) -> Iterator[Namespace]:
-    with with_claim(cluster) as made:
-        yield made
 
 
 @pytest.fixture

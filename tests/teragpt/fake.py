@@ -54,7 +54,7 @@ def on_meta(config: Config, ranks: int, rank: int) -> State:
     with world(ranks, rank):
         model, mesh = laid_out(config)
         room = nbytes(model.parameters())
-        return State(room, room, nbytes(Optimizer(model, mesh, config).state().values()))
+        return State(room, room, nbytes(moments(Optimizer(model, mesh, config))))
 
 
 def trained(config: Config, ranks: int, rank: int) -> State:
@@ -67,8 +67,14 @@ def trained(config: Config, ranks: int, rank: int) -> State:
         ids = torch.zeros(sequences, config.context, dtype=torch.long)
         forward_backward(model, ids, ids, mesh, config)
         held = nbytes(model.parameters()), nbytes(p.grad for p in model.parameters() if p.grad is not None)
-        optimizer.step(0, torch.ones((), dtype=torch.float64))
-        return State(*held, nbytes(optimizer.state().values()))
+        optimizer.schedule(0)
+        optimizer.step(torch.ones((), dtype=torch.float64))
+        return State(*held, nbytes(moments(optimizer)))
+
+
+def moments(optimizer: Optimizer) -> Iterator[Tensor]:
+    """What the optimizer holds beside the masters."""
+    return (value for name, value in optimizer.state().items() if name not in optimizer.shards)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

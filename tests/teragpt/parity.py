@@ -103,11 +103,12 @@ def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
             step, config.sequences, config.context, config.seed, mesh.data_rank, mesh.data_ranks
         )
         share = forward_backward(model, ids.to(device), targets.to(device), mesh, config)
-        summary, _ = optimizer.reduce(share, 0.0)
+        summary = optimizer.reduce(share, torch.zeros((), device=device))
         found |= {f"{step + 1} loss": summary[0], f"{step + 1} norm": summary[1]}
         if step + 1 in LOOKED_AT:
             found |= whole(step + 1, optimizer, mesh)
-        optimizer.step(step, summary[1])
+        optimizer.schedule(step)
+        optimizer.step(summary[1])
     return found
 
 

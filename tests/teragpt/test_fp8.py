@@ -200,13 +200,13 @@ from teragpt.environment import read_world
 from teragpt.parallel import connect
 from tests.teragpt.parity import numbers
 
-def fixed(x, amax, dtype):  # scales that no value asks for, and that none of these exceeds
-    return dynamic(x, torch.full_like(amax, 16.0 if dtype == fp8.E4M3 else 1.0), dtype)
+def fixed(amax, dtype):  # scales that no value asks for, and that none of these exceeds
+    return dynamic(torch.full_like(amax, 16.0 if dtype == fp8.E4M3 else 1.0), dtype)
 
-dynamic = fp8.quantize
+dynamic = fp8.scale_for
 device = connect(read_world(os.environ, 0))
 for index, (scales, settings) in enumerate(json.loads(sys.argv[2])):
-    fp8.quantize = {"fixed": fixed, "dynamic": dynamic}[scales]
+    fp8.scale_for = {"fixed": fixed, "dynamic": dynamic}[scales]
     found = numbers(resolve({**settings, "precision": "fp8", "compile": "off"}), device)
     if dist.get_rank() == 0:
         torch.save(found, f"{sys.argv[1]}/{dist.get_world_size()}-{index}.pt")

@@ -47,11 +47,11 @@ def test_a_step_is_torchs_adamw_with_clipping_and_decay_on_matrices_only() -> No
         x = torch.randn(5, 4)
         for model in (ours, plain):
             model(x).square().sum().backward()
-        summary, asked = optimizer.reduce(torch.tensor(2.0), 1.0)
+        optimizer.schedule(step)
+        summary = optimizer.reduce(torch.tensor(2.0), torch.tensor(1.0))
         expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
-        assert summary.tolist() == pytest.approx([2.0, float(expected)])
-        assert asked.item() == 1.0
-        optimizer.step(step, summary[1])
+        assert summary.tolist() == pytest.approx([2.0, float(expected), 1.0])
+        optimizer.step(summary[1])
         for group in reference.param_groups:
             group["lr"] = learning_rate(step, config)
         reference.step()
@@ -61,12 +61,14 @@ def test_a_step_is_torchs_adamw_with_clipping_and_decay_on_matrices_only() -> No
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_the_state_names_every_moment_and_shares_its_memory() -> None:
+def test_the_state_names_every_master_and_moment_and_shares_its_memory() -> None:
     model = nn.Linear(4, 3)
     optimizer = Optimizer(model, build_mesh(resolve({}), CPU), resolve({}))
     state = optimizer.state()
-    assert set(state) == {f"{name}.{moment}" for name in ("weight", "bias") for moment in ("exp_avg", "exp_avg_sq")}
+    moments = {f"{name}.{moment}" for name in ("weight", "bias") for moment in ("exp_avg", "exp_avg_sq")}
+    assert set(state) == {"weight", "bias", *moments}
+    assert state["weight"].data_ptr() == model.weight.data_ptr()
     state["weight.exp_avg"].fill_(3.0)
     assert float(optimizer.state()["weight.exp_avg"].sum()) == 36.0
-    optimizer.set_steps(7)
+    optimizer.resume(7)
     assert {float(optimizer.adamw.state[shard]["step"]) for shard in optimizer.shards.values()} == {7.0}

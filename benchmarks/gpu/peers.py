@@ -1,0 +1,228 @@
+"""Whole training steps on one GPU, ours beside those of others, whose code is an argument and none of ours.
+
+`python -m benchmarks.gpu.peers ROW... --nanogpt FOLDER --titan FOLDER [--rounds 3] [--out FILE]`: FOLDERs are nanoGPT's
+checkout and one on whose path `torchtitan` (0.2.2) and `torchao` lie. Of each row every arm is swept over micro-batches
+in processes of their own; then the best of each alternate, and the medians' ratios are printed beside their limits.
+Peers run as their trainers set them up on one card: nanoGPT compiled whole under autocast, torchtitan's Llama compiled
+block by block without recompute. Tokens are random, and lie on the device.
+"""
+
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from teragpt.config import resolve
+from teragpt.sizes import SIZES, Shape
+
+WARM, TIMED = 6, 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """A size, its vocabulary and settings; peers with the least ratio to each; the micro-batches of the sweep."""
+
+    size: str
+    vocabulary: int
+    settings: dict[str, object]
+    limits: dict[str, float]
+    batches: tuple[int, ...]
+
+
+ROWS = {
+    "124m": Row("124m", 50_304, {}, {"nanogpt": 1.06}, (32, 64)),
+    "124m-6-heads": Row("124m", 50_304, {"heads": 6, "kv_heads": 6}, {"nanogpt": 1.1}, (32, 64)),
+    "124m-fp8": Row("124m", 50_304, {"precision": "fp8"}, {"nanogpt": 1.1}, (32, 64)),
+    "1.3b": Row("1.3b", 32_000, {}, {"titan": 1.13, "nanogpt": 1.04}, (8, 12, 16)),
+    "1.3b-fp8": Row("1.3b", 32_000, {"precision": "fp8"}, {"titan-fp8": 1.2}, (8, 12, 16)),
+}
+
+
+def main() -> None:
+    """Run the rows, or one arm of one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"any of {', '.join(ROWS)}")
+    parser.add_argument("--nanogpt", type=Path, default=Path("nanoGPT"))
+    parser.add_argument("--titan", type=Path, default=Path("torchtitan"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="*", help="micro-batches in place of the row's own")
+    parser.add_argument("--out", type=Path, default=Path("peers.jsonl"))
+    parser.add_argument("--arm", help="measure this arm alone, in this process")
+    asked = parser.parse_args()
+    unknown = sorted(set(asked.rows) - set(ROWS))
+    if unknown:
+        parser.error(f"ROW: got {', '.join(unknown)}; allowed: {', '.join(ROWS)}")
+    for name in asked.rows or ROWS:
+        if asked.arm:
+            print(json.dumps(measure(asked.arm, ROWS[name], asked.batches[0], asked)))
+        else:
+            told = compare(name, asked)
+            with asked.out.open("a") as record:
+                record.write(json.dumps(told) + "\n")
+            print(json.dumps(told), flush=True)
+
+
+def compare(name: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """A row's medians and ratios."""
+    row = ROWS[name]
+    arms = ["ours", *row.limits]
+    sweep = {(arm, batch): alone(name, arm, batch, asked) for arm in arms for batch in asked.batches or row.batches}
+    best = {arm: max((key for key in sweep if key[0] == arm), key=lambda key: sweep[key])[1] for arm in arms}
+    rates = {arm: [sweep[arm, best[arm]]] for arm in arms}
+    for _ in range(asked.rounds - 1):
+        for arm in arms:
+            rates[arm].append(alone(name, arm, best[arm], asked))
+    medians = {arm: statistics.median(found) for arm, found in rates.items()}
+    return {
+        "row": name, "device": torch.cuda.get_device_name(), "torch": torch.__version__, "micro_batch": best,
+        "tokens_per_s": {arm: [round(rate) for rate in found] for arm, found in rates.items()},
+        "mfu": {arm: round(utilisation(row, medians[arm]), 3) for arm in ("ours",)},
+        "ratio": {arm: round(medians["ours"] / medians[arm], 3) for arm in row.limits}, "limit": row.limits,
+    }  # fmt: skip
+
+
+def utilisation(row: Row, rate: float) -> float:
+    """Model FLOPs utilisation of an H100's 989.4 bf16 TFLOP/s."""
+    config = resolve({"size": row.size, "num_tokens": row.vocabulary, **row.settings})
+    return rate * config.shape.flops_per_token(row.vocabulary, config.context) / 989.4e12
+
+
+def alone(row: str, arm: str, batch: int, asked: argparse.Namespace) -> float:
+    """Tokens a second of an arm in a process of its own; 0 where it runs out of memory."""
+    words = [row, "--arm", arm, "--batches", str(batch), "--nanogpt", asked.nanogpt, "--titan", asked.titan]
+    command = [sys.executable, "-m", "benchmarks.gpu.peers", *map(str, words)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode and "OutOfMemoryError" not in done.stderr:
+        raise RuntimeError(done.stderr[-3000:])
+    found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"tokens_per_s": 0.0}
+    print(arm, batch, found, file=sys.stderr, flush=True)
+    return float(found["tokens_per_s"])
+
+
+def measure(arm: str, row: Row, batch: int, asked: argparse.Namespace) -> dict[str, float]:
+    """The median of an arm's steps, and its peak of memory."""
+    shape = SIZES[row.size]
+    if arm == "ours":
+        step = ours(row, batch)
+    elif arm == "nanogpt":
+        step = nanogpt(asked.nanogpt, shape, row.vocabulary)
+    else:
+        step = titan(asked.titan, shape, row.vocabulary, fp8=arm == "titan-fp8")
+    ids = torch.randint(0, row.vocabulary, (batch, shape.context + 1), device="cuda")
+    inputs = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    seconds = []
+    for _ in range(WARM + TIMED):
+        start = time.perf_counter()
+        step(*inputs)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    rate = batch * shape.context / statistics.median(seconds[WARM:])
+    return {"tokens_per_s": rate, "gb": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def ours(row: Row, batch: int) -> Callable[[Tensor, Tensor], object]:
+    """A step of ours, its loss and gradient norm read on the host at each as the trainer does."""
+    from teragpt.environment import World
+    from teragpt.profiling import Steps
+
+    tokens = batch * SIZES[row.size].context
+    settings = {"size": row.size, "num_tokens": row.vocabulary, "micro_batch": batch, "global_batch_tokens": tokens}
+    return Steps({**settings, **row.settings}, World()).take
+
+
+def nanogpt(checkout: Path, shape: Shape, vocabulary: int) -> Callable[[Tensor, Tensor], object]:
+    """A step of nanoGPT's train.py: its model, its optimizer, autocast, compiled whole."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = code
+    spec.loader.exec_module(code)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    settings = code.GPTConfig(
+        block_size=shape.context, vocab_size=vocabulary, n_layer=shape.depth, n_head=shape.heads, n_embd=shape.dim,
+        dropout=0.0, bias=False,
+    )  # fmt: skip
+    with torch.device("cuda"):
+        model = code.GPT(settings)
+    optimizer: Any = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cuda")
+    compiled: Any = torch.compile(model)
+
+    def step(ids: Tensor, targets: Tensor) -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = compiled(ids, targets)[1]
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def titan(folder: Path, shape: Shape, vocabulary: int, *, fp8: bool) -> Callable[[Tensor, Tensor], object]:
+    """A step of torchtitan's trainer (0.2.2) on one card: without FSDP, as it is faster so, and its loss and clip."""
+    sys.path.insert(0, str(folder))
+    from torchtitan.components.loss import build_cross_entropy_loss
+    from torchtitan.components.optimizer import build_optimizers
+    from torchtitan.config import TORCH_DTYPE_MAP, JobConfig
+    from torchtitan.distributed import ParallelDims
+    from torchtitan.distributed.utils import clip_grad_norm_, maybe_enable_amp
+    from torchtitan.models.llama3 import Transformer, TransformerModelArgs, parallelize_llama
+    from torchtitan.tools.utils import set_default_dtype
+
+    job = JobConfig()
+    job.training.seq_len = shape.context
+    job.activation_checkpoint.mode = "none"
+    job.compile.enable = True
+    dims = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=1)
+    sizes = TransformerModelArgs(
+        dim=shape.dim, n_layers=shape.depth, n_heads=shape.heads, n_kv_heads=shape.kv_heads, vocab_size=vocabulary,
+        multiple_of=shape.ffn, ffn_dim_multiplier=0.5 * shape.ffn / int(8 * shape.dim / 3), rope_theta=500_000,
+    )  # fmt: skip
+    sizes.update_from_config(job)
+    with torch.device("meta"), set_default_dtype(TORCH_DTYPE_MAP[job.training.dtype]):
+        model = Transformer(sizes)
+    if model.layers["0"].feed_forward.w1.weight.size(0) != shape.ffn:
+        raise ValueError("torchtitan made another width of the feed-forward layer")
+    if fp8:
+        from torchtitan.components.quantization.float8 import Float8LinearConverter
+
+        job.quantize.linear.float8.recipe_name = "tensorwise"
+        job.quantize.linear.float8.filter_fqns = ["output"]
+        Float8LinearConverter(job, dims).convert(model)
+    model = parallelize_llama(model, dims, job)
+    model.to_empty(device="cuda")
+    with torch.no_grad():
+        model.init_weights(buffer_device=None)
+    loss_of, optimizer = (
+        build_cross_entropy_loss(job, parallel_dims=dims),
+        build_optimizers([model], job.optimizer, dims),
+    )
+    amp = maybe_enable_amp(dims, job.training.mixed_precision_param, "cuda")
+
+    def step(ids: Tensor, targets: Tensor) -> None:
+        with amp:
+            loss = loss_of(model(ids), targets) / targets.numel()
+        torch.autograd.backward(loss)
+        clip_grad_norm_(list(model.parameters()), job.training.max_norm, foreach=True, pp_mesh=None, ep_enabled=False)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
