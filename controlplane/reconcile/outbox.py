@@ -65,6 +65,9 @@ class Worker:
             free = or_(Outbox.leased_until.is_(None), Outbox.leased_until < now)
             longest = max(self._pace.longest_backoff_s, self._pace.longest_submit_backoff_s)
             due = or_(Outbox.due_at <= now, Outbox.due_at > now + longest)  # that far ahead: the clock was set back
+            if session.scalar(select(Outbox.run_id).where(due, free).limit(1)) is None:
+                self._admission.contended = False
+                return False
             wanted = select(Outbox).where(due, free, *self._admission.hold(session, due, now))
             rows = session.scalars(wanted.order_by(Outbox.due_at).limit(BATCH)).all()
         if not rows:
