@@ -56,14 +56,19 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def mfu_per_rate(config: Config, world_size: int) -> float | None:
+    """Model FLOPs utilisation of a token a second over all ranks; None where the device's peak is not known."""
+    peak = peak_flops()
+    flops = config.shape.flops_per_token(config.num_tokens, config.context)
+    return flops / (peak * world_size) if peak else None
+
+
 class Metrics:
     """The report of one attempt; ranks other than 0 have one that keeps silent."""
 
     def __init__(self, config: Config, attempt: int, rank: int, world_size: int, parameters: int) -> None:
         self.config, self.attempt, self.world_size, self.leader = config, attempt, world_size, rank == 0
-        peak = peak_flops()
-        flops = config.shape.flops_per_token(config.num_tokens, config.context)
-        self.mfu_per_rate = flops / (peak * world_size) if peak else None
+        self.mfu_per_rate = mfu_per_rate(config, world_size)
         self.seq, self.since, self.steps_since, self.started = 0, time.perf_counter(), 0, time.perf_counter()
         self.log: Log | None = None
         self.poster: Poster | None = None

@@ -25,9 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from teragpt.batches import Batch, Batches
 from teragpt.config import ConfigError, parse, resolve
+from teragpt.data import share
 from teragpt.environment import World, read_world
 from teragpt.mesh import build_mesh
-from teragpt.metrics import memory_bytes, peak_flops
+from teragpt.metrics import memory_bytes, mfu_per_rate
 from teragpt.optim import Optimizer
 from teragpt.parallel import build_model, compute_dtype, connect, load_attribute, materialize, parallelize
 from teragpt.step import Step
@@ -91,7 +92,7 @@ class Steps:
         if self.dataset is not None:
             found: Batch = self.dataset.batch(number, config.sequences, config.context, config.seed, rank, ranks)
             return found
-        count = config.sequences // ranks + (rank < config.sequences % ranks)
+        count = len(share(config.sequences, rank, ranks))
         ids = torch.randint(config.num_tokens, (count, config.context + 1))
         return ids[:, :-1], ids[:, 1:]
 
@@ -115,10 +116,8 @@ class Steps:
             self.step()
         seconds = statistics.median(timed(self.step) for _ in range(steps))
         rate = self.config.global_batch_tokens / seconds
-        peak = peak_flops()
-        flops = self.config.shape.flops_per_token(self.config.num_tokens, self.config.context)
-        mfu = rate * flops / (peak * self.world.world_size) if peak else None
-        return Speed(rate, seconds, mfu, memory_bytes())
+        each = mfu_per_rate(self.config, self.world.world_size)
+        return Speed(rate, seconds, each and each * rate, memory_bytes())
 
     def kernels(self, trace: Path | None = None) -> list[Kernel]:
         """Where a step goes, the longest first; a `trace` of it for Perfetto is written too."""

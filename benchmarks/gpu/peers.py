@@ -89,7 +89,7 @@ def compare(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "row": name, "device": torch.cuda.get_device_name(), "torch": torch.__version__, "micro_batch": best,
         "tokens_per_s": {arm: [round(rate) for rate in found] for arm, found in rates.items()},
-        "mfu": {arm: round(utilisation(row, medians[arm]), 3) for arm in ("ours",)},
+        "mfu": round(utilisation(row, medians["ours"]), 3),
         "ratio": {arm: round(medians["ours"] / medians[arm], 3) for arm in row.limits}, "limit": row.limits,
     }  # fmt: skip
 
