@@ -14,7 +14,7 @@ from typing import Any
 from teragpt.checkpoint import Checkpoint
 from teragpt.config import Config
 from teragpt.evaluate import kept
-from teragpt.mixture import parse_mixture
+from teragpt.portions import parse_mixture
 from teragpt.storage import Folder
 
 POINTS = 10  # of the curve

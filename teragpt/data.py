@@ -23,7 +23,8 @@ from teragpt.config import ConfigError, Problem
 from teragpt.corpus import embedded_dataset
 from teragpt.dataset_files import TOKENIZER_FOLDER, TRAIN, VALIDATION, Manifest, Split, fail, read_manifest
 from teragpt.fetch import on_this_node
-from teragpt.mixture import Portion, Schedule, parse_mixture, whole
+from teragpt.mixture import Schedule
+from teragpt.portions import Portion, parse_mixture, whole
 from teragpt.shards import numpy_type, verify
 from teragpt.tokenizer import Tokenizer
 

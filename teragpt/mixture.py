@@ -8,54 +8,13 @@ source holds. No torch here.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-from teragpt.dataset_files import fail
-
-PORTION = re.compile(r"(.+?):(\d*\.?\d+)(?::(\d+))?")
-SYNTAX = "a folder or URL, or PLACE:WEIGHT,PLACE:WEIGHT with :EPOCHS after a weight where a source is capped"
-LONGEST_PERIOD = 100_000
 Places = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Portion:
-    """A source of a mixture: its place, its `weight` above 0, and how often it is read at most (0: any number)."""
-
-    place: str
-    weight: Fraction
-    epochs: int = 0
-
-
-def parse_mixture(data: str) -> tuple[Portion, ...]:
-    """The portions of the setting `data`; none where it is one place. Raises ConfigError."""
-    found = [PORTION.fullmatch(part) for part in data.split(",")]
-    if not any(found) or (len(found) == 1 and found[0] and not found[0][3]):  # a URL may end with a port
-        return ()
-    portions = [Portion(one[1], Fraction(one[2]), int(one[3] or 0)) for one in found if one]
-    if len(portions) < len(found) or any(one and one[3] == "0" for one in found):
-        raise fail("data", data, SYNTAX)
-    if not all(one.weight for one in portions):
-        raise fail("data", data, "weights above 0 (a source of weight 0 is left out)")
-    if len({one.place for one in portions}) < len(portions):
-        raise fail("data", data, "each place once")
-    if sum(whole(portions)) > LONGEST_PERIOD:
-        raise fail("data", data, f"weights that are whole parts of at most {LONGEST_PERIOD:,}")
-    return tuple(portions)
-
-
-def whole(portions: Sequence[Portion]) -> list[int]:
-    """The weights as the smallest whole numbers of the same proportions."""
-    unit = math.lcm(*(one.weight.denominator for one in portions))
-    parts = [int(one.weight * unit) for one in portions]
-    return [part // math.gcd(*parts) for part in parts]
 
 
 @dataclass(frozen=True)

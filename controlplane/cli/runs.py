@@ -36,7 +36,7 @@ def run(
     gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of each node.")] = None,
     processes: Annotated[int | None, typer.Option("--processes", help="Ranks of each node.")] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", help="CPU cores of each node.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Dataset (`teragpt prepare`).")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="A dataset, or PLACE:WEIGHT[:EPOCHS],...")] = None,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="Where checkpoints go.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any trainer setting.")
@@ -59,7 +59,7 @@ def run(
     spec |= some(given)
     for section, values in {
         "compute": some(compute),
-        "data": some({"uri": place(data)}),
+        "data": reads(data),
         "checkpoint": some({"uri": place(checkpoint)}),
         "train": train(settings),
         "scheduling": some({"priority": priority}),
@@ -349,7 +349,7 @@ def of_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The spec of a run with these settings of the trainer."""
     train = dict(settings)
     size, data, out = (train.pop(name, None) for name in ("size", "data", "out"))
-    places = {"data": some({"uri": place(data or None)}), "checkpoint": some({"uri": place(out or None)})}
+    places = {"data": reads(data or None), "checkpoint": some({"uri": place(out or None)})}
     return {**some({"size": size}), **{name: at for name, at in places.items() if at}, "train": train}
 
 
@@ -363,6 +363,17 @@ def train(settings: list[str] | None) -> dict[str, object]:
 def place(where: str | None) -> str | None:
     """A folder as seen from anywhere on this machine; a URI as it is."""
     return where if where is None or "://" in where else str(Path(where).expanduser().absolute())
+
+
+def reads(data: str | None) -> dict[str, Any]:
+    """The section `data` of a dataset or mixture. Raises ConfigError."""
+    from teragpt.portions import parse_mixture
+
+    portions = parse_mixture(data or "")
+    sources = [
+        some({"uri": place(one.place), "weight": float(one.weight), "epochs": one.epochs or None}) for one in portions
+    ]
+    return {"sources": sources} if sources else some({"uri": place(data)})
 
 
 def some(values: dict[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from teragpt.config import Config, ConfigError
 from teragpt.config import resolve as resolve_config
 from teragpt.layout import misfits, state
 from teragpt.plan import Plan
+from teragpt.portions import parse_mixture, written
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 RANK_GRACE_S = 120
+OUT, START = "/checkpoint/uri", "/train/start_from"
 SECTIONS: dict[str, type[Placement | Scheduling]] = {"placement": Placement, "scheduling": Scheduling}
 READS = {"num_tokens", "loader"}  # given, the vocabulary is the user's own business
 BATCHES = {"global_batch_tokens", "eval_sequences"}
@@ -116,7 +118,7 @@ def lay_out(
     problems = list(unhonoured(spec)) if shared_folders else []
     places = _places(spec, out, start_from, problems, shared_folders=shared_folders)
     chosen = _kind(spec, kinds, kind, problems)
-    config = _config(spec, {name: place.path for name, place in places.items()}, vocabulary, problems)
+    config = _config(spec, _folders(spec, places, problems), vocabulary, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
     layout, plan = on_gpus(spec, config, machine, layout_on_machine if shared_folders else layout_on_cluster)
@@ -134,7 +136,7 @@ def lay_out(
         state_bytes={**dataclasses.asdict(bytes_of_state), "total": bytes_of_state.total},
         env={variable.name: variable.value for variable in spec.env if variable.value is not None},
         labels=dict(spec.labels),
-        folder=places["out"].uri,
+        folder=places[OUT].uri,
         claims=tuple(sorted({place.claim for place in places.values() if place.claim})),
         kind=chosen,
         runtime=spec.kubernetes.runtime if chosen == "TrainJob" else None,
@@ -144,7 +146,7 @@ def lay_out(
         pod_overrides=spec.pod_overrides,
         ttl_after_finish_s=spec.limits.ttl_after_finish_s,
         planned=told(plan),
-        left_open=() if shared_folders or not spec.data.uri or spec.train.keys() & READS else ("num_tokens",),
+        left_open=() if shared_folders or not spec.data.uris or spec.train.keys() & READS else ("num_tokens",),
     )
 
 
@@ -185,31 +187,51 @@ def _kind(spec: RunSpec, kinds: Sequence[Kind], wanted: Kind | Literal["auto"], 
 def _places(
     spec: RunSpec, out: str, start_from: str, problems: list[Problem], *, shared_folders: bool
 ) -> dict[str, Place]:
-    """By setting of the trainer, the folders that the run reads and writes; what is wrong is added to `problems`."""
+    """By pointer, the folders that the run reads and writes; what is wrong is added to `problems`."""
     start = start_from or spec.train.get("start_from", "")
     begun = start if isinstance(start, str) else ""  # anything else, the trainer's settings refuse
-    addresses = {
-        "out": ("/checkpoint/uri", spec.checkpoint.uri or out),
-        "data": ("/data/uri", spec.data.uri or ""),
-        "start_from": ("/train/start_from", begun if shared_folders else uri_of(begun)),
-    }
+    addresses = {OUT: spec.checkpoint.uri or out, **spec.data.uris, START: begun if shared_folders else uri_of(begun)}
     places: dict[str, Place] = {}
-    for name, (pointer, uri) in addresses.items():
+    for pointer, uri in addresses.items():
         if not uri:
             continue
         try:
-            places[name] = place_of(uri, shared_folders=shared_folders)
+            places[pointer] = place_of(uri, shared_folders=shared_folders)
         except BadStorage as error:
             problems.append(Problem(pointer, "not_a_folder", str(error)))
-    if not addresses["out"][1]:
+    if not addresses[OUT]:
         detail = f"it is required, since this installation has no storage of its own; allowed: {REMOTE}"
-        problems.append(Problem("/checkpoint/uri", "missing", detail))
+        problems.append(Problem(OUT, "missing", detail))
     return places
 
 
-def _config(spec: RunSpec, places: Mapping[str, str], vocabulary: int | None, problems: list[Problem]) -> Config | None:
+def _folders(spec: RunSpec, places: Mapping[str, Place], problems: list[Problem]) -> dict[str, str]:
+    """The settings of the trainer that name folders; what is wrong with a mixture is added to `problems`."""
+    paths = {pointer: place.path for pointer, place in places.items()}
+    names = {"out": OUT, "start_from": START, **({"data": "/data/uri"} if spec.data.uri else {})}
+    folders = {name: paths[pointer] for name, pointer in names.items() if pointer in paths}
+    data = [paths[pointer] for pointer in spec.data.uris if pointer in paths]
+    if not spec.data.sources or len(data) < len(spec.data.sources):
+        return folders
+    mixture = ",".join(written(at, one.weight, one.epochs) for at, one in zip(data, spec.data.sources, strict=True))
+    if len(data) == 1 and spec.data.sources[0].epochs is None:
+        return {**folders, "data": data[0]}
+    try:
+        read = [one.place for one in parse_mixture(mixture)]
+    except ConfigError as error:
+        problems += [Problem("/data/sources", "invalid_mixture", one.detail) for one in error.problems]
+        return folders
+    if read != data:
+        detail = f"got {short(mixture)}; allowed: addresses without commas"
+        problems.append(Problem("/data/sources", "invalid_mixture", detail))
+    return {**folders, "data": mixture}
+
+
+def _config(
+    spec: RunSpec, folders: Mapping[str, str], vocabulary: int | None, problems: list[Problem]
+) -> Config | None:
     """The trainer's configuration; what is wrong with it is added to `problems`."""
-    settings: dict[str, Any] = {"size": spec.size, **spec.train, **places}
+    settings: dict[str, Any] = {"size": spec.size, **spec.train, **folders}
     if spec.checkpoint.every_steps is not None:
         settings["checkpoint_every"] = spec.checkpoint.every_steps
     try:

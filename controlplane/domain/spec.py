@@ -113,6 +113,26 @@ class Compute(Placement):
     )
 
 
+class Portion(Section):
+    """One source of a mixture."""
+
+    uri: Text = Field(description="Its dataset, as data.uri.", examples=["pvc://datasets/web"])
+    weight: float = Field(
+        gt=0,
+        le=10**6,
+        allow_inf_nan=False,
+        description="Its part of the sequences, beside the other sources' weights; they need not sum to one.",
+        examples=[0.7],
+    )
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="How often it is read at most; any number of times unless given.",
+        examples=[None, 2],
+    )
+
+
 class Data(Section):
     """What it trains on."""
 
@@ -122,6 +142,26 @@ class Data(Section):
         "URL; the embedded corpus unless given.",
         examples=[None, "pvc://datasets/books"],
     )
+    sources: Annotated[list[Portion], Field(max_length=256)] = Field(
+        default_factory=list[Portion],
+        description="In place of uri, several datasets of one tokenizer, of which each gives its part of every step.",
+        examples=[
+            [{"uri": "pvc://datasets/web", "weight": 0.7}, {"uri": "pvc://datasets/code", "weight": 0.3, "epochs": 2}]
+        ],
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.uri is not None and self.sources:
+            raise BadField("sources", "got sources beside a uri; allowed: one of the two")
+        return self
+
+    @property
+    def uris(self) -> dict[str, str]:
+        """The address of each dataset by the pointer to it."""
+        if self.uri is not None:
+            return {"/data/uri": self.uri}
+        return {f"/data/sources/{at}/uri": one.uri for at, one in enumerate(self.sources)}
 
 
 class Checkpoint(Section):

@@ -15,7 +15,6 @@ from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
 from teragpt.dataset_files import Manifest, checksum, fail, measure, read_manifest
 from teragpt.sizes import SIZES
 
-POINTER = "/data/uri"
 LARGEST_READ = 1 << 30  # bytes of a dataset whose content is compared while a client waits; the trainer compares all
 
 
@@ -29,22 +28,32 @@ def vocabulary_of(spec: RunSpec) -> int | None:
         raise InvalidSpec(problems)
     if "loader" in spec.train:
         return None
-    if spec.data.uri is None:
+    if not spec.data.uris:
         _check_vocabulary(spec, EMBEDDED_VOCABULARY)
         return None
-    folder = Path(spec.data.uri)
-    if not folder.is_absolute():
+    if not all(Path(uri).is_absolute() for uri in spec.data.uris.values()):
         return None  # `resolve` refuses it, with everything else that is wrong
+    manifests = {pointer: _manifest(pointer, Path(uri)) for pointer, uri in spec.data.uris.items()}
+    first = next(iter(manifests.values()))
+    for pointer, manifest in manifests.items():
+        if manifest.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            allowed = f"a dataset of the same tokenizer as {next(iter(spec.data.uris.values()))}"
+            raise _refused(pointer, spec.data.uris[pointer], allowed)
+    _check_context(spec, min(split.tokens for one in manifests.values() for split in one.splits.values()))
+    _check_vocabulary(spec, first.vocabulary)
+    return first.vocabulary
+
+
+def _manifest(pointer: str, folder: Path) -> Manifest:
+    """What the dataset in `folder` consists of, all of it there. Raises InvalidSpec."""
     try:
         manifest = read_manifest(folder)
         _check_files(folder, manifest)
     except ConfigError as error:
-        raise InvalidSpec(Problem(POINTER, "invalid_dataset", one.detail) for one in error.problems) from None
+        raise InvalidSpec(Problem(pointer, "invalid_dataset", one.detail) for one in error.problems) from None
     except (OSError, OverflowError) as error:
-        raise _refused(POINTER, str(folder), f"a dataset folder made by `teragpt prepare` ({error})") from None
-    _check_context(spec, min(split.tokens for split in manifest.splits.values()))
-    _check_vocabulary(spec, manifest.vocabulary)
-    return manifest.vocabulary
+        raise _refused(pointer, str(folder), f"a dataset folder made by `teragpt prepare` ({error})") from None
+    return manifest
 
 
 def _check_context(spec: RunSpec, held: int) -> None:

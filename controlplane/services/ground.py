@@ -76,7 +76,8 @@ def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") 
 def _bad_claims(context: Context, spec: RunSpec, run: ResolvedRun) -> Iterator[Problem]:
     """Claims that are not there, or that only one node can write."""
     for claim in run.claims:
-        pointer = "/data/uri" if (spec.data.uri or "").startswith(f"pvc://{claim}/") else "/checkpoint/uri"
+        reading = (at for at, uri in spec.data.uris.items() if uri.startswith(f"pvc://{claim}/"))
+        pointer = next(reading, "/checkpoint/uri")
         try:
             modes = context.cluster.access_modes(claim)
         except ClusterError:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from teragpt.config import ConfigError
 from teragpt.data import MixedDataset, open_dataset
-from teragpt.mixture import Portion, Schedule, parse_mixture, whole
+from teragpt.mixture import Schedule
+from teragpt.portions import Portion, parse_mixture, whole
 from teragpt.prepare.assembly import write
 from teragpt.prepare.documents import Document, Recipe
 from teragpt.tokenizer import Tokenizer, train_bpe

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.cli import output
-from controlplane.cli.runs import pairs, place, train
+from controlplane.cli.runs import pairs, place, reads, train
 
 from .conftest import Teragpt
 
@@ -203,3 +203,11 @@ def test_folders_are_named_as_seen_from_anywhere(tmp_path: Path, monkeypatch: py
     assert place("data/mine") == str(tmp_path / "data/mine")
     assert place("s3://bucket/mine") == "s3://bucket/mine"
     assert place(None) is None
+
+
+def test_a_mixture_becomes_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    web = {"uri": str(tmp_path / "web"), "weight": 0.7}
+    assert reads("web:0.7,s3://b/code:.3:2") == {"sources": [web, {"uri": "s3://b/code", "weight": 0.3, "epochs": 2}]}
+    assert reads("web") == {"uri": web["uri"]}
+    assert reads(None) == {}

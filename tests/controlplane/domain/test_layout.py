@@ -138,3 +138,36 @@ def test_where_there_is_no_storage_the_spec_must_name_one() -> None:
     assert [(one.pointer, one.code) for one in caught.value.problems] == [("/checkpoint/uri", "missing")]
     with pytest.raises(InvalidSpec, match="start_from"):
         on_cluster(train={"start_from": 5})
+
+
+def source(uri: str, weight: float, **more: Any) -> dict[str, Any]:
+    return {"uri": uri, "weight": weight, **more}
+
+
+def test_a_mixture_is_one_setting_of_the_trainer_and_claims_for_the_pods() -> None:
+    run = on_cluster(data={"sources": [source("pvc://web/a", 0.7), source("s3://bucket/code", 1e-5, epochs=2)]})
+    assert run.config["data"] == "/mnt/teragpt/web/a:0.7,s3://bucket/code:0.00001:2"
+    assert run.claims == ("runs", "web")
+    assert run.left_open == ("num_tokens",)
+    assert on_cluster(data={"sources": [source("s3://bucket/code", 3)]}).config["data"] == "s3://bucket/code"
+    assert on_cluster(data={"sources": [source("s3://b/c:2", 3, epochs=1)]}).config["data"] == "s3://b/c:2:3.0:1"
+
+
+@pytest.mark.parametrize(
+    ("data", "pointer", "detail"),
+    [
+        ({"uri": "s3://b/a", "sources": [source("s3://b/c", 1)]}, "/data/sources", "one of the two"),
+        ({"sources": [source("s3://b/a", 0), source("s3://b/c", 0)]}, "/data/sources/0/weight", "greater than 0"),
+        ({"sources": [source("s3://b/a", 1), {"uri": "s3://b/c"}]}, "/data/sources/1/weight", "required"),
+        ({"sources": [source("s3://b/a", 1, epochs=0)]}, "/data/sources/0/epochs", "greater than or equal to 1"),
+        ({"sources": [source("s3://b/a", 1), source("/data", 1)]}, "/data/sources/1/uri", "pvc://CLAIM/PATH"),
+        ({"sources": [source("s3://b/a", 1), source("s3://b/a", 1)]}, "/data/sources", "each place once"),
+        ({"sources": [source("s3://b/a", 1), source("s3://b/c", 1e-6)]}, "/data/sources", "whole parts"),
+        ({"sources": [source("s3://b/a,b", 3), source("s3://b/c", 1)]}, "/data/sources", "PLACE:WEIGHT"),
+        ({"sources": [source("s3://b/a:1,s3://b", 3), source("s3://b/c", 1)]}, "/data/sources", "without commas"),
+    ],
+)
+def test_a_mixture_that_is_none_names_the_field(data: dict[str, Any], pointer: str, detail: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        on_cluster(data=data)
+    assert detail in {one.pointer: one.detail for one in caught.value.problems}[pointer]

@@ -143,3 +143,15 @@ def test_fewer_tokens_than_the_data_has_are_refused(made: Path) -> None:
     assert "vocabulary of 2,048" in refused(train={"num_tokens": 2047}).detail
     assert vocabulary(data={"uri": str(made)}, train={"num_tokens": 300}) == 300
     assert vocabulary(train={"num_tokens": 2, "loader": "json:load"}) is None
+
+
+def test_every_source_of_a_mixture_is_looked_at(made: Path, folder: Path, tmp_path: Path) -> None:
+    def mixture(other: Path) -> dict[str, Any]:
+        return {"sources": [{"uri": str(made), "weight": 1}, {"uri": str(other), "weight": 2}]}
+
+    assert vocabulary(data=mixture(folder)) == 300
+    assert refused(data=mixture(tmp_path)).pointer == "/data/sources/1/uri"
+    manifest = json.loads((folder / "dataset.json").read_text("utf-8"))
+    (folder / "dataset.json").write_text(json.dumps({**manifest, "tokenizer_fingerprint": "another"}), "utf-8")
+    problem = refused(data=mixture(folder))
+    assert (problem.pointer, "same tokenizer" in problem.detail) == ("/data/sources/1/uri", True)
