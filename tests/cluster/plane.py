@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from controlplane.client import TERMINAL, Client
 
@@ -20,34 +20,45 @@ START_S, STOP_S = 180.0, 30.0
 LEASH = ("setpriv", "--pdeathsig=KILL")  # before a command: it dies with the process that started it, however that dies
 
 
+class Process(Protocol):
+    """A server's, as Popen has it."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float) -> object: ...
+    def kill(self) -> None: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
 class Plane:
     """The server with its data in `home`, which survives `kill` and `start`. `host` is an address that pods reach."""
 
-    module = "controlplane.server"
-
     def __init__(self, home: Path, host: str, settings: Mapping[str, str]) -> None:
         self.home, self.log = home, home.with_suffix(".log")
-        self._command = [*LEASH, sys.executable, "-m", self.module, "--home", str(home), "--host", host]
+        self._arguments = ["--home", str(home), "--host", host]
         self._environment = {**os.environ, **{f"TERAGPT_{name.upper()}": value for name, value in settings.items()}}
         self._port = "0"
         self.start()
 
     def start(self) -> None:
         """Start it, under the address that it had before."""
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [*self._command, "--port", self._port], stdout=log, stderr=log, env=self._environment
-            )
+        self.process = self._spawned([*self._arguments, "--port", self._port])
         facts = until(self._facts, START_S, self.log.read_text)
         self.url = str(facts["url"])
         self._port = self.url.rpartition(":")[2]
         self.client = Client(self.url, token=(self.home / "token").read_text().strip())
 
+    def _spawned(self, arguments: list[str]) -> Process:
+        command = [*LEASH, sys.executable, "-m", "controlplane.server", *arguments]
+        with self.log.open("a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
+
     def kill(self) -> None:
         """End it without a word."""
         self.client.close()
         self.process.kill()
-        self.process.wait()
+        self.process.wait(STOP_S)
 
     def stop(self) -> None:
         """End it as an operator would."""

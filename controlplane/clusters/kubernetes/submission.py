@@ -25,7 +25,8 @@ from controlplane.render import Identity, companions_of, identity_of
 
 STRICT = {"fieldValidation": "Strict"}
 DRY = {**STRICT, "dryRun": "All"}
-CREATE_S = (3.0, 35.0)  # admission webhooks may take 30 s
+CONNECT_S, ANSWER_S = 3.0, 5.0
+HELD_S = 20  # that the server may keep a creation: by itself it does for 34 s when etcd is away; webhooks take 10
 MADE = "object.json"
 CONFLICT, NOT_FOUND = 409, 404
 
@@ -129,8 +130,9 @@ class Submission:
     def _post(self, manifest: Manifest, query: Mapping[str, str]) -> Manifest | None:
         """The object as it was made; None where the name is taken. Raises Unavailable and Rejected."""
         path = _resource(manifest).path(self._connection.namespace)
+        asked, patience_s = {**query, "timeout": f"{HELD_S}s"}, (CONNECT_S, HELD_S + ANSWER_S)
         try:
-            return self._connection.call("POST", path, manifest, query=query, timeout=CREATE_S)
+            return self._connection.call("POST", path, manifest, query=asked, timeout=patience_s)
         except Refused as error:
             if error.status == CONFLICT:
                 return None

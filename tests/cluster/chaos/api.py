@@ -31,8 +31,11 @@ CLAIM = "runs"
 CRD = "base/crds/kubeflow.org_pytorchjobs.yaml"
 JOBS = f"/apis/kubeflow.org/v1/namespaces/{NAMESPACE}/pytorchjobs"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+ACCOUNTS = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts"
+ASKED = ("/readyz", *(f"{kind}/none" for kind in (JOBS, PODS, ACCOUNTS)))
 KEPT = "/registry/kubeflow.org/pytorchjobs"  # where etcd has them
 READY_S = 180.0
+HELD = "5s"  # at most, while etcd is away
 LEAP = 1_000_000  # revisions that a restored etcd skips: more than were made since the snapshot
 
 
@@ -72,7 +75,7 @@ class Server:
         """Its answer; None for what is not there or is not as it was. Raises Down."""
         patch = {"content-type": "application/merge-patch+json"} if method == "PATCH" else {}
         try:
-            answer = self._http.request(method, path, json=body, params=query, headers=patch)
+            answer = self._http.request(method, path, json=body, params={"timeout": HELD, **query}, headers=patch)
         except httpx.TransportError as error:
             raise Down(str(error)) from error
         if answer.status_code in {404, 409}:
@@ -94,7 +97,7 @@ class Server:
             process.wait()
 
     def revive(self) -> None:
-        """Have both running and the API server ready."""
+        """Have both running, and the API server ready to answer for all that runs are made of."""
         for name, argv in self._programs().items():
             if name not in self._processes:
                 log = (self._folder / f"{name}.log").open("ab")
@@ -169,9 +172,10 @@ class Server:
         return httpx.post(f"http://127.0.0.1:{self._etcd}/v3/{what}", json=body, timeout=60, trust_env=False)
 
     def _ready(self) -> bool:
+        """It has a connection to etcd for each kind, and tries each the less often the longer etcd was away."""
         assert all(process.poll() is None for process in self._processes.values()), self._folder
         try:
-            return self._http.get("/readyz", timeout=5).is_success
+            return all(self._http.get(path, timeout=5).status_code in {200, 404} for path in ASKED)
         except httpx.TransportError:
             return False
 
@@ -184,7 +188,7 @@ class Server:
         subprocess.run(apply, check=True, capture_output=True)
         self.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         inside = f"/api/v1/namespaces/{NAMESPACE}"
-        self.call("POST", f"{inside}/serviceaccounts", {"metadata": {"name": "default"}})
+        self.call("POST", ACCOUNTS, {"metadata": {"name": "default"}})
         storage = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         self.call("POST", f"{inside}/persistentvolumeclaims", {"metadata": {"name": CLAIM}, "spec": storage})
         room = {"cpu": "1000", "memory": "4000Gi", "pods": "1000"}

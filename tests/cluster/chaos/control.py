@@ -7,14 +7,20 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from controlplane.faults import VARIABLE
+from controlplane.store.packed import unpack
+from tests.cluster.chaos.quick import Forks, Server
 from tests.cluster.layout import CHECKOUT
-from tests.cluster.plane import Plane
+from tests.cluster.plane import LEASH, Plane
 
+POINTS = """
+    SELECT seq, step, NULL FROM metric_points WHERE run_id = :run AND attempt = :attempt
+    UNION ALL SELECT NULL, NULL, data FROM metric_blocks WHERE run_id = :run AND attempt = :attempt
+"""
 CALL = re.compile(r'\bfault\("([a-z ]+)"\)')
 
 
@@ -32,14 +38,13 @@ class Control(Plane):
     After a death at a point the next start is armed with what `then` says.
     """
 
-    module = "tests.cluster.chaos.quick"
-
     def __init__(self, home: Path, settings: dict[str, str]) -> None:
         self.armed = ""
         self.hits: Counter[str] = Counter()
         self.kills = 0
         self.then: Callable[[], str] = str
         self._clock = home.with_suffix(".clock")
+        self._forks = Forks(LEASH)
         super().__init__(home, "127.0.0.1", {**settings, "require_token": "true", "chaos_clock": str(self._clock)})
 
     def start(self) -> None:
@@ -51,6 +56,11 @@ class Control(Plane):
             if not self._note():
                 raise
             self.start()
+
+    def close(self) -> None:
+        """Nothing of it runs any more."""
+        self.client.close()
+        self._forks.close()
 
     def strike(self, armed: str | None = None) -> None:
         """kill -9, here and now; what it is started with next, where that is to be something else."""
@@ -84,13 +94,24 @@ class Control(Plane):
         self.start()
         return True
 
-    def read(self, query: str, *values: Any) -> list[Any]:
+    def read(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """What its database says, read beside it."""
         connection = sqlite3.connect(f"file:{self.home / 'state.db'}?mode=ro", uri=True, timeout=30)
         try:
             return connection.execute(query, values).fetchall()
         finally:
             connection.close()
+
+    def points(self, run: str, attempt: int) -> list[tuple[int, int]]:
+        """An attempt's stored points as (seq, step), in rows and, once its clock says that the run is over, packed."""
+        found: list[tuple[int, int]] = []
+        for seq, step, block in self.read(POINTS, {"run": run, "attempt": attempt}):
+            packed = unpack(block, {"seq", "step"}) if block else [{"seq": seq, "step": step}]
+            found += [(point["seq"], point["step"]) for point in packed]
+        return sorted(found)
+
+    def _spawned(self, arguments: list[str]) -> Server:
+        return Server(self._forks, arguments, self._environment, self.log)
 
     def _note(self) -> bool:
         """Count a death; whether it was one at the armed point."""

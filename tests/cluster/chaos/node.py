@@ -24,7 +24,7 @@ from urllib.parse import parse_qs
 import httpx
 
 from controlplane.render.models import ATTEMPT, RUN_ID
-from tests.cluster.chaos.api import JOBS, NAMESPACE, NODE, PODS, Down, Server
+from tests.cluster.chaos.api import ACCOUNTS, JOBS, NODE, PODS, Down, Server
 
 TICK_S = 0.1
 STEP_S = 0.05
@@ -291,8 +291,7 @@ class Node:
         bound = {"apiVersion": "v1", "kind": "Pod", "name": life.name, "uid": life.uid}
         spec = {"audiences": [AUDIENCE], "expirationSeconds": 3600, "boundObjectRef": bound}
         asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-        path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default/token"
-        made = self._server.call("POST", path, asked)
+        made = self._server.call("POST", f"{ACCOUNTS}/default/token", asked)
         return str(made["status"]["token"]) if made else ""
 
 

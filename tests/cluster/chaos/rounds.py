@@ -112,9 +112,7 @@ class Suite:
         self._tried = 0
 
     def close(self) -> None:
-        self.control.process.kill()
-        self.control.process.wait()
-        self.control.client.close()
+        self.control.close()
         self.proxy.close()
         self.node.close()
         self.server.close()
@@ -368,7 +366,7 @@ def judge(suite: Suite, asked: list[Asked], began: int, lost: list[dict[str, Any
     `lost`: objects that etcd, `restored`, knows no more; it may have brought back an attempt beside a later one.
     """
     for run in asked:
-        made = suite.control.read("SELECT id FROM runs WHERE name = ?", run.name)
+        made = suite.control.read("SELECT id FROM runs WHERE name = ?", [run.name])
         check(made == [(run.id,)], f"{run} was lost or doubled: {made}")
     objects: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
     for one in [*lost, *suite.server.history(began)]:
@@ -435,8 +433,7 @@ def _points(suite: Suite, run: Asked, lives: list[Life]) -> None:
     check(curve == sorted(set(curve)), f"{run}: steps of the curve: {curve}")
     for attempt in {life.attempt for life in lives}:
         mine = [life for life in lives if life.attempt == attempt and life.rank == 0]
-        query = "SELECT seq, step FROM metric_points WHERE run_id = ? AND attempt = ? ORDER BY seq"
-        stored = suite.control.read(query, run.id, attempt)
+        stored = suite.control.points(run.id, attempt)
         seqs = [seq for seq, _ in stored]
         kept = max((life.kept for life in mine), default=0)
         sent = max((len(life.sent) for life in mine), default=0)

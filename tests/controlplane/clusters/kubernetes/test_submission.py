@@ -48,7 +48,9 @@ def test_a_stranger_of_the_same_name_is_a_conflict(server: ApiServer, cluster: K
         cluster.create(manifest("run-1"))
 
 
-def test_creations_ask_for_strict_validation(server: ApiServer, cluster: KubernetesCluster) -> None:
+def test_creations_ask_for_strict_validation_and_not_to_be_held_for_long(
+    server: ApiServer, cluster: KubernetesCluster
+) -> None:
     cluster.create(manifest("run-1"))
     cluster.dry_run(manifest("run-2", run="run_2"))
     posts = [
@@ -56,7 +58,8 @@ def test_creations_ask_for_strict_validation(server: ApiServer, cluster: Kuberne
         for request in server.requests
         if request.method == "POST" and request.path.endswith("/pytorchjobs")
     ]
-    assert posts == [{"fieldValidation": "Strict"}, {"fieldValidation": "Strict", "dryRun": "All"}]
+    strict = {"fieldValidation": "Strict", "timeout": "20s"}
+    assert posts == [strict, {**strict, "dryRun": "All"}]
     assert [job.name for job in cluster.observe()] == ["run-1"]
 
 
