@@ -15,7 +15,6 @@ from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, pr
 from teragpt.sizes import padded
 
 Rope = tuple[Tensor, Tensor]
-Past = list[Tensor]  # a layer's keys and values (B, G, T, K) of the tokens before; empty before the first
 
 
 class Norm(nn.Module):
@@ -45,15 +44,12 @@ class Attention(nn.Module):
         self.q_norm = Norm(self.head_dim, eps)
         self.k_norm = Norm(self.head_dim, eps)
 
-    def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
-        """x (B, T, D) to (B, T, D). A `past` is read and extended in place; T is 1 unless it is empty."""
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        """x (B, T, D) to (B, T, D)."""
         qkv = project(x, self.q_proj, self.k_proj, self.v_proj)
         kv_heads = qkv.size(-1) // self.head_dim // (self.group + 2)
         q, k, v = norm_rotary(qkv, self.q_norm.weight, self.k_norm.weight, rope, kv_heads, self.q_norm.eps)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, K)
-        if past is not None:
-            k, v = torch.cat([*past[:1], k], dim=2), torch.cat([*past[1:], v], dim=2)
-            past[:] = k, v
         y = self.attend(q, k, v)  # (B, H, T, K)
         return project(y.transpose(1, 2).flatten(2), self.o_proj)
 
@@ -82,9 +78,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = Norm(dim, eps)
         self.mlp = FeedForward(dim, ffn)
 
-    def forward(self, x: Tensor, rope: Rope, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
         """x (B, T, D) to (B, T, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, past)
+        x = x + self.self_attn(self.input_layernorm(x), rope)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -123,24 +119,18 @@ class TeraGPT(nn.Module):
         self.lm_head = None if tied else nn.Linear(dim, padded(num_tokens), bias=False)
         self.loss = linear_cross_entropy
 
-    def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor | None = None,
-        targets: Tensor | None = None,
-        cache: list[Past] | None = None,
-    ) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, num_tokens) of ids (B, T), or with targets (B, T) their mean loss without ever those logits.
 
-        `positions` (T) default to 0, 1, ...; `cache` holds a past for each layer.
+        `positions` (T) default to 0, 1, ...
         """
         if positions is None:
             positions = torch.arange(ids.size(1), device=ids.device)
         x = self.embed_tokens(ids)
         x = x.to(self.dtype or x.dtype)
         rope = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
-        for index, block in enumerate(self.layers):
-            x = block(x, rope, cache[index] if cache is not None else None)
+        for block in self.layers:
+            x = block(x, rope)
         x = self.norm(x)
         output = (self.embed_tokens if self.lm_head is None else self.lm_head).weight
         if targets is None:

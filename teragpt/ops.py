@@ -45,9 +45,16 @@ def fused(x: Tensor) -> bool:
     return x.is_cuda and x.dtype != torch.float64
 
 
+def few(x: Tensor) -> bool:
+    """Whether x is so few rows, and none to be learned from, that calls and not arithmetic take the time."""
+    return x.numel() <= FEW_ROWS * x.size(-1) and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def linear(x: Tensor, *weights: Tensor, by: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
     """Projections of x (..., D) by this rank's part of each weight (out, D), side by side: one matmul in x's dtype."""
     mine = [local(weight).to(x.dtype) for weight in weights]
+    if by is None and few(x):
+        return torch.cat([F.linear(x, weight) for weight in mine], dim=-1)  # to join weights would take longer
     joined = mine[0] if len(mine) == 1 else torch.cat(mine)
     if by is not None:
         return by(x, joined)
@@ -137,7 +144,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D) over its root mean square, times weight (D). GPUs have a kernel of their own for it."""
-    if x.is_cuda or torch.compiler.is_compiling():
+    if x.is_cuda or torch.compiler.is_compiling() or few(x):
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     normal: Tensor = RMSNorm.apply(x, weight.to(x.dtype), eps)
     return normal
@@ -210,7 +217,7 @@ def norm_rotary(
     if fused(qkv):
         turned: tuple[Tensor, Tensor, Tensor] = kernels.NormRotary.apply(qkv, q_weight, k_weight, *rope, kv_heads, eps)
         return turned
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or few(qkv):
         heads = torch.unflatten(qkv, -1, (-1, q_weight.size(0)))
         q, k, v = torch.split(heads, [heads.size(2) - 2 * kv_heads, kv_heads, kv_heads], dim=2)
         return rotate(rms_norm(q, q_weight, eps), *rope), rotate(rms_norm(k, k_weight, eps), *rope), v

@@ -52,16 +52,6 @@ def test_a_token_sees_none_after_it() -> None:
     assert not torch.allclose(before[:, 6:], after[:, 6:], atol=1e-6)
 
 
-def test_reading_with_a_cache_is_reading_at_once() -> None:
-    model, ids = small(), torch.randint(0, 100, (1, 9))
-    cache: list[list[torch.Tensor]] = [[] for _ in model.layers]
-    with torch.no_grad():
-        parts = [model(ids[:, :5], torch.arange(5), cache=cache)]
-        parts += [model(ids[:, at : at + 1], torch.tensor([at]), cache=cache) for at in range(5, 9)]
-        whole = model(ids)
-    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
-
-
 def test_only_the_distance_between_positions_counts() -> None:
     model, ids = small(), torch.randint(0, 100, (1, 9))
     with torch.no_grad():

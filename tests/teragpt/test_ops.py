@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from teragpt.ops import linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
+from teragpt.ops import few, linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
 
 
 def numbers(*shape: int) -> Tensor:
@@ -98,3 +98,19 @@ def test_cross_entropy_without_gradients_and_in_bf16() -> None:
     assert abs(loss.item() - exact.item()) < 0.05
     assert half.grad is not None
     assert half.grad.dtype == torch.bfloat16
+
+
+def test_few_rows_that_nothing_learns_from_are_what_many_are() -> None:
+    x, weights = numbers(1, 1, 8), [numbers(rows, 8) for rows in (8, 8, 16)]
+    rope = rotary(torch.tensor([5]), 4, 10_000.0, torch.float64)
+    norm, heads = numbers(8), numbers(4)
+
+    def computed() -> list[Tensor]:
+        qkv = linear(x, *weights)
+        return [qkv, rms_norm(x, norm, 1e-6), *norm_rotary(qkv, heads, heads, rope, 2, 1e-6)]
+
+    learned = computed()
+    assert not few(x)
+    with torch.inference_mode():
+        assert few(x)
+        assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(computed(), learned, strict=True))

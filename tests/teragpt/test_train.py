@@ -251,8 +251,8 @@ class Poisoned:
 from teragpt.model import TeraGPT
 
 class Model(TeraGPT):
-    def forward(self, ids, positions=None, targets=None, cache=None):
-        loss = super().forward(ids.abs(), positions, targets, cache)
+    def forward(self, ids, positions=None, targets=None):
+        loss = super().forward(ids.abs(), positions, targets)
         return loss * float("nan") if bool((ids < 0).any()) else loss
 
 def open(path, *, tokenizer=""):
