@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,24 @@ from uuid import uuid4
 
 import pytest
 
+from controlplane.client import TERMINAL
 from tests.cluster import images, kubectl, lifecycle, programs
 from tests.cluster.layout import HOST_ADDRESS, KUBECONFIG, NODE_NAME
+from tests.cluster.plane import Plane
+from tests.cluster.turns import turn
 
 if TYPE_CHECKING:
     from tests.cluster.release import Release
 
+LONGEST = (
+    "test_chaos.py",
+    "test_helm.py",
+    "test_replicas.py",
+    "test_rights.py",
+    "test_runs.py",
+    "test_backend_node.py",
+)
+TOGETHER = {"test_replicas.py": "test_helm", "test_rights.py": "test_helm"}  # it judges what the others' releases did
 RUN_ID = "teragpt.io/run-id"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 SECURITY = {
@@ -71,11 +84,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Namespace:
-    """A namespace that admits restricted pods alone, with a ReadWriteMany `claim`."""
+    """A namespace that admits restricted pods alone; `claim` is a ReadWriteMany one in it, where it has any."""
 
     cluster: Cluster
     name: str
-    claim: str
+    claim: str = ""
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60) -> str:
         return self.cluster.kubectl(f"--namespace={self.name}", *arguments, stdin=stdin, timeout_s=timeout_s)
@@ -148,9 +161,27 @@ class Namespace:
         return self.kubectl("logs", pod)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: the test harms what others use: none of them runs beside it")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks at all that the others did comes last."""
-    items.sort(key=lambda item: item.path.name == "test_rights.py")
+    def place(item: pytest.Item) -> int:
+        return next((place for place, name in enumerate(LONGEST) if item.path.name == name), len(LONGEST))
+
+    items.sort(key=place)  # stable: the order within a file stays
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.name, item.path.stem)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the test's timeout
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Files run beside each other; what uses the shared cluster takes turns with what harms it."""
+    if "cluster" not in getattr(item, "fixturenames", ()):
+        return (yield)
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -188,11 +219,10 @@ def controlplane_image(cluster: Cluster) -> str:
 @pytest.fixture
 def release(cluster: Cluster, controlplane_image: str) -> Iterator[Release]:
     """The chart in a namespace of its own, not yet installed."""
-    from tests.cluster.release import Release, bare, parts
+    from tests.cluster.release import released
 
-    trainer = images.trainer() if cluster.registry else cluster.image
-    with bare(cluster) as namespace:
-        yield Release(namespace, {"image": parts(controlplane_image), "trainer": {"image": parts(trainer)}})
+    with released(cluster, controlplane_image) as made:
+        yield made
 
 
 @pytest.fixture
@@ -217,22 +247,68 @@ def fake_nodes(cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[Namespace]:
-    made = Namespace(cluster, f"test-{uuid4().hex[:8]}", "teragpt-runs")
-    claim = {
-        "accessModes": ["ReadWriteMany"],
-        "storageClassName": cluster.shared_class,
-        "resources": {"requests": {"storage": "1Gi"}},
-    }
+    with bare(cluster) as made:
+        yield made
+
+
+@contextmanager
+def bare(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace with nothing in it."""
+    made = Namespace(cluster, f"test-{uuid4().hex[:8]}")
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.name, "labels": RESTRICTED}})
     try:
-        made.apply(
-            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": made.claim}, "spec": claim}
-        )
-        made.wait(f"pvc/{made.claim}", "jsonpath={.status.phase}=Bound", 60)
         yield made
     finally:
         cluster.kubectl("delete", "namespace", made.name, "--wait=false")
         made.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
+
+
+@pytest.fixture(scope="module")
+def furnished(cluster: Cluster) -> Iterator[Namespace]:
+    """One for all tests of a file."""
+    with with_claim(cluster) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(cluster: Cluster, furnished: Namespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A control plane beside the cluster, whose runs have that namespace and its claim."""
+    settings = {
+        "cluster": "kubernetes",
+        "kubeconfig": str(cluster.kubeconfig),
+        "namespace": furnished.name,
+        "image": cluster.image,
+        "storage": f"pvc://{furnished.claim}/runs",
+    }
+    made = Plane(tmp_path_factory.mktemp("plane") / "home", cluster.host_address, settings)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def plane(server: Plane) -> Iterator[Plane]:
+    """That control plane; nothing of the test is left running on it."""
+    yield server
+    for run in server.client.runs():
+        if run["phase"] not in TERMINAL:
+            server.client.cancel(run["id"])
+
+
+@contextmanager
+def with_claim(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace with a claim that is bound."""
+    spec = {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": cluster.shared_class,
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    with bare(cluster) as empty:
+        made = replace(empty, claim="teragpt-runs")
+        made.apply(
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": made.claim}, "spec": spec}
+        )
+        made.wait(f"pvc/{made.claim}", "jsonpath={.status.phase}=Bound", 60)
+        yield made
 
 
 def _with(cluster: Cluster, extra: str, kind: str) -> Cluster:

@@ -257,7 +257,7 @@ def _stored(reference: str) -> bool:
 def _buildah(*arguments: str, under: list[str] | None = None) -> str:
     """In a mount namespace of its own: buildah leaves its storage mounted."""
     where = ["--root", str(_folder() / "buildah"), "--runroot", str(HOME / "run-buildah"), "--storage-driver=overlay"]
-    command = ["nice", "unshare", "--mount", *(under or []), "buildah", *where, *arguments]
+    command = ["unshare", "--mount", *(under or []), "buildah", *where, *arguments]
     return _run(command, os.environ | {"BUILDAH_ISOLATION": "chroot"})
 
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from controlplane.client import Client, Run
-from tests.cluster.conftest import RESTRICTED, Cluster, Namespace
+from tests.cluster.conftest import Cluster, Namespace, bare
 from tests.cluster.layout import BIN, Failed
 from tests.helm import rendered
 from tests.helm.rendered import CHART
@@ -70,19 +69,16 @@ class Release:
 
 
 @contextmanager
-def bare(cluster: Cluster) -> Iterator[Namespace]:
-    """A namespace that admits restricted pods alone, with nothing in it."""
-    made = Namespace(cluster, f"test-{uuid4().hex[:8]}", "")
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.name, "labels": RESTRICTED}})
-    try:
-        yield made
-    finally:
-        cluster.kubectl("delete", "namespace", made.name, "--wait=false")
-        made.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
-        wide = "clusterroles,clusterrolebindings"
-        for each in cluster.read(wide, "--selector=app.kubernetes.io/part-of=teragpt")["items"]:
-            if each["metadata"]["name"].startswith(f"{made.name}:"):
-                cluster.kubectl("delete", each["kind"], each["metadata"]["name"])
+def released(cluster: Cluster, image: str) -> Iterator[Release]:
+    """The chart with a control plane's image in a namespace of its own, not yet installed."""
+    with bare(cluster) as namespace:
+        try:
+            yield Release(namespace, {"image": parts(image), "trainer": {"image": parts(cluster.image)}})
+        finally:
+            wide = "clusterroles,clusterrolebindings"
+            for each in cluster.read(wide, "--selector=app.kubernetes.io/part-of=teragpt")["items"]:
+                if each["metadata"]["name"].startswith(f"{namespace.name}:"):
+                    cluster.kubectl("delete", each["kind"], each["metadata"]["name"])
 
 
 def parts(reference: str) -> dict[str, str]:

@@ -177,6 +177,7 @@ def test_waiting_for_the_quota(backend: KubernetesCluster, namespace: Namespace,
     assert "used: requests.cpu=0, limited: requests.cpu=1" in message
 
 
+@pytest.mark.alone
 def test_waiting_for_a_node_without_the_taint(backend: KubernetesCluster, cluster: Cluster, run: Run) -> None:
     taint = "teragpt.test/reserved=others:NoSchedule"
     cluster.kubectl("taint", "node", cluster.node, taint)
@@ -264,6 +265,7 @@ def asleep(own_cluster: Cluster) -> Iterator[Callable[[bool], None]]:
     asked(True)
 
 
+@pytest.mark.alone
 def test_an_operator_that_sleeps_is_said_and_waited_for(
     backend: KubernetesCluster, cluster: Cluster, own_cluster: Cluster, asleep: Callable[[bool], None], run: Run
 ) -> None:

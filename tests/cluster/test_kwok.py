@@ -26,6 +26,7 @@ def fake_node(fake_nodes: Cluster) -> Iterator[str]:
     fake_nodes.kubectl("delete", "node", "fake-0")
 
 
+@pytest.mark.alone
 def test_a_pod_runs_on_a_fake_node_with_eight_gpus(namespace: Namespace, fake_node: str) -> None:
     gpus = {"limits": {"nvidia.com/gpu": "8"}}
     namespace.start("large", "true", resources=gpus, tolerations=[TOLERATION], nodeName=fake_node)

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.cluster import lifecycle
-from tests.cluster.conftest import SCRATCH, Cluster, Namespace
+from tests.cluster.conftest import SCRATCH, Cluster, Namespace, with_claim
 from tests.cluster.layout import Failed
 
 
@@ -67,10 +67,11 @@ def test_a_pod_reaches_a_server_on_this_machine(cluster: Cluster, namespace: Nam
         server.shutdown()
 
 
-def test_two_pods_share_a_claim_that_many_may_write(namespace: Namespace) -> None:
-    namespace.start("writer", "sh", "-c", "echo kept >/claim/file; sleep 100", claim=True)
-    namespace.start("reader", "sh", "-c", "until cat /claim/file; do sleep 0.2; done 2>/dev/null", claim=True)
-    assert namespace.output("reader") == "kept\n"
+def test_two_pods_share_a_claim_that_many_may_write(cluster: Cluster) -> None:
+    with with_claim(cluster) as namespace:
+        namespace.start("writer", "sh", "-c", "echo kept >/claim/file; sleep 100", claim=True)
+        namespace.start("reader", "sh", "-c", "until cat /claim/file; do sleep 0.2; done 2>/dev/null", claim=True)
+        assert namespace.output("reader") == "kept\n"
 
 
 def test_a_claim_that_names_no_class_gets_the_default_one(namespace: Namespace) -> None:
@@ -89,6 +90,7 @@ def test_a_pod_that_is_not_restricted_is_refused(namespace: Namespace) -> None:
         namespace.apply(pod)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("program", ["kubelet", "kube-apiserver", "etcd", "containerd"])
 def test_a_killed_program_comes_back_and_pods_live_on(own_cluster: Cluster, namespace: Namespace, program: str) -> None:
     namespace.start("lasting", "sleep", "100")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane.client import ApiError
-from tests.cluster.conftest import Cluster, Namespace
+from tests.cluster.conftest import Namespace
 from tests.cluster.plane import Plane, until
 
 QUICK = {"steps": 12, "eval_every": 12, "log_every": 2}
@@ -20,18 +19,9 @@ OF_THE_RUN = {"MASTER_ADDR", "PET_MASTER_ADDR", "TERAGPT_RUN_ID", "TERAGPT_RUN_U
 CONTRACT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 
 
-@pytest.fixture
-def plane(cluster: Cluster, namespace: Namespace, tmp_path: Path) -> Iterator[Plane]:
-    settings = {
-        "cluster": "kubernetes",
-        "kubeconfig": str(cluster.kubeconfig),
-        "namespace": namespace.name,
-        "image": cluster.image,
-        "storage": f"pvc://{namespace.claim}/runs",
-    }
-    plane = Plane(tmp_path / "home", cluster.host_address, settings)
-    yield plane
-    plane.stop()
+@pytest.fixture(scope="module")
+def namespace(furnished: Namespace) -> Namespace:
+    return furnished
 
 
 def post(plane: Plane, **spec: Any) -> str:
