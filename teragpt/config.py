@@ -20,6 +20,7 @@ from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape,
 
 EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
 EVAL_SEQUENCES = 64  # the least for a loss that means something
+TRACKERS = ("wandb", "mlflow")
 FP8_MULTIPLE = 16  # what each side of a product must be a multiple of (torch._scaled_mm on CUDA)
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
 
@@ -119,6 +120,9 @@ class Config:
     clip: float = setting(1.0, "Largest gradient norm; gradients beyond it are scaled down.", low=1e-9, high=1e9)
 
     log_every: int = setting(1, "Steps between printed lines.", low=1, high=10**9)
+    trackers: str = setting(
+        "", "Who gets the metrics beside metrics.jsonl and TensorBoard's files: wandb, mlflow, or both with a comma."
+    )
     log_norms: bool = setting(default=False, help="Also record the norm of each layer's gradient.")
     eval_every: int = setting(0, "Steps between evaluations; a tenth of the run unless given.", low=1, high=10**9)
     eval_sequences: int = setting(
@@ -274,6 +278,8 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
     yield from fp8_misfits(config, blame)
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
+    if not {name.strip() for name in config.trackers.split(",")} <= {"", *TRACKERS}:
+        yield Problem("trackers", config.trackers, f"{', '.join(TRACKERS)}, or both with a comma")
     for name in ("model", "loader"):
         module, _, attribute = getattr(config, name).partition(":")
         if not (module and attribute):

@@ -1,4 +1,4 @@
-"""What a run reports: a readable line a step, `metrics.jsonl` as the record, and posts to the control plane.
+"""What a run reports: a readable line a step, `metrics.jsonl` as the record, its trackers, posts to the control plane.
 
 Training never waits for the control plane: a thread posts what lies in the record, from the last line that was
 acknowledged on, and tries again for as long as the run lives, whatever the answer was: a control plane may be away, or
@@ -22,10 +22,10 @@ import torch
 
 from teragpt.config import Config
 from teragpt.environment import read_report
+from teragpt.sensors import Sensors
 from teragpt.storage import Log, folder_at
+from teragpt.trackers import Trackers
 
-# Dense bf16 FLOP/s from the vendors' data sheets, by a part of the device's name; the first that fits counts.
-PEAK_FLOPS = {"B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 POST_EVERY = 0.5  # seconds between posts; twice as many after each that failed
 SLOWEST_POST = 30.0
 POST_POINTS = 500  # points of one post at most
@@ -34,8 +34,12 @@ LAST_POSTS = 30.0  # seconds that the end of a run waits for its last points to 
 
 def peak_flops() -> float | None:
     """Dense bf16 FLOP/s of this rank's device; None where it is not known, as on CPU."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    if not torch.cuda.is_available():
+        return None
+    from teragpt.plan.hardware import known  # the planner, of which a rank needs nothing else
+
+    found = known(torch.cuda.get_device_name())
+    return found.bf16 if found else None
 
 
 def memory_bytes() -> int:
@@ -68,14 +72,18 @@ class Metrics:
 
     def __init__(self, config: Config, attempt: int, rank: int, world_size: int, parameters: int) -> None:
         self.config, self.attempt, self.world_size, self.leader = config, attempt, world_size, rank == 0
-        self.mfu_per_rate = mfu_per_rate(config, world_size)
         self.seq, self.since, self.steps_since, self.started = 0, time.perf_counter(), 0, time.perf_counter()
         self.log: Log | None = None
         self.poster: Poster | None = None
+        self.trackers: Trackers | None = None
+        self.sensors: Sensors | None = None
         self.lock = threading.Lock()  # checkpoints are published in a thread of their own
         if not self.leader:
             return
-        self.log = folder_at(config.out, "out").log("metrics.jsonl", attempt)
+        self.mfu_per_rate, self.sensors = mfu_per_rate(config, world_size), Sensors()
+        folder = folder_at(config.out, "out")
+        self.log = folder.log("metrics.jsonl", attempt)
+        self.trackers = Trackers(config, folder, attempt, self.say)
         if report := read_report(os.environ):
             url, token = report
             self.poster = Poster(f"{url}/metrics", token, attempt)
@@ -99,7 +107,7 @@ class Metrics:
         The record alone holds what `more` there is.
         """
         self.steps_since += 1
-        if step % self.config.log_every and step not in {1, self.config.steps}:
+        if not self.leader or (step % self.config.log_every and step not in {1, self.config.steps}):
             return
         tokens_per_s = self.steps_since * self.config.global_batch_tokens / (time.perf_counter() - self.since)
         self.restart_clock()
@@ -116,6 +124,7 @@ class Metrics:
             mfu=mfu,
             memory_bytes=memory,
             eta_s=eta,
+            **(self.sensors.take() if self.sensors else {}),
             **more,
         )
         each = f" ({tokens_per_s / self.world_size:,.0f} each)" if self.world_size > 1 else ""
@@ -144,7 +153,9 @@ class Metrics:
                 return
             self.seq += 1
             point = {"seq": self.seq, "attempt": self.attempt, "step": step, "time": time.time(), **finite}
-            self.log.add(json.dumps(point))
+            self.log.add(json.dumps(point).encode() + b"\n")
+            if self.trackers is not None:
+                self.trackers.add(point)
             if self.poster is not None:
                 self.poster.add(point)
 
@@ -153,18 +164,24 @@ class Metrics:
         try:
             if self.log is not None:
                 self.log.publish()
+            if self.trackers is not None:
+                self.trackers.publish()
         except OSError as error:
             self.say(f"the record could not be written: {error}")
 
     def close(self, seconds: float = LAST_POSTS) -> None:
-        """Close the record, and give the last points up to `seconds`, at most 30, to be acknowledged."""
+        """Close the record, and give the last points up to `seconds`, at most 30, to be acknowledged and tracked."""
+        ends_by = time.monotonic() + min(seconds, LAST_POSTS)
         self.publish()
         with self.lock:
             if self.log is not None:
                 self.log.close()
                 self.log = None
-        if self.poster is not None:
-            self.poster.close(min(seconds, LAST_POSTS))
+        for sender in (self.poster, self.trackers):
+            if sender is not None:
+                sender.close(ends_by - time.monotonic())
+        if self.sensors is not None:
+            self.sensors.close()
 
 
 class Poster:

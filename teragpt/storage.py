@@ -59,19 +59,19 @@ class Folder(Protocol):
         ...
 
     def log(self, name: str, part: int) -> Log:
-        """A file to add lines to. In a store, which cannot add to an object, each `part` is a file of its own."""
+        """A file to add to. In a store, which cannot add to an object, each `part` is a file of its own."""
         ...
 
 
 class Log:
-    """Lines added to a file; `publish` makes them visible to others where adding alone does not."""
+    """Records added to a file; `publish` makes them visible to others where adding alone does not."""
 
-    def __init__(self, file: IO[str], publish: Callable[[], None]) -> None:
+    def __init__(self, file: IO[bytes], publish: Callable[[], None]) -> None:
         self.file, self.publish = file, publish
 
-    def add(self, line: str) -> None:
-        """Add a line, which is whole for any who reads."""
-        self.file.write(line + "\n")
+    def add(self, record: bytes) -> None:
+        """Add a line, or another record, which is whole for any who reads."""
+        self.file.write(record)
         self.file.flush()
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Disk:
         """See Folder: parts follow one another in one file."""
         del part
         self.path.mkdir(parents=True, exist_ok=True)
-        return Log((self.path / name).open("a", encoding="utf-8"), lambda: None)
+        return Log((self.path / name).open("ab"), lambda: None)
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class Bucket:
     def log(self, name: str, part: int) -> Log:
         """See Folder: `name` with the part's number before its suffix."""
         stem, dot, suffix = name.rpartition(".")
-        file = tempfile.NamedTemporaryFile("a", encoding="utf-8", prefix="teragpt-")  # noqa: SIM115 - the log closes it
+        file = tempfile.NamedTemporaryFile("ab", prefix="teragpt-")  # noqa: SIM115 - the log closes it
         return Log(file, lambda: self.upload(Path(file.name), f"{stem}-{part}{dot}{suffix}"))
 
     def upload(self, file: Path, name: str) -> None:

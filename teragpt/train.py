@@ -38,6 +38,7 @@ from teragpt.parallel import build_model, compute_dtype, connect, evaluate, load
 from teragpt.signals import FENCED, LEAVE_S, STOP, Requests
 from teragpt.step import Step
 from teragpt.tokenizer import Tokenizer
+from teragpt.trackers import asked_for
 from teragpt.watch import Watch
 
 FINISHED, UNCONNECTED, BAD_CONFIG, DIVERGED, STOPPED = 0, 1, 2, 3, 143  # exit codes; any other is a crash
@@ -64,6 +65,7 @@ class Trainer:
         """Check the settings and join the world that the environment describes. Raises ConfigError."""
         given = {**(settings or {}), **more}
         config = resolve(given)  # so that what is wrong whatever the data is refused before data is opened
+        asked_for(config)
         self.world = read_world(os.environ, torch.cuda.device_count())
         self.constructor = load_attribute(config.model, "model")
         self.dataset = load_attribute(config.loader, "loader")(config.data, tokenizer=config.tokenizer)

@@ -78,9 +78,9 @@ def test_a_folder_is_filled_and_used_as_files_of_this_machine(folder: Folder, tm
 def test_lines_are_added_and_each_part_of_a_store_is_a_file_of_its_own(folder: Folder) -> None:
     for part in (1, 2):
         log = folder.log("metrics.jsonl", part)
-        log.add("one")
+        log.add(b"one\n")
         log.publish()
-        log.add("two")
+        log.add(b"two\n")
         log.publish()
         log.close()
     if isinstance(folder, Disk):
