@@ -10,6 +10,7 @@ export MYPY_CACHE_DIR := $(CACHE)/mypy
 export COVERAGE_FILE := $(abspath $(CACHE))/coverage/data
 WORKERS ?= 2
 TESTS ?=
+CHECKS := check-pyright check-mypy check-generated check-imports check-style# the longest first; they run beside each other
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -18,15 +19,23 @@ install: ## make .venv with everything that development needs
 	@tools/setup.sh dev
 
 check: install ## ruff, format, mypy, pyright, import layers, line count, generated docs and figures
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/lint-imports --cache-dir $(CACHE)/import-linter
+	@$(MAKE) --no-print-directory -j $(WORKERS) --output-sync $(CHECKS)
+
+.PHONY: $(CHECKS)
+check-mypy:
 	$(BIN)/mypy
+check-pyright:
 	$(BIN)/pyright
+check-generated:
 	$(BIN)/python -m tools.lines --check
 	$(BIN)/python -m tools.reference --check
 	$(BIN)/python -m tools.chart --check
 	$(BIN)/python -m tools.figures --check
+check-imports:
+	$(BIN)/lint-imports --cache-dir $(CACHE)/import-linter
+check-style:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 
 test: check ## every check, then every test with coverage
 	@$(MAKE) --no-print-directory coverage
