@@ -176,19 +176,28 @@ def cluster_of(settings: Settings, ledger: Ledger, installation: str) -> Cluster
         from controlplane.clusters.local import LocalCluster
 
         return LocalCluster(settings.home / "cluster")
-    from controlplane.clusters.kubernetes import KubernetesCluster
+    from controlplane.clusters.kubernetes import KubernetesCluster, Namespaces
     from controlplane.clusters.shelf import Folder
     from controlplane.store.shelf import StoreShelf
 
-    return KubernetesCluster(
-        name=runs.cluster,
-        kubeconfig=Path(runs.kubeconfig) if runs.kubeconfig else None,
-        namespace=runs.namespace or None,
-        archive=StoreShelf(ledger) if settings.database.url else Folder(settings.home / "logs"),
-        audience=runs.audience,
-        kind=runs.kind,
-        instance=installation,
-    )
+    archive = StoreShelf(ledger) if settings.database.url else Folder(settings.home / "logs")
+
+    def within(namespace: str | None, others: tuple[str, ...] = ()) -> KubernetesCluster:
+        return KubernetesCluster(
+            name=runs.cluster,
+            kubeconfig=Path(runs.kubeconfig) if runs.kubeconfig else None,
+            namespace=namespace,
+            archive=archive,
+            audience=runs.audience,
+            kind=runs.kind,
+            instance=installation,
+            others=others,
+        )
+
+    if len(runs.namespaces) < 2:
+        return within(runs.namespace or None)
+    first, *others = runs.namespaces
+    return Namespaces(within(first, tuple(others)), {name: within(name) for name in others})
 
 
 @contextmanager

@@ -146,10 +146,10 @@ def json_object(value: str) -> str:
     return value
 
 
-def label(value: str) -> str:
-    """Reads the name of a namespace; empty is none."""
-    if value and not LABEL.fullmatch(value):
-        raise ValueError("a DNS label: lower-case letters, digits and dashes, at most 63")
+def labels(value: str) -> str:
+    """Reads names of namespaces, with commas between them; empty is none."""
+    if value and not all(LABEL.fullmatch(name) for name in value.split(",")):
+        raise ValueError("DNS labels with commas between them: lower-case letters, digits and dashes, at most 63 each")
     return value
 
 
@@ -200,7 +200,12 @@ class Execution:
     kubeconfig: str = option(
         "", "File that leads to the Kubernetes cluster; the pod's own account, else kubectl's file, unless given.", file
     )
-    namespace: str = option("", "Namespace of the runs; the account's or the context's own unless given.", label)
+    namespace: str = option(
+        "",
+        "Namespaces of the runs, with commas, first that of runs which name none; the account's or the context's own "
+        "unless given.",
+        labels,
+    )
     kind: Literal["auto", "PyTorchJob", "TrainJob", "Job"] = option(
         "auto", "Kind of the objects that runs become; auto takes the best one that the cluster has.", word(*KINDS)
     )
@@ -216,6 +221,11 @@ class Execution:
         "What runs take of compute, scheduling, env, labels and pod_overrides where their specs say nothing, as JSON.",
         json_object,
     )
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The namespaces of the runs, each once; none where they go with the account or the context."""
+        return tuple(dict.fromkeys(self.namespace.split(","))) if self.namespace else ()
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
 ) -> Attempt:
     """The attempt as the renderer takes it. `url` is the control plane's, as the pods reach it.
 
-    `image` and `queue` are for runs that name none; `priority` is the attempt's own, if it has one. With the `audience`
-    of a cluster's service-account tokens, pods show one of those instead of `token`; no pod comes to `avoid_nodes`.
+    `image`, `queue` and `namespace` are for runs that name none; `priority` is the attempt's own, if it has one. With
+    the `audience` of a cluster's service-account tokens, pods show one of those instead of `token`; no pod comes to
+    `avoid_nodes`.
     """
     layout = run.layout
     own = {"queue": run.scheduling.queue or queue or None, "priority": priority or run.scheduling.priority}
@@ -60,7 +61,7 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
         labels=run.labels,
         grace_s=run.grace_s,
         kind=run.kind,
-        namespace=namespace,
+        namespace=run.namespace or namespace,
         audience=audience,
         claims=run.claims,
         avoid_nodes=avoid_nodes,

@@ -59,19 +59,26 @@ class Rejected(ClusterError):
 class Traits:
     """What a manifest may count on here.
 
-    Its objects live in `namespace`. `kinds` can be made, the best one first; `reasons` says of each kind why it can or
-    cannot. `shared_folders`: a path means the same to the control plane and to pods, so that storage is folders;
-    elsewhere it is claims and object stores. `audience`: of the service-account tokens by which pods prove who they
-    are (`Cluster.authenticate`); without one, each attempt has a secret of its own. `gang`: an object's pods start
-    together or not at all; where they do not, objects of several pods are made one at a time.
+    Its objects live in `namespace`, or in one of `others` where they say so. `kinds` can be made, the best one first;
+    `reasons` says of each kind why it can or cannot. `shared_folders`: a path means the same to the control plane and
+    to pods, so that storage is folders; elsewhere it is claims and object stores. `audience`: of the service-account
+    tokens by which pods prove who they are (`Cluster.authenticate`); without one, each attempt has a secret of its own.
+    `gang`: an object's pods start together or not at all; where they do not, objects of several pods are made one at a
+    time.
     """
 
     namespace: str = "default"
+    others: tuple[str, ...] = ()
     kinds: tuple[Kind, ...] = ("PyTorchJob",)
     reasons: Mapping[Kind, str] = field(default_factory=dict[Kind, str])
     shared_folders: bool = True
     audience: str | None = None
     gang: bool = True
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """All that objects may live in."""
+        return (self.namespace, *self.others)
 
 
 @dataclass(frozen=True)
@@ -219,8 +226,8 @@ class Cluster(Protocol):
         """What there is and what is free."""
         ...
 
-    def access_modes(self, claim: str) -> frozenset[str] | None:
-        """The access modes of a volume claim, as "ReadWriteMany"; None where there is no such claim."""
+    def access_modes(self, claim: str, namespace: str) -> frozenset[str] | None:
+        """The access modes of a volume claim there, as "ReadWriteMany"; None where there is no such claim."""
         ...
 
     def authenticate(self, token: str) -> Caller | None:

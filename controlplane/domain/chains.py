@@ -12,6 +12,7 @@ from controlplane.domain.errors import Problem
 from controlplane.domain.phases import Phase
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec, short
+from controlplane.domain.storage import MOUNT
 
 AFTER = "/after"
 WAITS_FOR_RUN = "WaitsForRun"
@@ -50,6 +51,9 @@ def does_not_fit(run: ResolvedRun, before: Mapping[str, Any]) -> Iterator[Proble
         told = ", ".join(f"{name} {config[name]!r} and not {other[name]!r}" for name in differing)
         detail = f"got {told}; allowed: the shape and optimizer of the run whose checkpoint it starts from"
         yield Problem(AFTER, "other_tensors", detail)
+    if run.namespace != before.get("namespace", run.namespace) and config["start_from"].startswith(MOUNT):
+        detail = f"got {run.namespace}; allowed: {before['namespace']}, where the claim of that run's checkpoint is"
+        yield Problem("/kubernetes/namespace", "other_namespace", detail)
     if run.steps <= before["steps"]:
         detail = f"got {run.steps:,}; allowed: more than the {before['steps']:,} steps of the run that it comes after"
         yield Problem("/train/steps", "nothing_left", detail)

@@ -16,6 +16,7 @@ from controlplane.domain.fields import (
     Image,
     LabelKey,
     LabelValue,
+    Namespace,
     Resource,
     SecretKey,
     Section,
@@ -137,7 +138,13 @@ class Scheduling(Section):
 
 
 class Kubernetes(Section):
-    """What kind of object each attempt is."""
+    """What kind of object each attempt is, and where it lives."""
+
+    namespace: Namespace | None = Field(
+        default=None,
+        description="Namespace of its objects, one of the installation's; the first of them unless given.",
+        examples=["team-a"],
+    )
 
     kind: Literal["auto", "PyTorchJob", "TrainJob", "Job"] = Field(
         default="auto",

@@ -40,7 +40,8 @@ class ResolvedRun:
     """A run with nothing left open. `state_bytes` are those of the fullest rank, by kind.
 
     `folder` is the run folder as its user knows it; `config` holds paths as the pods see them, on `claims` that are
-    mounted into each. `kind` is that of its objects for all its life: what is created again must be the same object.
+    mounted into each. `kind` and `namespace` (empty: the cluster's own) are those of its objects for all its life: what
+    is created again must be the same object.
     `secrets` are the variables that come from one; `command` is what pods run that do not train; `left_open` are
     settings that only the trainer can know, since only pods see the data: `config` holds a guess. `planned` is what the
     planner says of it, empty without known GPUs. Fields with a default may be absent in what an older version stored.
@@ -58,6 +59,7 @@ class ResolvedRun:
     folder: str = ""
     claims: tuple[str, ...] = ()
     kind: Kind = "PyTorchJob"
+    namespace: str = ""
     runtime: str | None = None
     placement: Placement = field(default_factory=Placement)
     scheduling: Scheduling = field(default_factory=Scheduling)
@@ -107,17 +109,21 @@ def lay_out(
     shared_folders: bool = True,
     kinds: Sequence[Kind] = ("PyTorchJob",),
     kind: Kind | Literal["auto"] = "auto",
+    namespaces: Sequence[str] = (),
 ) -> ResolvedRun:
     """The run that `spec` describes on `machine`, whether it fits there or not (`layout.misfits` says).
 
     Its run folder is `out` unless the spec names one. `shared_folders` where pods see this machine's files; elsewhere
     `out` and `start_from` are addresses as `controlplane.domain.storage` knows them, and an empty `out` means that the
     spec must name one. `kinds` of objects can be made, the best one first; `kind` is the installation's wish, the
-    spec's own goes first. Raises InvalidSpec with a pointer to every field that cannot be used.
+    spec's own goes first. `namespaces` are those that runs may live in.
+    Raises InvalidSpec with a pointer to every field that cannot be used.
     """
     problems = list(unhonoured(spec)) if shared_folders else []
     places = _places(spec, out, start_from, problems, shared_folders=shared_folders)
     chosen = _kind(spec, kinds, kind, problems)
+    if not shared_folders:
+        problems += _elsewhere(spec, namespaces)
     config = _config(spec, _folders(spec, places, problems), vocabulary, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
@@ -139,6 +145,7 @@ def lay_out(
         folder=places[OUT].uri,
         claims=tuple(sorted({place.claim for place in places.values() if place.claim})),
         kind=chosen,
+        namespace="" if shared_folders else spec.kubernetes.namespace or next(iter(namespaces), ""),
         runtime=spec.kubernetes.runtime if chosen == "TrainJob" else None,
         placement=Placement.model_validate(spec.compute.model_dump(include=set(Placement.model_fields))),
         scheduling=spec.scheduling,
@@ -168,6 +175,14 @@ def unhonoured(spec: RunSpec) -> Iterator[Problem]:
     for pointer, value in there:
         detail = f"got {short(value)}; allowed: nothing, since the local cluster has no such thing; leave it out"
         yield Problem(pointer, "not_on_this_cluster", detail)
+
+
+def _elsewhere(spec: RunSpec, namespaces: Sequence[str]) -> Iterator[Problem]:
+    """A namespace that is none of ours."""
+    asked = spec.kubernetes.namespace
+    if asked is not None and asked not in namespaces:
+        detail = f"got {asked!r}; allowed: the installation's namespaces of runs, {', '.join(namespaces)}"
+        yield Problem("/kubernetes/namespace", "not_on_this_cluster", detail)
 
 
 def _kind(spec: RunSpec, kinds: Sequence[Kind], wanted: Kind | Literal["auto"], problems: list[Problem]) -> Kind:

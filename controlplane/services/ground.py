@@ -59,6 +59,7 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> 
         shared_folders=traits.shared_folders,
         kinds=traits.kinds,
         kind=context.kind,
+        namespaces=traits.namespaces,
     )
     ensure_renderable(run)
     large = too_large(run.planned, run.state_bytes["total"], spec, machine)
@@ -75,16 +76,17 @@ def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") 
 
 def _bad_claims(context: Context, spec: RunSpec, run: ResolvedRun) -> Iterator[Problem]:
     """Claims that are not there, or that only one node can write."""
+    namespace = run.namespace or context.cluster.traits().namespace
     for claim in run.claims:
         reading = (at for at, uri in spec.data.uris.items() if uri.startswith(f"pvc://{claim}/"))
         pointer = next(reading, "/checkpoint/uri")
         try:
-            modes = context.cluster.access_modes(claim)
+            modes = context.cluster.access_modes(claim, namespace)
         except ClusterError:
             continue
         if modes is None:
-            there = f"a claim of the namespace {context.cluster.traits().namespace}"
-            yield Problem(pointer, "no_such_claim", f"got {claim!r}; allowed: {there}")
+            detail = f"got {claim!r}; allowed: a claim of the namespace {namespace}"
+            yield Problem(pointer, "no_such_claim", detail)
         elif run.layout.nodes > 1 and SHARED not in modes:
             detail = (
                 f"got {claim!r}, which is {', '.join(sorted(modes))}; allowed on {run.layout.nodes} nodes: {SHARED}"

@@ -105,7 +105,7 @@ def preview(context: Context, spec: RunSpec) -> Preview:
         plan=planned,
         kind=run.kind,
         reason=_reason(run, spec, traits, context.kind),
-        namespace=traits.namespace,
+        namespace=run.namespace or traits.namespace,
         audience=traits.audience,
         manifest=manifest,
         companions=tuple(companions_of(manifest)),

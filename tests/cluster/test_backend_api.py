@@ -193,8 +193,8 @@ class TestAgainstARealServer(Scenarios):
             "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
         }
         connection.call("POST", f"/api/v1/namespaces/{connection.namespace}/persistentvolumeclaims", claim)
-        assert cluster.access_modes("runs") == frozenset({"ReadWriteMany"})
-        assert cluster.access_modes("nothing") is None
+        assert cluster.access_modes("runs", cluster.traits().namespace) == frozenset({"ReadWriteMany"})
+        assert cluster.access_modes("nothing", cluster.traits().namespace) is None
 
     def test_checks_speak_of_everything(self, cluster: KubernetesCluster) -> None:
         found = {check.name: check for check in cluster.checks()}

@@ -95,12 +95,18 @@ def test_a_bare_namespace_is_enough(release: Release, cluster: Cluster) -> None:
     told = release.helm("test", "teragpt", "--logs", "--timeout=4m")
     assert '"kind": "PyTorchJob"' in told
     assert "succeeded; 20 points, last checkpoint at step 20" in told
+    assert "the run is removed: 1 attempts, 20 points" in told
     left_by_uninstall(release, cluster)
 
 
 def left_by_uninstall(release: Release, cluster: Cluster) -> None:
     """Nothing but what was trained, its history and the runs' own objects; a new release takes them up."""
     secret = release.namespace.kubectl("exec", "deployment/teragpt", "--", "cat", "/data/token")
+    with release.client() as client:
+        assert not [*client.runs()], "the test's own is gone"
+        kept = client.create({"size": "tiny", "compute": {"nodes": 1}})["id"]
+        client.cancel(kept)
+        until(lambda: ended(client.run(kept)), SECONDS, release.log)
     release.helm("uninstall", "teragpt", "--wait")
     kinds = "deployments,services,serviceaccounts,roles,rolebindings,configmaps,secrets,persistentvolumeclaims,pods"
     label = "--selector=app.kubernetes.io/instance=teragpt"
@@ -112,7 +118,7 @@ def left_by_uninstall(release: Release, cluster: Cluster) -> None:
     release.apply("install", program="helm4")
     assert release.namespace.kubectl("exec", "deployment/teragpt", "--", "cat", "/data/token") == secret
     with release.client() as client:
-        assert [run["phase"] for run in client.runs()] == ["succeeded"]
+        assert [run["id"] for run in client.runs()] == [kept]
 
 
 def test_an_upgrade_and_its_rollback_leave_a_run_that_trains_alone(release: Release) -> None:

@@ -73,9 +73,9 @@ class MemoryCluster:
         if self.refuse is not None:
             raise self.refuse
 
-    def access_modes(self, claim: str) -> frozenset[str] | None:
+    def access_modes(self, claim: str, namespace: str) -> frozenset[str] | None:
         self._maybe_fail()
-        return self.claims.get(claim)
+        return self.claims.get(claim if namespace == self.shown.namespace else f"{namespace}/{claim}")
 
     def authenticate(self, token: str) -> Caller | None:
         self._maybe_fail()

@@ -126,7 +126,7 @@ def test_no_secret_is_made_and_none_stands_in_a_value(case: Path) -> None:
 def test_names_fit_whatever_the_release_is_called(release: str) -> None:
     everything = {
         "dashboard": {"enabled": True},
-        "networkPolicy": {"enabled": True},
+        "networkPolicy": {"enabled": True, "runs": {"enabled": True}},
         "ingress": {"enabled": True, "hosts": ["a.example.com"]},
     }
     for each in objects(everything, release=release):
@@ -201,6 +201,28 @@ def test_runs_in_another_namespace_have_role_and_claim_there() -> None:
     assert ("Deployment", "ml", "teragpt") in made
     assert one("RoleBinding", given)["subjects"][0]["namespace"] == "ml"
     assert environment(given)["TERAGPT_NAMESPACE"] == "training"
+
+
+def test_every_namespace_of_runs_has_role_binding_claim_and_fence() -> None:
+    case = values(next(path for path in CASES if path.stem == "namespaces"))
+    made = {by_name(each) for each in objects(case)}
+    for namespace in ("training", "team-a", "team-b"):
+        for kind, name in (
+            *(("Role", "teragpt"), ("RoleBinding", "teragpt")),
+            *(("PersistentVolumeClaim", "teragpt-runs"), ("NetworkPolicy", "teragpt-runs")),
+        ):
+            assert (kind, namespace, name) in made
+    assert not [each for each in made if each[0] == "Role" and each[1] == "ml"]
+    assert environment(case)["TERAGPT_NAMESPACE"] == "training,team-a,team-b"
+    peers = one("NetworkPolicy", case, name="teragpt")["spec"]["ingress"][0]["from"]
+    named = [each["namespaceSelector"]["matchLabels"] for each in peers if "namespaceSelector" in each]
+    assert [labels["kubernetes.io/metadata.name"] for labels in named] == ["training", "team-a", "team-b"]
+
+
+def test_a_namespace_that_is_named_twice_is_one() -> None:
+    case = {"runs": {"namespace": "training", "namespaces": ["training", "ml"]}}
+    assert environment(case)["TERAGPT_NAMESPACE"] == "training,ml"
+    assert len({by_name(each) for each in objects(case)}) == len(objects(case))
 
 
 def test_process_is_told_where_runs_go() -> None:
@@ -407,6 +429,34 @@ def test_the_control_plane_may_reach_postgres_where_it_has_one() -> None:
         return {port["port"] for rule in rules for port in rule["ports"]}
 
     assert ports({"database": {"existingSecret": "x"}, "auth": {"existingSecret": "y"}}) - ports({}) == {5432}
+
+
+def test_webhooks_are_let_out_where_somebody_is_told() -> None:
+    def ports(case: dict[str, Any]) -> list[int]:
+        rules = one("NetworkPolicy", {"networkPolicy": {"enabled": True, "apiServerPorts": [6443], **case}, **told})
+        return [port["port"] for rule in rules["spec"]["egress"] for port in rule["ports"]]
+
+    told: dict[str, Any] = {}
+    assert ports({}) == [53, 53, 6443]
+    told = {"notifications": {"existingSecret": "destinations"}}
+    assert ports({}) == [53, 53, 6443, 443]
+    assert ports({"webhookPorts": [8443, 80]}) == [53, 53, 6443, 8443, 80]
+
+
+def test_pods_of_runs_reach_each_other_the_api_and_object_stores_alone() -> None:
+    case = {"networkPolicy": {"runs": {"enabled": True}}}
+    fence = one("NetworkPolicy", case, name="teragpt-runs")["spec"]
+    runs = {"matchLabels": {"app.kubernetes.io/managed-by": "teragpt"}}
+    assert fence["podSelector"] == runs
+    assert fence["ingress"] == [{"from": [{"podSelector": runs}]}]
+    each_other, names, api, stores = fence["egress"]
+    assert each_other == {"to": [{"podSelector": runs}]}
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert api["to"][0]["podSelector"] == one("Deployment")["spec"]["selector"]
+    assert [port["port"] for port in api["ports"]] == [8000]
+    assert [port["port"] for port in stores["ports"]] == [443]
+    closed = one("NetworkPolicy", {"networkPolicy": {"runs": {"enabled": True, "storagePorts": []}}})
+    assert closed["spec"]["egress"] == [each_other, names, api]
 
 
 def test_the_service_leaves_the_name_of_the_runs_headless_one_alone() -> None:

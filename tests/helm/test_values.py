@@ -104,6 +104,7 @@ CONTRADICTIONS = [
     ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty; name the Gateway"),
     ({"monitor": {"enabled": True}}, "put it into a Secret and name that in auth.existingSecret"),
     ({"service": {"nodePort": 30_080}}, "allowed: service.type NodePort or LoadBalancer"),
+    ({"runs": {"namespaces": ["Team_A"]}}, "runs.namespaces: got Team_A; allowed: names of namespaces: at most 63"),
     ({"dnsPolicy": "None"}, "dnsPolicy: None needs dnsConfig.nameservers"),
 ]
 

@@ -61,7 +61,8 @@ class KubernetesCluster:
     `kubeconfig` None: the pod's own account, else $KUBECONFIG or ~/.kube/config; `namespace` None: the one that goes
     with it. Logs are kept on the shelf `archive`. `audience` is that of the pods' tokens, `kind` "auto" or the
     kind of object to prefer, `instance` the installation whose objects these are: others' in the namespace are left
-    alone. Raises Unavailable where there is no usable configuration; a server that does not answer is waited for.
+    alone. `others` are further namespaces whose pods are ours too, though they are looked after elsewhere. Raises
+    Unavailable where there is no usable configuration; a server that does not answer is waited for.
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class KubernetesCluster:
         audience: str = "teragpt",
         kind: str = "auto",
         instance: str,
+        others: tuple[str, ...] = (),
     ) -> None:
         self._name, self._archive, self._audience, self._kind = name, archive, audience, kind
         self._connection = Connection(kubeconfig, namespace)
-        self._namespace = self._connection.namespace
+        self._namespace, self._others = self._connection.namespace, others
         self._submission = Submission(self._connection, archive, instance)
-        self._callers = Callers(self._connection, audience)
+        self._callers = Callers(self._connection, audience, (self._namespace, *others))
         self._collector = Collector(self._connection, archive)
         self._nodes = Nodes(self._connection)
         self._events = Events(self._connection, self._namespace, self._take_events)
@@ -88,7 +90,7 @@ class KubernetesCluster:
         self._observer = Observer(sources, instance, self._connection.now)
         self._wakers: list[Callable[[], None]] = []
         self._kinds = discovery.assumed(kind)
-        self._remembered = Remembered(archive)
+        self._remembered = Remembered(archive, self._namespace)
         self._pods = Informer(self._connection, PODS.path(self._namespace), read_pod, self._take_pods, selectors=OURS)
         self._objects: dict[Kind, Informer[ObjectRecord]] = {}
         self._absent_since: dict[Kind, float] = {}
@@ -108,6 +110,7 @@ class KubernetesCluster:
         """See `Cluster.traits`."""
         return Traits(
             namespace=self._namespace,
+            others=self._others,
             kinds=self._kinds.usable,
             reasons=self._kinds.reasons,
             shared_folders=False,
@@ -119,6 +122,7 @@ class KubernetesCluster:
         """See `Cluster.create`; there are no secrets here: pods prove who they are by a projected token."""
         if secret:
             raise Rejected([Refusal("secret", sorted(secret), "none on Kubernetes: pods have projected tokens")])
+        self._ensure_ours(manifest)
         uid, raw = self._submission.create(manifest)
         if raw is None or (kind := discovery.preferred(raw["kind"])) is None:
             return uid
@@ -129,12 +133,17 @@ class KubernetesCluster:
 
     def dry_run(self, manifest: Manifest) -> None:
         """See `Cluster.dry_run`."""
+        self._ensure_ours(manifest)
         self._submission.dry_run(manifest)
 
     def observe(self) -> list[ObservedJob]:
         """See `Cluster.observe`. Raises Unavailable where what is known may not be what is there."""
         self._check()
         return self._observer.observe()
+
+    def shows(self, name: str) -> bool:
+        """Whether there is an object of this name, as far as the watch has told."""
+        return self._observer.object(name) is not None
 
     def delete(self, name: str, uid: str | None = None) -> None:
         """See `Cluster.delete`. What its ended pods wrote is read first: until then it is Unavailable, for a while."""
@@ -167,10 +176,10 @@ class KubernetesCluster:
         room = self._nodes.room()
         return room.capacity() if room is not None else BLIND
 
-    def access_modes(self, claim: str) -> frozenset[str] | None:
+    def access_modes(self, claim: str, namespace: str) -> frozenset[str] | None:
         """See `Cluster.access_modes`."""
         try:
-            found = self._connection.call("GET", CLAIMS.path(self._namespace, claim))
+            found = self._connection.call("GET", CLAIMS.path(namespace, claim))
         except Refused as error:
             if error.status == 404:
                 return None
@@ -207,6 +216,13 @@ class KubernetesCluster:
         self._pods.stop()
         self._collector.close()
         self._connection.close()
+
+    def _ensure_ours(self, manifest: Manifest) -> None:
+        """Raises Unavailable for a run whose namespace was taken out of the installation's: it may come back."""
+        asked = manifest["metadata"].get("namespace") or self._namespace
+        if asked != self._namespace:
+            ours = ", ".join((self._namespace, *self._others))
+            raise Unavailable(f"namespace {asked} is none of the installation's ({ours}): add it to TERAGPT_NAMESPACE")
 
     def _check(self) -> None:
         """Raises Unavailable unless everything is known."""

@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from controlplane.clusters.base import Caller, Unavailable
@@ -21,8 +21,15 @@ POD_NAME, POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kub
 class Callers:
     """Pods by their tokens. Tokens themselves are not kept."""
 
-    def __init__(self, connection: Connection, audience: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        audience: str,
+        namespaces: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._connection, self._audience, self._clock = connection, audience, clock
+        self._accounts = tuple(f"system:serviceaccount:{namespace}:" for namespace in namespaces)
         self._known: OrderedDict[bytes, tuple[float, Caller | None]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -54,10 +61,10 @@ class Callers:
         return self._caller(answer.get("status") or {})
 
     def _caller(self, status: Mapping[str, Any]) -> Caller | None:
-        """The pod, where the token is good, for us, and of an account of our namespace."""
+        """The pod, where the token is good, for us, and of an account of our namespaces."""
         user = status.get("user") or {}
         extra = user.get("extra") or {}
-        ours = str(user.get("username", "")).startswith(f"system:serviceaccount:{self._connection.namespace}:")
+        ours = str(user.get("username", "")).startswith(self._accounts)
         names, uids = extra.get(POD_NAME) or [], extra.get(POD_UID) or []
         if not (status.get("authenticated") and self._audience in (status.get("audiences") or ()) and ours):
             return None

@@ -15,14 +15,12 @@ from controlplane.clusters.kubernetes.discovery import preferred
 from controlplane.clusters.shelf import Shelf
 from controlplane.domain.errors import StoreError
 
-FILE = "kinds.json"
-
 
 class Remembered:
-    """The kinds, in a note on the archive's shelf."""
+    """The kinds that a namespace has, in a note on the archive's shelf."""
 
-    def __init__(self, archive: Shelf) -> None:
-        self._archive = archive
+    def __init__(self, archive: Shelf, namespace: str) -> None:
+        self._archive, self._file = archive, f"kinds-{namespace}.json"
         self.kinds = self._read()
 
     def update(self, kinds: Iterable[Kind]) -> None:
@@ -31,7 +29,7 @@ class Remembered:
         if found == self.kinds:
             return
         with contextlib.suppress(OSError, StoreError):  # a full disk takes this caution away, not the runs
-            self._archive.put(FILE, json.dumps(sorted(found)).encode())
+            self._archive.put(self._file, json.dumps(sorted(found)).encode())
             self.kinds = found
 
     def add(self, kind: Kind) -> None:
@@ -40,7 +38,7 @@ class Remembered:
 
     def _read(self) -> frozenset[Kind]:
         try:
-            found = json.loads(self._archive.read(FILE))
+            found = json.loads(self._archive.read(self._file))
         except (OSError, ValueError, StoreError):
             return frozenset()
         return frozenset(kind for name in found if (kind := preferred(name)) is not None)

@@ -126,9 +126,9 @@ class LocalCluster:
         there = machine.cpus, machine.memory, len(machine.gpus)
         return Capacity(*there, machine.gpu_type, cpus, memory, gpus, largest=there)
 
-    def access_modes(self, claim: str) -> frozenset[str] | None:
+    def access_modes(self, claim: str, namespace: str) -> frozenset[str] | None:
         """See `Cluster.access_modes`: there are no claims here."""
-        del claim
+        del claim, namespace
         return None
 
     def authenticate(self, token: str) -> Caller | None:

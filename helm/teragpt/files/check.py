@@ -1,6 +1,7 @@
-"""`helm test`: trains a run through the API, from inside the cluster, and checks what it left behind.
+"""`helm test`: trains a run through the API, from inside the cluster, checks what it left behind, and removes it.
 
-It runs in the control plane's image and reads its token where the chart mounts it.
+It runs in the control plane's image and reads its token where the chart mounts it. A run that did not do what it should
+is kept, so that somebody can look at it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main() -> int:
             run = client.create(spec)
             print(f"run {run['id']} ({run['name']}): {json.dumps(run['kubernetes'])}", flush=True)
             problems = verdict(client, followed(client, run, deadline))
+            print("it is kept" if problems else removed(client, run["id"]))
         except (ApiError, Unreachable) as error:
             problems = [str(error)]
     for problem in problems:
@@ -77,6 +79,14 @@ def verdict(client: Client, run: Run) -> list[str]:
         "its log is empty": bool(log.strip()),
     }
     return [problem for problem, fine in facts.items() if not fine]
+
+
+def removed(client: Client, run: str) -> str:
+    """What went with the run, once it is removed for good, and what of it only pods can reach."""
+    client.delete(run)
+    gone = client.purge(run)
+    left = "" if gone["folder_removed"] else f"; its checkpoints stay at {gone['folder']}"
+    return f"the run is removed: {gone['attempts']} attempts, {gone['points']} points{left}"
 
 
 if __name__ == "__main__":

@@ -101,9 +101,30 @@ annotations:
 {{- default (ternary (include "teragpt.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
 {{- end }}
 
-{{/* The namespace that runs live in. */}}
+{{/* The namespace of runs that name none. */}}
 {{- define "teragpt.runsNamespace" -}}
 {{ default .Release.Namespace .Values.runs.namespace }}
+{{- end }}
+
+{{/* Namespaces that have the labels of runs.namespaceSelector now, with commas; none where Helm sees no cluster. */}}
+{{- define "teragpt.foundNamespaces" -}}
+{{- $found := list }}
+{{- with .Values.runs.namespaceSelector }}
+{{- $wanted := . }}
+{{- range (lookup "v1" "Namespace" "" "").items }}
+{{- $labels := .metadata.labels | default dict }}
+{{- if eq (toJson $labels) (mergeOverwrite (deepCopy $labels) $wanted | toJson) }}
+{{- $found = append $found .metadata.name }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- sortAlpha $found | join "," }}
+{{- end }}
+
+{{/* Every namespace that runs may live in, with commas; first that of runs that name none. */}}
+{{- define "teragpt.runsNamespaces" -}}
+{{- $found := include "teragpt.foundNamespaces" . | splitList "," }}
+{{- concat (list (include "teragpt.runsNamespace" .)) .Values.runs.namespaces $found | uniq | compact | join "," }}
 {{- end }}
 
 {{/* Whether all that lasts is in a database, which control planes share; empty where one has its volume to itself. */}}
@@ -146,7 +167,7 @@ resources:
 {{/* The control plane's own variables (docs/settings.md), by name. */}}
 {{- define "teragpt.environment" -}}
 TERAGPT_CLUSTER: kubernetes
-TERAGPT_NAMESPACE: {{ include "teragpt.runsNamespace" . | quote }}
+TERAGPT_NAMESPACE: {{ include "teragpt.runsNamespaces" . | quote }}
 TERAGPT_KIND: {{ .Values.runs.kind | quote }}
 TERAGPT_IMAGE: {{ include "teragpt.image" (dict "root" . "image" .Values.trainer.image) | quote }}
 TERAGPT_STORAGE: {{ include "teragpt.storage" . | quote }}

@@ -121,7 +121,8 @@ def refused_here(spec: RunSpec) -> list[str]:
 
 
 def on_kubernetes(spec: RunSpec, **settings: Any) -> ResolvedRun:
-    there: dict[str, Any] = {"shared_folders": False, "kinds": ("PyTorchJob", "TrainJob", "Job"), **settings}
+    kinds, namespaces = ("PyTorchJob", "TrainJob", "Job"), ("default", "team-a")
+    there: dict[str, Any] = {"shared_folders": False, "kinds": kinds, "namespaces": namespaces, **settings}
     return resolve(spec, Machine(cpus=64, memory=1 << 40), "pvc://runs/x", **there)
 
 
@@ -140,6 +141,7 @@ KUBERNETES_ONLY: dict[str, dict[str, Any]] = {
     "/limits/ttl_after_finish_s": {"limits": {"ttl_after_finish_s": 3600}},
     "/kubernetes/kind": {"kubernetes": {"kind": "Job"}},
     "/kubernetes/runtime": {"kubernetes": {"runtime": "torch-distributed"}},
+    "/kubernetes/namespace": {"kubernetes": {"namespace": "team-a"}},
     "/env/1/secret_ref": {
         "env": [{"name": "A", "value": ""}, {"name": "B", "secret_ref": {"name": "hf", "key": "token"}}]
     },

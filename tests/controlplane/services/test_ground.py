@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from controlplane.clusters.base import Traits, Unavailable
 from controlplane.domain.defaults import parse_defaults
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.spec import parse_spec
-from controlplane.services import ground, runs
+from controlplane.services import attempts, ground, runs
 from controlplane.services.context import Context
 from controlplane.submission import settings
 from tests.controlplane.memory_cluster import MemoryCluster
@@ -76,3 +78,35 @@ def test_without_storage_a_run_must_name_its_own(volumes: Context) -> None:
     object.__setattr__(volumes, "storage", "")
     with pytest.raises(InvalidSpec, match="/checkpoint/uri"):
         ground.fitting(volumes, parse_spec({"size": "tiny"}), "run_1")
+
+
+def test_a_run_lives_in_the_namespace_that_it_names_with_the_claims_there(
+    volumes: Context, memory: MemoryCluster
+) -> None:
+    memory.shown = dataclasses.replace(memory.shown, others=("team-a", "team-b"))
+    memory.claims |= {"team-a/runs": ONE}
+    run, _ = runs.create_run(volumes, parse_spec({"size": "tiny", "kubernetes": {"namespace": "team-a"}}))
+    assert run.kubernetes["namespace"] == "team-a"
+    assert run.resolved["nodes"] == 1, "its claim is another than that of the first namespace"
+    assert attempts.manifest(volumes, run.id)["metadata"]["namespace"] == "team-a"
+    plain, _ = runs.create_run(volumes, parse_spec({"size": "tiny"}))
+    assert (plain.kubernetes["namespace"], plain.resolved["nodes"]) == ("default", 2)
+    with pytest.raises(InvalidSpec, match="allowed: a claim of the namespace team-b"):
+        ground.fitting(volumes, parse_spec({"size": "tiny", "kubernetes": {"namespace": "team-b"}}), "run_1")
+
+
+def test_a_namespace_that_is_not_the_installations_is_refused_with_those_that_are(volumes: Context) -> None:
+    with pytest.raises(InvalidSpec, match=r"got 'kube-system'; allowed: .*namespaces of runs, default") as refused:
+        ground.fitting(volumes, parse_spec({"size": "tiny", "kubernetes": {"namespace": "kube-system"}}), "run_1")
+    assert [problem.pointer for problem in refused.value.problems] == ["/kubernetes/namespace"]
+
+
+def test_a_run_comes_after_another_where_that_ones_claim_is(volumes: Context, memory: MemoryCluster) -> None:
+    memory.shown = dataclasses.replace(memory.shown, others=("team-a",))
+    memory.claims |= {"team-a/runs": MANY}
+    first, _ = runs.create_run(volumes, parse_spec({"size": "tiny", "kubernetes": {"namespace": "team-a"}}))
+    later = {"size": "tiny", "after": first.id, "train": {"steps": 1_000_000}}
+    with pytest.raises(InvalidSpec, match="got default; allowed: team-a, where the claim of that run's checkpoint is"):
+        runs.create_run(volumes, parse_spec(later))
+    there, _ = runs.create_run(volumes, parse_spec({**later, "kubernetes": {"namespace": "team-a"}}))
+    assert there.after == first.id

@@ -102,7 +102,7 @@ def test_a_control_plane_that_starts_does_not_take_objects_for_gone_whose_kind_i
     eventually(lambda: first.observe() == [])
     first.create(manifest("run-1"))
     first.close()
-    assert (tmp_path / "kinds.json").read_text() == '["PyTorchJob"]'
+    assert (tmp_path / "kinds-default.json").read_text() == '["PyTorchJob"]'
     if how == "not served yet":
         server.absent = {"/apis/kubeflow.org/v1"}
     else:
@@ -123,10 +123,10 @@ def test_a_control_plane_that_starts_does_not_take_objects_for_gone_whose_kind_i
 
 
 def test_a_note_of_kinds_that_cannot_be_read_is_none(tmp_path: Path) -> None:
-    (tmp_path / "kinds.json").write_text("{")
-    assert Remembered(Folder(tmp_path)).kinds == frozenset()
-    (tmp_path / "kinds.json").write_text('["Job", "CronJob"]')
-    assert Remembered(Folder(tmp_path)).kinds == frozenset({"Job"})
+    (tmp_path / "kinds-default.json").write_text("{")
+    assert Remembered(Folder(tmp_path), "default").kinds == frozenset()
+    (tmp_path / "kinds-default.json").write_text('["Job", "CronJob"]')
+    assert Remembered(Folder(tmp_path), "default").kinds == frozenset({"Job"})
 
 
 def test_a_kubeconfig_of_nowhere_starts_and_waits(open_cluster: Open, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_kubeconfig_of_nowhere_starts_and_waits(open_cluster: Open, tmp_path: 
     with pytest.raises(Unavailable):
         cluster.capacity()
     with pytest.raises(Unavailable):
-        cluster.access_modes("runs")
+        cluster.access_modes("runs", "default")
     with pytest.raises(Unavailable):
         cluster.authenticate("token")
     (check,) = cluster.checks()

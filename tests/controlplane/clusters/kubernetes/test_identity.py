@@ -30,7 +30,7 @@ def asked(server: ApiServer) -> int:
 
 def test_a_pods_token_names_it_and_is_asked_about_once_a_minute(server: ApiServer, connection: Connection) -> None:
     clock = Clock()
-    callers = Callers(connection, "teragpt", clock)
+    callers = Callers(connection, "teragpt", ["default"], clock)
     server.tokens["good"] = review()
     for _ in range(3):
         assert callers.authenticate("good") == Caller("run-1-master-0", "u-1")
@@ -57,7 +57,7 @@ def test_a_pods_token_names_it_and_is_asked_about_once_a_minute(server: ApiServe
     ],
 )
 def test_any_other_token_names_nobody(server: ApiServer, connection: Connection, told: dict[str, Any]) -> None:
-    callers = Callers(connection, "teragpt")
+    callers = Callers(connection, "teragpt", ["default"])
     server.tokens["bad"] = told
     assert callers.authenticate("bad") is None
     assert callers.authenticate("bad") is None
@@ -65,7 +65,7 @@ def test_any_other_token_names_nobody(server: ApiServer, connection: Connection,
 
 
 def test_a_server_that_does_not_answer_is_no_answer(server: ApiServer, connection: Connection) -> None:
-    callers = Callers(connection, "teragpt")
+    callers = Callers(connection, "teragpt", ["default"])
     server.fail(status(500, "InternalError", "no"), path="/tokenreviews$")
     server.tokens["good"] = review()
     with pytest.raises(Unavailable, match="tokens cannot be checked"):
@@ -77,7 +77,7 @@ def test_only_so_many_are_remembered_and_no_token_is(
     server: ApiServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identity, "REMEMBERED", 2)
-    callers = Callers(connection, "teragpt")
+    callers = Callers(connection, "teragpt", ["default"])
     for token in ("canary-a", "canary-b", "canary-c", "canary-c", "canary-a"):
         callers.authenticate(token)
     assert asked(server) == 4

@@ -1,0 +1,91 @@
+"""The script of `helm test`, against a control plane of this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from sqlalchemy import select
+
+from controlplane.services import metrics, runs
+from controlplane.store.tables import Run
+from tests.controlplane.plane import Plane, serving
+from tests.helm.rendered import CHART
+
+TOKEN = "a-token"
+POINTS = [{"seq": seq, "step": seq, "time": 1795518320.0 + seq, "loss": 1.0 / seq} for seq in (1, 2)]
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[Plane]:
+    plane = Plane(tmp_path / "home", token=TOKEN)
+    yield plane
+    plane.store.close()
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script with its mounts in a folder of the test's."""
+    spec = importlib.util.spec_from_file_location("check", CHART / "files/check.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    (tmp_path / "spec.json").write_text(json.dumps({"size": "tiny", "train": {"steps": 2}}))
+    monkeypatch.setattr(module, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setenv("TIMEOUT_S", "60")
+    return module
+
+
+def checked(check: ModuleType, plane: Plane, monkeypatch: pytest.MonkeyPatch, *, checkpoint: bool) -> int:
+    """Its exit code, where the run trains while the script waits, and leaves a checkpoint or none."""
+
+    def trains(_: float) -> None:
+        (run,) = plane.cluster.jobs.values() if plane.cluster.jobs else [None]
+        with plane.store.read() as session:
+            run_id = session.scalars(select(Run.id)).one()
+        if run is None:
+            name = plane.start(run_id)
+            plane.write(name, "step 2/2\n")
+            metrics.add_metrics(plane.context, run_id, 1, POINTS)
+            if checkpoint:
+                made = Path(runs.get(plane.context, run_id).folder) / "checkpoints/step-00000002-attempt-1"
+                made.mkdir(parents=True)
+                (made / "meta.json").write_text("{}")
+        else:
+            plane.succeed(run_id)
+
+    monkeypatch.setattr(check, "time", SimpleNamespace(sleep=trains, monotonic=time.monotonic))
+    with serving(plane.app()) as url:
+        monkeypatch.setenv("API", url)
+        code: int = check.main()
+    return code
+
+
+def test_a_run_that_trained_is_checked_and_removed_for_good(
+    check: ModuleType, plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(check, plane, monkeypatch, checkpoint=True) == 0
+    told = capsys.readouterr().out
+    assert "succeeded; 2 points, last checkpoint at step 2" in told
+    assert told.endswith("the run is removed: 1 attempts, 2 points\n")
+    with plane.store.read() as session:
+        assert not session.scalars(select(Run.id)).all()
+    assert not [*(plane.home / "runs").iterdir()]
+
+
+def test_one_that_left_no_checkpoint_is_kept_and_what_lacks_is_said(
+    check: ModuleType, plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(check, plane, monkeypatch, checkpoint=False) == 1
+    told = capsys.readouterr()
+    assert "error: no checkpoint was reported" in told.err
+    assert "it is kept" in told.out
+    with plane.store.read() as session:
+        assert len(session.scalars(select(Run.id)).all()) == 1
