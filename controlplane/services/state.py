@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -14,6 +15,8 @@ from controlplane.services.context import Context
 from controlplane.services.ground import capacity_of, storage_of
 from controlplane.store.leadership import holder
 from controlplane.store.tables import Delivery, Outbox, Run
+
+ROOM = 16 << 20  # bytes without which the next writes may fail
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Component:
 def components(context: Context) -> dict[str, Component]:
     """Every part by name. An absent cluster stops no request: runs wait for it."""
     parts = {"store": _store(context), "cluster": _cluster(context)}
-    return {**parts, "leader": _leader(context)} if context.store.shared else parts
+    return parts | ({"leader": _leader(context)} if context.store.shared else {"volume": _volume(context)})
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,21 @@ def _store(context: Context) -> Component:
     except StoreError as error:
         return Component(ready=False, detail=str(error), essential=True)
     return Component(ready=True, detail="answers", essential=True)
+
+
+def _volume(context: Context) -> Component:
+    """Whether there is room for what is written next. Without it all is still there to be read."""
+    try:
+        found = os.statvfs(context.home)
+    except OSError as error:
+        return Component(ready=False, detail=f"{context.home} cannot be looked at: {error.strerror}", essential=False)
+    free, size = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    detail = f"{free >> 20:,} of {size >> 20:,} MiB free"
+    if found.f_flag & os.ST_RDONLY:
+        detail = f"{context.home} is read-only: nothing new is taken up until it can be written"
+    elif free < ROOM:
+        detail = f"{context.home} is full ({detail}): nothing new is taken up until there is room"
+    return Component(ready=free >= ROOM and not found.f_flag & os.ST_RDONLY, detail=detail, essential=False)
 
 
 def _leader(context: Context) -> Component:

@@ -27,19 +27,27 @@ class DataFolder:
                 raise NetworkFolder(home, kind)
             self._lock = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StoreUnavailable(f"the data folder {home} cannot be used: {error.strerror or error}") from None
+            raise _unusable(home, error) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.pread(self._lock, 32, 0).decode("ascii", "ignore").strip()
             os.close(self._lock)
             raise FolderLocked(home, int(holder) if holder.isdigit() else None) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:  # a full disk
+            os.close(self._lock)
+            raise _unusable(home, error) from None
 
     def release(self) -> None:
         """Let another process have it."""
         os.close(self._lock)
+
+
+def _unusable(home: Path, error: OSError) -> StoreUnavailable:
+    return StoreUnavailable(f"the data folder {home} cannot be used: {error.strerror or error}")
 
 
 def file_system(folder: Path, mounts: str) -> str:

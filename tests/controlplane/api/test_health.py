@@ -27,7 +27,7 @@ def test_a_ready_one_names_its_parts(client: TestClient) -> None:
     ready = client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json()["ready"]
-    assert set(ready.json()["components"]) == {"store", "cluster"}
+    assert set(ready.json()["components"]) == {"store", "cluster", "volume"}
 
 
 def test_an_absent_cluster_stops_no_request(client: TestClient, plane: Plane) -> None:
