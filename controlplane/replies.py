@@ -55,6 +55,8 @@ class Run(TypedDict):
     clone_of: str | None
     after: str | None
     sweep: str | None
+    task: str | None
+    task_of: str | None
     links: dict[str, str]
 
 

@@ -87,10 +87,10 @@ def connect(url: str | None, context: str | None) -> Client:
     if not (url or context):
         source, url, context = "TERAGPT_URL", os.environ.get("TERAGPT_URL"), os.environ.get("TERAGPT_CONTEXT")
     if url:
-        return Client(checked(source, url), token)
+        return Client(checked(source, url), token, patience_s=0)  # a person is told at once
     name = context or contexts.use
     place = contexts.named(name) if name else local()
-    return Client(str(place["url"]), token or place.get("token"))
+    return Client(str(place["url"]), token or place.get("token"), patience_s=0)
 
 
 def checked(source: str, url: str) -> str:

@@ -148,7 +148,7 @@ def train_one(client: Client, spec: dict[str, object]) -> Run:
     except BaseException:
         print(f"\nStopping {run['id']} ...", flush=True)
         client.cancel(run["id"])
-        follow.wait(client, run["id"])
+        client.wait(run["id"])
         raise
     if ended["phase"] != "succeeded":
         print(client.logs(run["id"], tail=20), file=sys.stderr)

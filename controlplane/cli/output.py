@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from controlplane.durations import duration
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -65,18 +67,6 @@ def text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return value if isinstance(value, str) else encoding.dumps(value, ensure_ascii=False)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people write them: 0:41, 3:05:00, 2d 03:00."""
-    if seconds is None:
-        return "-"
-    minutes, second = divmod(max(0, round(seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}"
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def clock(moment: str | None) -> str:

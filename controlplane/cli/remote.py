@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlplane.cli.errors import CliError, Code
-from controlplane.cli.follow import told, wait
 
 if TYPE_CHECKING:
     from controlplane.client import Client, Run
@@ -66,6 +65,8 @@ class _Pieces(io.RawIOBase):
 
 def _until_it_runs(client: Client, task: Run) -> None:
     """Say on stderr what the task waits for."""
+    from controlplane.client.progress import told
+
     shown = ""
 
     def show(run: Run) -> None:
@@ -74,11 +75,11 @@ def _until_it_runs(client: Client, task: Run) -> None:
             shown = now
             print(f"{run['name']}: {now}", file=sys.stderr, flush=True)
 
-    wait(client, task["id"], show, frozenset({"running", "succeeded", "failed", "cancelled"}))
+    client.wait(task["id"], show, until=frozenset({"running", "succeeded", "failed", "cancelled"}))
 
 
 def _check(client: Client, task: Run) -> None:
-    ended = wait(client, task["id"])
+    ended = client.wait(task["id"])
     if ended["phase"] != "succeeded":
         last = client.attempts(task["id"])[-1]["last_lines"] or [ended["message"] or ended["reason"] or ""]
         raise CliError(

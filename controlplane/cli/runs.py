@@ -16,6 +16,7 @@ from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
 from controlplane.cli.moments import moment
 from controlplane.cli.options import All, Context, Follow, Json, RunName, Url
+from controlplane.durations import duration
 
 if TYPE_CHECKING:
     from controlplane.client import Client, Run
@@ -79,8 +80,7 @@ def created(client: Client, run: Run, *, follow: bool, json: bool) -> None:
     if not json:
         print(f"{run['name']} is {run['id']}, in {run['folder']}")
     if follow:
-        show_progress = following.wait if json else following.follow
-        run = show_progress(client, run["id"])
+        run = client.wait(run["id"]) if json else following.follow(client, run["id"])
     if json:
         output.json(run)
     if follow:
@@ -214,7 +214,7 @@ def shown(run: Run, *, everything: bool) -> dict[str, Any]:
         plain["progress"] = {
             "step": f"{progress['step']:,} of {progress['steps']:,}",
             **{name: progress[name] for name in ("loss", "val_loss", "tokens_per_s")},
-            "time_left": None if ended or progress["eta_s"] is None else output.duration(progress["eta_s"]),
+            "time_left": None if ended or progress["eta_s"] is None else duration(progress["eta_s"]),
             "memory": None if memory is None else output.size(memory),
             "as_of": None if seen is None else output.since(datetime.fromtimestamp(seen, UTC).isoformat()),
         }
@@ -297,7 +297,7 @@ def ask(
         ended = {each["id"] for each in found if each["phase"] in following.ENDED}
         asked = [getattr(client, action)(each["id"]) for each in found]
         if follow:
-            asked = [following.wait(client, each["id"], until=until) for each in asked]
+            asked = [client.wait(each["id"], until=until) for each in asked]
     if json:
         output.json(asked)
     else:

@@ -11,7 +11,7 @@ import pytest
 
 from controlplane.cli import follow
 from controlplane.cli.errors import CliError, Code
-from controlplane.client import Run
+from controlplane.client import Run, progress
 
 PROGRESS = {"step": 20, "steps": 256, "loss": 5.125, "val_loss": 5.0, "tokens_per_s": 35_120.4, "eta_s": 41.0}
 
@@ -30,8 +30,8 @@ def run(**more: object) -> Run:
 
 
 def test_numbers_are_those_that_are_known() -> None:
-    assert follow.numbers(run()) == []
-    assert follow.numbers(run(progress=PROGRESS)) == [
+    assert progress.numbers(run()) == []
+    assert progress.numbers(run(progress=PROGRESS)) == [
         "step 20/256",
         "loss 5.1250",
         "val 5.0000",
@@ -39,22 +39,22 @@ def test_numbers_are_those_that_are_known() -> None:
         "eta 0:41",
     ]
     nothing_yet = dict.fromkeys(PROGRESS) | {"step": 0, "steps": 256}
-    assert follow.numbers(run(progress=nothing_yet)) == ["step 0/256"]
+    assert progress.numbers(run(progress=nothing_yet)) == ["step 0/256"]
 
 
 def test_the_head_says_the_phase_the_attempt_and_why_it_waits() -> None:
-    assert follow.told(run()) == "running"
-    assert follow.told(run(attempt=2)) == "running, attempt 2"
+    assert progress.told(run()) == "running"
+    assert progress.told(run(attempt=2)) == "running, attempt 2"
     waiting = run(phase="pending", reason="Queued", message="needs 2 cpus, 0 free")
-    assert follow.told(waiting) == "pending (needs 2 cpus, 0 free)"
+    assert progress.told(waiting) == "pending (needs 2 cpus, 0 free)"
 
 
 def test_lines_are_printed_at_changes_of_phase_and_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock: Iterator[float] = iter([0.0, 100.0, 100.5, 106.0, 106.0])
-    monkeypatch.setattr("controlplane.cli.follow.time.monotonic", lambda: next(clock, 106.0))
-    show = follow.lines()
+    monkeypatch.setattr("controlplane.client.progress.time.monotonic", lambda: next(clock, 106.0))
+    show = progress.lines()
     show(run(phase="queued"))
     show(run(progress=PROGRESS))
     show(run(progress=PROGRESS))
@@ -73,7 +73,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     with TextIOWrapper(os.fdopen(slave, "wb", buffering=0), write_through=True) as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        with follow.screen() as show:
+        with progress.screen() as show:
             show(run(progress=PROGRESS))
         monkeypatch.undo()
         drawn = ""

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from controlplane.cli import output
+from controlplane.durations import duration
 
 
 @pytest.mark.parametrize(
@@ -12,7 +13,7 @@ from controlplane.cli import output
     [(None, "-"), (0, "0:00"), (41.4, "0:41"), (11105, "3:05:05"), (183_600, "2d 03:00"), (-3, "0:00")],
 )
 def test_durations_read_like_clocks(seconds: float | None, written: str) -> None:
-    assert output.duration(seconds) == written
+    assert duration(seconds) == written
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.server
+import shutil
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controlplane.client import ApiError, Client, ServerEvent, Unreachable, parse_events
+from controlplane.client import ApiError, Client, Messages, ServerEvent, Unreachable
 from tests.controlplane.plane import Plane, serving
 
 TOKEN = "a-token"
@@ -19,7 +20,8 @@ DEADLINE_S = 60.0
 
 
 @pytest.fixture
-def plane(tmp_path: Path) -> Generator[Plane]:
+def plane(tmp_path: Path, migrated: Path) -> Generator[Plane]:
+    shutil.copytree(migrated, tmp_path / "home")
     plane = Plane(tmp_path / "home", token=TOKEN)
     yield plane
     plane.store.close()
@@ -102,6 +104,29 @@ def test_a_run_is_changed_cloned_deleted_restored_and_purged(client: Client, pla
     assert list(client.deleted()) == []
 
 
+def test_a_run_is_held_waited_for_and_read(
+    client: Client, plane: Plane, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = client.submit({"size": "tiny", "name": "held"})
+    assert client.handle("held").id == run.id == run.get()["id"]
+    with pytest.raises(TimeoutError, match="is queued after 0 s"):
+        run.wait(timeout_s=0)
+    report(client, plane.token(run.id), run.id, 1, 2)
+    plane.write(plane.start(run.id), "one\ntwo\n")
+    assert list(run.logs(tail=1)) == ["two"]
+    lines = Following(run.logs(follow=True))
+    monkeypatch.setattr("controlplane.client.sync.LOOK_EVERY_S", 0.01)
+    waited = threading.Thread(target=run.wait, kwargs={"progress": True})
+    waited.start()
+    plane.succeed(run.id)
+    waited.join(DEADLINE_S)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("succeeded | step 2/")
+    assert lines.all() == ["one", "two"]
+    assert [event["seq"] for event in run.events()] == [event["seq"] for event in run.events(follow=True)]
+    assert list(run.metrics(keys=["loss"])["loss"]) == [1.0, 0.5]
+    assert run.retry().get()["retry_of"] == run.id
+
+
 def test_each_call_without_a_key_makes_a_run(client: Client) -> None:
     assert client.create({"size": "tiny"})["id"] != client.create({"size": "tiny"})["id"]
 
@@ -126,7 +151,7 @@ def test_runs_are_listed_over_pages_up_to_a_limit(client: Client, plane: Plane) 
 
 def test_more_runs_than_a_page_holds_are_listed_whole(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [client.create({"size": "tiny"})["id"] for _ in range(5)]
-    monkeypatch.setattr("controlplane.client.PAGE", 2)
+    monkeypatch.setattr("controlplane.client.calls.PAGE", 2)
     assert [run["id"] for run in client.runs()] == made[::-1]
     assert [run["id"] for run in client.runs(limit=3)] == made[:-4:-1]
 
@@ -165,15 +190,16 @@ def test_a_caller_without_the_token_is_told_so(client: Client) -> None:
 def test_nobody_there_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(Unreachable, match=f"127.0.0.1:{port}"):
+    url = f"http://127.0.0.1:{port}"
+    with Client(url, patience_s=0) as client, pytest.raises(Unreachable, match=f"127.0.0.1:{port}"):
         client.run("x")
 
 
 def test_a_stream_gives_up_where_nobody_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(Unreachable):
-        list(client.stream("/runs/x/events/stream", {}, patience_s=0.01))
+    with Client(f"http://127.0.0.1:{port}", stream_patience_s=0.01) as client, pytest.raises(Unreachable):
+        list(client.stream_events("x"))
 
 
 class _Stranger(http.server.BaseHTTPRequestHandler):
@@ -285,7 +311,8 @@ def test_a_silent_stream_is_kept_open_by_pings(client: Client) -> None:
 
 def test_messages_are_read_as_the_standard_says() -> None:
     text = ': ping||id: 7|event: point|data: {"a":|data: 1}||data:2||event: empty||retry: 5|id: 9|data: []||data: 1'
-    assert list(parse_events(iter(text.split("|")))) == [
+    messages = Messages()
+    assert [told for line in text.split("|") if (told := messages.line(line))] == [
         ServerEvent("7", "point", {"a": 1}),
         ServerEvent("7", "message", 2),
         ServerEvent("9", "message", []),
