@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import Cluster, Namespace
+from tests.cluster.conftest import RUN_ID, Cluster, Namespace
 from tests.cluster.plane import Plane, until
 
 CODE = "/mnt/teragpt/{claim}/code"
@@ -101,6 +101,21 @@ def test_an_evicted_pod_is_not_charged_to_its_run(plane: Plane, namespace: Names
     namespace.kubectl(
         "create", f"--raw=/api/v1/namespaces/{namespace.name}/pods/{pod}/eviction", "-f-", stdin=json.dumps(eviction)
     )
+    assert begun_again(plane, run) == ("Evicted", False)
+
+
+@pytest.mark.alone
+def test_a_run_on_a_node_that_is_drained_waits_for_another_and_goes_on_uncharged(
+    plane: Plane, own_cluster: Cluster, post: Any
+) -> None:
+    run = post("sleeps")
+    plane.wait(run, "running")
+    of_it = f"--pod-selector={RUN_ID}={run}"
+    try:
+        own_cluster.kubectl("drain", own_cluster.node, "--force", "--delete-emptydir-data", of_it)
+        until(lambda: plane.client.run(run)["reason"] == "Unschedulable" or None, 60)
+    finally:
+        own_cluster.kubectl("uncordon", own_cluster.node)
     assert begun_again(plane, run) == ("Evicted", False)
 
 
