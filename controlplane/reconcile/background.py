@@ -13,7 +13,7 @@ class Background(ABC):
     """Takes turns from `start` to `stop`. A turn that fails is said in the words `later` or `failed`, by its cause."""
 
     idle_s: float
-    later: str
+    later = "nothing is done now"
     failed: str
 
     def __init__(self, name: str) -> None:

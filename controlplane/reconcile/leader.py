@@ -7,12 +7,12 @@ the lease is lost is not decided here but by the fence in every write (`controlp
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import StoreError
+from controlplane.reconcile.background import Background
 from controlplane.store.leadership import Term, take
 from controlplane.store.store import Store
 
@@ -22,36 +22,26 @@ RENEWALS = 4  # in a lease
 Work = Callable[[Term], AbstractContextManager[None]]  # entered to begin, left to stop
 
 
-class Candidate:
-    """Does `work` under the name `name` while it leads, from `start` to `stop`."""
+class Candidate(Background):
+    """Does `work` under the name `name` while it leads, from `start` to `stop`, which lets another lead at once."""
+
+    failed = "what the leader does has failed; it is begun anew"
 
     def __init__(self, store: Store, name: str, lease_s: float, work: Work) -> None:
         self._store, self._name, self._lease_s, self._work = store, name, lease_s, work
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
+        self.idle_s = lease_s / RENEWALS
         self.leads = False
+        super().__init__("leader")
 
-    def start(self) -> None:
-        """Begin to ask for the lease."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop the work, if this process leads, and let another lead at once."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                term = take(self._store, self._name, self._lease_s)
-                if term is not None:
-                    self._lead(term)
-            except (StoreError, ClusterError, OSError) as error:  # the store says once that it is away
-                log.debug("nothing is led now: %s", error)
-            except Exception:
-                log.exception("what the leader does has failed; it is begun anew")
-            self._stopping.wait(self._lease_s / RENEWALS)
+    def turn(self) -> float:
+        """See `Background.turn`: ask for the lease, and lead for as long as it is kept."""
+        try:
+            term = take(self._store, self._name, self._lease_s)
+            if term is not None:
+                self._lead(term)
+        except (StoreError, ClusterError, OSError) as error:  # the store says once that it is away
+            log.debug("nothing is led now: %s", error)
+        return self.idle_s
 
     def _lead(self, term: Term) -> None:
         """Work until told to stop, or until another process leads."""
@@ -59,7 +49,7 @@ class Candidate:
         try:
             with self._work(term):
                 self.leads = True
-                while not self._stopping.wait(self._lease_s / RENEWALS):
+                while not self._stopping.wait(self.idle_s):
                     if not self._renew(term):
                         log.warning("another process leads: stepping back", extra={"epoch": term.epoch})
                         return

@@ -64,9 +64,7 @@ def get(context: Context, sweep_id: str) -> SweepTable:
     with context.store.read() as session:
         sweep = _found(session, sweep_id)
         rows = session.scalars(select(Run).where(Run.sweep_id == sweep.id).order_by(Run.sweep_point)).all()
-        phases: dict[str, int] = {}
-        for row in rows:
-            phases[row.phase] = phases.get(row.phase, 0) + 1
+        phases = _counted(session, [sweep.id]).get(sweep.id, {})
         return SweepTable(**vars(_view(sweep, phases)), items=[_point(row, sweep.points) for row in rows])
 
 
