@@ -1,10 +1,17 @@
-"""What every test relies on: signals as a terminal gives them, and long files first, so that workers end together."""
+"""What every test relies on: signals as a terminal gives them, long files first, coverage where it is worth its time.
+
+Tracing makes Python 3.11 take half as long again. What coverage reports is a floor, and a test that is not traced can
+only raise what all tests execute: those whose lines others execute too are marked `unmeasured`.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Generator
 
 import pytest
+from coverage import Coverage
 
 LONGEST = (
     "teragpt/test_parity.py",
@@ -24,6 +31,9 @@ LONGEST = (
     "tools/test_lines.py",
 )
 
+MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes processes measure themselves that a measured one starts
+OTHERS = "tests/deploy", "tests/helm", "tests/tools"  # of other things than the two packages
+
 # A test run started in the background inherits ignored signals, and so would every process that it starts.
 for _signal, _handler in (
     (signal.SIGINT, signal.default_int_handler),
@@ -39,3 +49,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, file in enumerate(LONGEST) if str(item.path).endswith(file)), len(LONGEST))
 
     items.sort(key=place)  # stable: the order within a file stays
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Neither an unmeasured test nor what it starts is traced."""
+    coverage = Coverage.current()
+    if coverage is None or measured(item):
+        return (yield)
+    coverage.stop()
+    config = os.environ.pop(MEASURE)
+    try:
+        return (yield)
+    finally:
+        os.environ[MEASURE] = config
+        coverage.start()
+
+
+def measured(item: pytest.Item) -> bool:
+    """Whether lines count that a test executes.
+
+    What rests on the store executes the same ones on both databases, and a property's examples those of plain tests.
+    """
+    folder = item.path.parent.relative_to(item.config.rootpath).as_posix()
+    callspec, function = getattr(item, "callspec", None), getattr(item, "obj", None)
+    on_postgres = callspec and callspec.params.get("store") == "postgres" and folder != "tests/controlplane/store"
+    drawn = getattr(function, "is_hypothesis_test", False)
+    return not (on_postgres or drawn or folder.startswith(OTHERS) or item.get_closest_marker("unmeasured"))

@@ -23,6 +23,7 @@ from tests.controlplane.clusters.kubernetes.server import ApiServer, api_server
 
 DEADLINE_S = 120.0
 LEASE_S = 3
+pytestmark = pytest.mark.unmeasured
 WAY = ["submitting", "pending", "running", "succeeded"]
 
 

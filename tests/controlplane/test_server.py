@@ -110,6 +110,7 @@ def test_it_is_small_and_imports_no_torch(running: Server) -> None:
     assert process.memory_info().rss < 150e6
 
 
+@pytest.mark.unmeasured
 def test_a_run_trains_to_its_end_whatever_becomes_of_the_control_plane(start: Start) -> None:
     first = start()
     train = {"steps": 40, "eval_every": 40, "eval_sequences": 4, "checkpoint_every": 20}

@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 import psutil
-from coverage import Coverage
+from coverage import process_startup
 
 import teragpt
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(teragpt.__file__).parents[1]
 RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity", "tests.teragpt.moves"
 IMPORTED_LATE = "torch._dynamo", "torch._inductor.pattern_matcher", "tokenizers"  # by a rank that already runs
+MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes a process measure its coverage
 PORTS = 20_000, 32_000  # below those that a system gives to whoever asks for any
 LEAVE_S = 10  # for the other ranks, once one has failed
 parents: list[subprocess.Popen[str]] = []
@@ -56,7 +57,8 @@ def run(
     """
     if not parents:
         words = [sys.executable, "-m", "tests.teragpt.forks"]
-        base = {**environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        base = {name: value for name, value in environ.items() if name != MEASURE}  # its imports are others' too
+        base |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         parents.append(subprocess.Popen(words, env=base, stdin=-1, stdout=-1, text=True, start_new_session=True))
     parent = parents[0]
     assert parent.stdin is not None
@@ -178,8 +180,8 @@ def become(command: list[str], environ: dict[str, str], log: str) -> int:
     into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(into, number)
-    if environ["RANK"] not in {"0", str(int(environ["WORLD_SIZE"]) - 1)} and (measured := Coverage.current()):
-        measured.stop()  # what the first and the last rank run is all that is run
+    if environ["RANK"] in {"0", str(int(environ["WORLD_SIZE"]) - 1)}:
+        process_startup(force=True)  # what the first and the last rank run is all that is run
     for stream in (sys.stdout, sys.stderr):
         cast("TextIOWrapper", stream).reconfigure(line_buffering=True)
     module = command[0] == "-m"

@@ -141,6 +141,7 @@ def test_what_is_computed_again_is_the_same_to_the_bit(recipe: str, mode: str, a
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
 
 
+@pytest.mark.unmeasured
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_compiled_blocks_are_whole_graphs_with_the_same_gradients(recipe: str, alone: Mesh) -> None:
@@ -231,6 +232,7 @@ def alone_and_two(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, s
     return found
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("mesh", ["fsdp", "tp", "cp", "pp"])
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_mesh_has_one_ranks_loss_and_gradients(

@@ -105,6 +105,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(
     ("end", "code", "name", "reason"),
     [
@@ -168,6 +169,7 @@ def kubeflow(node: int, nodes: int, processes: int, port: int) -> dict[str, str]
     return {"PYTHONUNBUFFERED": "1", "WORLD_SIZE": str(nodes * processes), **master, **elastic, **counts}
 
 
+@pytest.mark.unmeasured
 def test_two_pods_of_kubeflows_operator_make_one_world(pods: Pods) -> None:
     port = free_port()
     nodes = [pods.launch(SHOW, environ=kubeflow(node, 2, 2, port)) for node in range(2)]
@@ -197,6 +199,7 @@ main(os.sys.argv[1:])
 """
 
 
+@pytest.mark.unmeasured
 def test_the_node_that_others_wait_on_leaves_last(pods: Pods) -> None:
     port = free_port()
     (pods.folder / "slow.py").write_text(SLOW)
@@ -253,6 +256,7 @@ def test_told_to_stop_before_any_rank_runs_it_does_not_wait_for_other_nodes(pods
     assert (launcher.message["rank"], launcher.message["reason"]) == (None, "Stopped")
 
 
+@pytest.mark.unmeasured
 def test_ranks_end_with_a_launcher_that_is_killed(pods: Pods) -> None:
     launcher = pods.launch(SAVES, "--nproc-per-node=2")
     pids = [int(appeared(pods.folder / f"ready{rank}")) for rank in range(2)]
@@ -399,6 +403,7 @@ def test_ranks_print_to_files_where_the_options_say_so(pods: Pods) -> None:
     assert [path.read_text() for path in (pods.folder / "logs").rglob("1/stdout.log")] == ["kept\n"]
 
 
+@pytest.mark.unmeasured
 def test_help_is_no_failure(pods: Pods) -> None:
     launcher = Launcher(pods.folder, ["--help"], {})
     pods.launchers.append(launcher)

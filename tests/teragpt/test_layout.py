@@ -29,6 +29,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(("size", "count", "mesh"), MESHES)
 def test_the_first_and_last_rank_of_every_large_size_hold_what_is_planned(
     size: str, count: int, mesh: dict[str, int]

@@ -40,6 +40,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch
     return compute([*CELLS, CELLS[0].model], tmp_path_factory.mktemp("muon"))
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_four_updates_on_a_mesh_are_one_ranks(cell: Cell, found: dict[str, dict[str, torch.Tensor]]) -> None:
     # loss and every gradient of the fifth step tell where four updates have led

@@ -135,6 +135,7 @@ def alone(cell: Cell) -> Cell:
     return Cell(1, {}, {**FIVE, "tied": cell.settings["tied"]})
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_every_pipeline_has_one_ranks_loss_and_gradients(cell: Cell, found: Callable[[Cell], Found]) -> None:
     assert difference(found(alone(cell)), found(cell)) <= 1e-10
@@ -217,6 +218,7 @@ def test_a_checkpoint_moves_between_pipelines_to_the_last_bit(tmp_path: Path, ti
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.unmeasured
 def test_a_run_that_is_killed_goes_on_without_the_pipeline(tmp_path: Path) -> None:
     code, whole = ranks.train({"out": tmp_path / "whole"})
     assert code == 0, whole

@@ -74,6 +74,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, tuple[Tensor, Te
 compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
+@pytest.mark.unmeasured
 @compiles
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_blocks_keep_what_is_planned_or_less(mode: str) -> None:
@@ -85,6 +86,7 @@ def test_compiled_blocks_keep_what_is_planned_or_less(mode: str) -> None:
     assert kept == planned if mode != "none" else 0.8 * planned < kept < planned
 
 
+@pytest.mark.unmeasured
 @compiles
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled_blocks_are_one_graph_with_the_same_gradients(mode: str) -> None:

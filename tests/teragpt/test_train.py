@@ -56,6 +56,7 @@ def test_a_run_folder_holds_the_record(uninterrupted: tuple[Path, str]) -> None:
     assert "eta 0:00" in output
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("count", [1, 4])
 def test_other_numbers_of_ranks_have_the_same_curve(
     tmp_path: Path, uninterrupted: tuple[Path, str], count: int
@@ -86,6 +87,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 KILLS, STEPS = 3, 30
 
 
+@pytest.mark.unmeasured
 def test_runs_killed_at_any_instant_go_on_to_the_same_curve(tmp_path: Path) -> None:
     """kill -9 at seeded steps over the whole run, of all ranks inside a save or of one at any time, until it ends."""
     settings: dict[str, object] = {"steps": STEPS, "checkpoint_every": 3, "eval_every": STEPS, "dim": 128, "ffn": 512}
@@ -149,11 +151,14 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_is_used(
     assert [one.step for one in published(run)] == [8, 12]
     points = [json.loads(line) for line in run.read("metrics-2.jsonl").splitlines()]
     assert [point["step"] for point in points if "loss" in point][-1] == 12
-    assert set(run.entries()) == {"checkpoints", "config.json", "metrics-1.jsonl", "metrics-2.jsonl", "tokenizer"}
+    events = {"events.out.tfevents-1.000001", "events.out.tfevents-2.000002"}  # the first after its checkpoint alone
+    rest = {"checkpoints", "config.json", "metrics-1.jsonl", "metrics-2.jsonl", "tokenizer"}
+    assert rest < run.entries().keys() <= rest | events
     _, tokenizer, _ = load(out)
     assert tokenizer.decode(tokenizer.encode("def main():\n")) == "def main():\n"
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
 def test_a_run_goes_on_on_another_number_of_ranks(
     tmp_path: Path, uninterrupted: tuple[Path, str], before: int, after: int

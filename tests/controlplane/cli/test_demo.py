@@ -37,6 +37,7 @@ def processes_of(home: Path) -> list[str]:
     return [line for line in lines if str(home) in line and "pytest" not in line]
 
 
+@pytest.mark.unmeasured
 def test_the_demo_trains_samples_says_where_all_is_and_leaves_nothing_running(home: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
