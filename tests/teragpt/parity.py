@@ -7,6 +7,7 @@ and whole gradients, at steps 1 and 5, in the folder.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import sys
@@ -128,10 +129,12 @@ def main(folder: Path, listed: Path) -> None:
     """Compute the cells of a file on this launch's ranks."""
     device = connect(read_world(os.environ, torch.cuda.device_count()))
     compile_ = torch.compile
+    gc.disable()  # a sixth of what compiling takes
     for mesh, settings, backend in json.loads(listed.read_text()):
         cell = Cell(dist.get_world_size(), mesh, settings, backend)
         torch.compile = functools.partial(compile_, backend=backend or "inductor")
         torch.compiler.reset()
+        gc.collect()
         given = {**SHAPE, **mesh, **settings, "compile": "on" if backend else "off"}
         found = numbers(resolve(given), device)
         if dist.get_rank() == 0:
