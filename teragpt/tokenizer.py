@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teragpt.config import ConfigError, Problem
+from teragpt.tokenizer_formats import foreign
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,7 +28,7 @@ CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 TEMPLATE_FILE = "chat_template.jinja"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 HUB_TIMEOUT_S = 5.0
-SOURCES = "a tokenizer.json, a folder that holds one, or the hub's name of a tokenizer"
+SOURCES = "a tokenizer.json, a folder that holds one, a SentencePiece or tiktoken file, or the hub's name of one"
 
 # What a token may span: pieces of Python that mean something by themselves. A line's end keeps the next line's
 # indentation, a name keeps the dot or underscore before it, and quotes and brackets stand alone, since a small model
@@ -72,7 +73,7 @@ class Found(NamedTuple):
 
 
 class Tokenizer:
-    """A tokenizer by `tokenizer_name`: a hub name, a local folder, or a `tokenizer.json`.
+    """A tokenizer by `tokenizer_name`: a hub name, a local folder, a `tokenizer.json`, a SentencePiece or tiktoken one.
 
     A local path wins over the hub, and the hub's local cache over the network. Rules that are at hand already come as
     `found`. `end` is the separator's id, `ends` those of every token that ends a text or a turn, `vocabulary` the
@@ -207,21 +208,29 @@ def look_up(name: str) -> Found:
     path = Path(name)
     if path.is_file():
         return Found(read_file(path), configured_end(path.parent), configured_template(path.parent))
-    if name and (path / "tokenizer.json").is_file():
-        return Found(read_file(path / "tokenizer.json"), configured_end(path), configured_template(path))
+    if held := named_in(path) if name else None:
+        return Found(read_file(held), configured_end(path), configured_template(path))
     if HUB_NAME.fullmatch(name) or (name and path.is_dir()):
         return through_transformers(name)
     raise TokenizerError(name, f"{SOURCES} (no such file or folder, and no name that a hub could know)")
 
 
+def named_in(folder: Path) -> Path | None:
+    """The file of a folder's tokenizer; None where `transformers` has to put it together from several."""
+    if (folder / "tokenizer.json").is_file():
+        return folder / "tokenizer.json"
+    alone = [*folder.glob("tokenizer.model"), *folder.glob("*.tiktoken")]
+    return alone[0] if len(alone) == 1 and not any((folder / name).exists() for name in CONFIG_FILES) else None
+
+
 def read_file(path: Path) -> tokenizers.Tokenizer:
-    """The rules in a `tokenizer.json`. Raises TokenizerError that names the file."""
+    """The rules in a file: a `tokenizer.json`, or one of SentencePiece or tiktoken. Raises TokenizerError."""
     from tokenizers import Tokenizer as Rules
 
     try:
-        return Rules.from_str(path.read_text("utf-8"))
+        return foreign(path) or Rules.from_str(path.read_text("utf-8"))
     except Exception as error:  # noqa: BLE001 (the library raises bare Exception)
-        raise TokenizerError(path, f"a whole tokenizer.json ({error})") from None
+        raise TokenizerError(path, f"a whole tokenizer.json, SentencePiece model or tiktoken file ({error})") from None
 
 
 def configured_end(folder: Path) -> str | None:
