@@ -117,6 +117,9 @@ class Config:
     beta1: float = setting(0.9, "AdamW's first-moment decay.", low=0.0, high=0.9999999)
     beta2: float = setting(0.95, "AdamW's second-moment decay.", low=0.0, high=0.9999999)
     epsilon: float = setting(1e-8, "AdamW's epsilon.", low=1e-16, high=1.0)
+    z_loss: float = setting(
+        0.0, "Weight of the z-loss, the squared log of softmax's sum, beside the loss that is told.", low=0.0, high=1.0
+    )
     clip: float = setting(1.0, "Largest gradient norm; gradients beyond it are scaled down.", low=1e-9, high=1e9)
 
     log_every: int = setting(1, "Steps between printed lines.", low=1, high=10**9)
@@ -298,9 +301,6 @@ def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> It
         name, value = blame("context", "cp", "tp")
         whole = f"a multiple of {pieces}" if name == "context" else f"one that cuts context {config.context} evenly"
         yield Problem(name, value, f"{whole}, for tp {config.tp} and cp {config.cp}")
-    for name in ("cp", "pp"):
-        if config.packing == "documents" and getattr(config, name) > 1:
-            yield Problem(*blame("packing", name), f"with {name} above 1: plain")
     if config.pp > config.depth:
         yield Problem(*blame("pp", "depth"), f"at most depth {config.depth}")
     elif config.pp * config.pipeline_chunks > config.depth:

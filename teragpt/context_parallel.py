@@ -55,16 +55,24 @@ def take_pieces(group: Group, ids: Tensor, targets: Tensor) -> tuple[Tensor, dic
 
 
 def pieces(x: Tensor, dim: int, group: Group) -> Tensor:
-    """This rank's two pieces of x along a dimension."""
+    """This rank's two pieces of x along a dimension, or all of x where it is alone."""
+    if group.size == 1:
+        return x
     cut = x.chunk(2 * group.size, dim)
     return torch.cat([cut[group.rank], cut[-1 - group.rank]], dim)
 
 
-def attention(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of this rank's queries (B, H, T / cp, K) over all keys and values, here (B, G, T / cp, K)."""
+def gather_pieces(k: Tensor, v: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """All keys and values (B, G, T, K), of which each rank has (B, G, T / cp, K), in the order of the sequence."""
     joint = gather(torch.stack([k, v]), 3, group)  # (2, B, G, T, K), rank by rank
     cut = joint.chunk(2 * group.size, 3)
     k, v = torch.cat([*cut[::2], *cut[::-2]], 3).unbind(0)
+    return k, v
+
+
+def attention(group: Group, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of this rank's queries (B, H, T / cp, K) over all keys and values, here (B, G, T / cp, K)."""
+    k, v = gather_pieces(k, v, group)
     early, late = q.chunk(2, 2)
     ends = group.rank + 1, 2 * group.size - group.rank  # pieces seen by each
     seen = [(part, end * part.size(2)) for part, end in zip((early, late), ends, strict=True)]

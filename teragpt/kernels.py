@@ -34,18 +34,18 @@ BLOCK = 4096  # elements that a program holds at once
 SIDE = 64  # of the square tile that a program transposes
 
 
-def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
-    """Each token's loss (N) in fp32 under logits (N, V), which their gradients replace.
+def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, z: float = 0.0) -> Tensor:
+    """Each token's loss (N) in fp32 under logits (N, V), which the gradients, the z-loss's with them, replace.
 
     Columns from `vocabulary` on stand for no token: they do not count, and their gradient is 0.
     """
     losses = torch.empty(logits.size(0), device=logits.device, dtype=torch.float32)
-    _cross_entropy[(logits.size(0),)](logits, targets, losses, logits.size(1), vocabulary, BLOCK, num_warps=8)
+    _cross_entropy[(logits.size(0),)](logits, targets, losses, logits.size(1), vocabulary, z, BLOCK, num_warps=8)
     return losses
 
 
 @triton.jit
-def _cross_entropy(logits, targets, losses, width, vocabulary, BLOCK: tl.constexpr):
+def _cross_entropy(logits, targets, losses, width, vocabulary, z, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     logits += row.to(tl.int64) * width
     target = tl.load(targets + row)
@@ -62,7 +62,7 @@ def _cross_entropy(logits, targets, losses, width, vocabulary, BLOCK: tl.constex
     for start in range(0, width, BLOCK):
         at = start + columns
         x = tl.load(logits + at, mask=at < vocabulary, other=-1e30).to(tl.float32)
-        slope = tl.exp(x - log_sum) - (at == target).to(tl.float32)
+        slope = tl.exp(x - log_sum) * (1 + 2 * z * log_sum) - (at == target).to(tl.float32)
         tl.store(logits + at, slope.to(logits.dtype.element_ty), mask=at < width)
 
 

@@ -267,13 +267,23 @@ class LinearCrossEntropy(Function):
     """Mean cross-entropy of softmax(x W^T), a chunk of tokens at a time, gradients made on the way forward.
 
     The full logits (N, V) never exist, and nothing is computed twice: what backward needs are dx (N, D) and dW (V, D),
-    which each chunk adds while its logits are still in cache. Of a vocabulary that is spread over a group, each rank
-    holds the rows of W from `first` on, and its dx is its part of a sum (Shoeybi et al. 2019, section 3).
+    which each chunk adds while its logits are still in cache. They are the gradients of the loss and of `z` times the
+    mean square of the log of softmax's sum (Chowdhery et al. 2022, section 5). Of a vocabulary that is spread over a
+    group, each rank holds the rows of W from `first` on, and its dx is its part of a sum (Shoeybi et al. 2019,
+    section 3).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int, first: int, vocabulary: int, group: Group
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        chunk: int,
+        first: int,
+        vocabulary: int,
+        group: Group,
+        z: float,
     ) -> Tensor:
         """x (N, D), weight (V, D) in x's dtype, targets (N): the mean loss, a scalar of at least fp32."""
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -282,7 +292,7 @@ class LinearCrossEntropy(Function):
         total = x.new_zeros((), dtype=wide)
         for start in range(0, x.size(0), chunk):
             part, wanted = x[start : start + chunk], targets[start : start + chunk]
-            losses, slope = cross_entropy(product(part, weight), wanted, first, vocabulary, group)
+            losses, slope = cross_entropy(product(part, weight), wanted, first, vocabulary, group, z)
             total += losses.sum()
             if dx is None:
                 continue
@@ -301,43 +311,52 @@ class LinearCrossEntropy(Function):
         dx, dw = ctx.saved_tensors
         scale = grads[0] / dx.size(0)
         dw = torch.mul(dw, scale, out=torch.empty_like(dw, dtype=ctx.weight_dtype))
-        return dx * scale.to(dx.dtype), dw, None, None, None, None, None
+        return dx * scale.to(dx.dtype), dw, None, None, None, None, None, None
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, first: int, vocabulary: int, group: Group) -> tuple[Tensor, Tensor]:
-    """Losses (N) of logits (N, V), whose memory it takes, for targets (N), and the gradients of their sum (N, V).
+def cross_entropy(
+    logits: Tensor, targets: Tensor, first: int, vocabulary: int, group: Group, z: float
+) -> tuple[Tensor, Tensor]:
+    """Losses (N) of logits (N, V), whose memory it takes, for targets (N), and the gradients (N, V) of their sum.
 
     The first column is token `first`; the group's other ranks hold the columns beside these, and other losses.
     """
     if fused(logits) and group.size == 1:
-        return kernels.cross_entropy_(logits, targets, vocabulary), logits
+        return kernels.cross_entropy_(logits, targets, vocabulary, z), logits
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores, wanted, here = log_softmax(wide, targets.unsqueeze(1), first, vocabulary, group)
+    scores, log_sum, wanted, here = log_softmax(wide, targets.unsqueeze(1), first, vocabulary, group)
     losses = -(scores.gather(1, wanted) * here)
-    return losses, scores.exp_().scatter_add_(1, wanted, -here.expand_as(wanted))
+    slope = scores.exp_() if z == 0 else scores.exp_().mul_(1 + 2 * z * log_sum)
+    return losses, slope.scatter_add_(1, wanted, -here.expand_as(wanted))
 
 
 def log_softmax(
     logits: Tensor, wanted: Tensor, first: int, vocabulary: int, group: Group
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-softmax of the logits (N, V) of tokens `first` on, beside which the group's other ranks hold theirs.
 
-    Returned with the columns (N, 1) of the tokens `wanted` (N, 1) and whether they are here, as 1 or 0.
+    Returned with the log of the sum of all exponentials (N, 1), the columns (N, 1) of the tokens `wanted` (N, 1), and
+    whether they are here, as 1 or 0.
     """
     if group.size == 1:
-        return F.log_softmax(logits, dim=1), wanted, logits.new_ones(1, 1)
+        scores = F.log_softmax(logits, dim=1)
+        return scores, logits[:, :1] - scores[:, :1], wanted, logits.new_ones(1, 1)
     logits[:, max(0, vocabulary - first) :] = -torch.inf
-    logits = logits - all_reduce(logits.amax(1, keepdim=True), "max", group)
-    scores = logits - all_reduce(logits.exp().sum(1, keepdim=True), "sum", group).log()
+    largest = all_reduce(logits.amax(1, keepdim=True), "max", group)
+    logits = logits - largest
+    log_sum = all_reduce(logits.exp().sum(1, keepdim=True), "sum", group).log()
     column = wanted - first
     here = (column >= 0) & (column < logits.size(1))
-    return scores, column.where(here, 0), here.to(scores.dtype)
+    return logits - log_sum, largest + log_sum, column.where(here, 0), here.to(logits.dtype)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocabulary: int, group: Group = ALONE) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, vocabulary: int, group: Group = ALONE, z: float = 0.0
+) -> Tensor:
     """Mean cross-entropy of the tokens x (B, T, D) under the first `vocabulary` rows of the output weight (V, D).
 
-    Targets are (B, T). Each rank of a `group` holds as many rows, in its order.
+    Targets are (B, T). Each rank of a `group` holds as many rows, in its order. `z` weighs the z-loss, which is in the
+    gradients alone: what is returned compares with a run that has none.
     """
     mine = local(weight)
     mine = mine[:vocabulary] if group.size == 1 and not fused(x) else mine  # a GPU multiplies whole tiles faster
@@ -345,6 +364,6 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocabulary:
     held = GPU_LOGITS_CHUNK if x.is_cuda else LOGITS_CHUNK
     chunk = max(16, math.ceil(tokens.size(0) / math.ceil(tokens.size(0) * mine.size(0) / held)))
     loss: Tensor = LinearCrossEntropy.apply(
-        tokens, mine.to(x.dtype), targets.flatten(), chunk, first, vocabulary, group
+        tokens, mine.to(x.dtype), targets.flatten(), chunk, first, vocabulary, group, z
     )
     return loss

@@ -1,7 +1,8 @@
 """Documents packed into one sequence, with attention confined to each: no token sees what another document says.
 
 Rotary embeddings depend on distances alone, so within a document the positions are as good as counted from its start.
-Applied to a model from outside, like parallelism. It must not know where tokens come from.
+Applied to a model from outside, like parallelism. Every rank of `cp`, `tp` and `pp` knows the ids of its sequences
+whole, so on no mesh does anything travel for it. It must not know where tokens come from.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from teragpt.collectives import Group
 from teragpt.config import Config, ConfigError, Problem
+from teragpt.context_parallel import gather_pieces, pieces
+from teragpt.mesh import Mesh
 
 
-def confine(model: nn.Module, config: Config, end: int | None) -> None:
-    """Have a model attend within documents where the setting `packing` says so; `end` is the separator's id.
+def confine(model: nn.Module, mesh: Mesh, config: Config, end: int | None) -> None:
+    """Have a parallelized model attend within documents where `packing` says so; `end` is the separator's id.
 
     Raises ConfigError for a model whose attention is no `attend`, and for a dataset without a separator.
     """
@@ -28,29 +32,35 @@ def confine(model: nn.Module, config: Config, end: int | None) -> None:
             "plain for a loader without `end`" if end is None else f"plain for {config.model}, which has no attend"
         )
         raise ConfigError([Problem("packing", config.packing, allowed)])
-    within = Within(end)
-    model.register_forward_pre_hook(within.read, with_kwargs=True)
+    within = Within(end, mesh.context)
+    cast("Any", model).pipeline.told.append(within.read)
     for part in parts:
         cast("Any", part).attend = within
 
 
 class Within:
-    """Causal attention within documents, of the sequences that its model was given last.
+    """Causal attention within documents, of the sequences whose ids it `read` last.
 
-    One at a time: a micro-batch goes forward and backward before the next one, so none of `pp` and no cache.
+    Of the ranks of a `group` each has its pieces of them (context_parallel.py).
     """
 
-    def __init__(self, end: int) -> None:
-        self.end = end
-        self.mask = torch.empty(0)
+    def __init__(self, end: int, group: Group) -> None:
+        self.end, self.group = end, group
+        self.ids = self.mask = torch.empty(0)
 
-    def read(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take the documents of ids (B, T), the model's first argument; a separator ends its document."""
-        ids: Tensor = args[0] if args else kwargs["ids"]
-        ends = ids == self.end
+    def read(self, ids: Tensor) -> None:
+        """Take the documents of whole sequences of ids (B, T); a separator ends its document."""
+        if ids is self.ids:
+            return
+        self.ids, ends = ids, ids == self.end
         document = ends.cumsum(1) - ends.long()
-        self.mask = (document.unsqueeze(2) == document.unsqueeze(1)).tril().unsqueeze(1)  # (B, 1, T, T)
+        here = torch.arange(ids.size(1), device=ids.device)
+        mine, places = pieces(document, 1, self.group), pieces(here, 0, self.group)
+        same = mine.unsqueeze(2) == document.unsqueeze(1)
+        self.mask = (same & (places.unsqueeze(1) >= here)).unsqueeze(1)  # (B, 1, T / cp, T)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of queries (B, H, T, K) over keys and values (B, G, T, K)."""
+        """Attention of this rank's queries (B, H, T / cp, K) over all keys and values, here (B, G, T / cp, K)."""
+        if self.group.size > 1:
+            k, v = gather_pieces(k, v, self.group)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=q.size(1) != k.size(1))

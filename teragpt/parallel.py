@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -107,10 +109,21 @@ def parallelize(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype
     micro_batch_count(config.sequences, mesh, config, "global_batch_tokens", filling(mesh, config))
     tensor_parallel(model, mesh)
     context_parallel(model, mesh)
+    penalize(model, config)
     pipeline = build_pipeline(model, mesh, config, dtype)
     for stage in pipeline.stages:
         shard(stage, mesh, config, dtype, gathered=pipeline.gathered)
     model.pipeline = cast("Any", pipeline)
+
+
+def penalize(model: nn.Module, config: Config) -> None:
+    """Add the z-loss to what a model's loss has gradients of. Raises ConfigError for a model whose loss takes no z."""
+    loss: Any = getattr(model, "loss", None)
+    if config.z_loss == 0:
+        return
+    if loss is None or "z" not in inspect.signature(loss).parameters:
+        raise ConfigError([Problem("z_loss", config.z_loss, f"0 for {config.model}, whose loss takes no z")])
+    cast("Any", model).loss = partial(loss, z=config.z_loss)
 
 
 def compiles(config: Config, device: str) -> bool:
@@ -198,7 +211,7 @@ def micro_batches(batch: Sequence[Tensor], count: int, sequences: int, mesh: Mes
     """This rank's ids and targets (n, T) of a batch of `sequences` in all, cut into `count` pieces."""
     pieces = zip(*(whole.tensor_split(count) for whole in batch), strict=True)
     return [
-        MicroBatch(*take_pieces(mesh.context, ids, targets), ids.size(0) / sequences / mesh.cp)
+        MicroBatch(*take_pieces(mesh.context, ids, targets), ids.size(0) / sequences / mesh.cp, ids)
         for ids, targets in pieces
     ]
 

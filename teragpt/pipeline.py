@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -185,11 +185,15 @@ def timetable(ranks: int, chunks: int, micros: int, *, training: bool) -> list[l
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch: this rank's `ids` (B, T), what else the model takes by name, and its `part` of the batch."""
+    """A micro-batch: this rank's `ids` (B, T / cp), what else the model takes by name, its `part` of the batch.
+
+    `whole` are the ids (B, T) of its sequences, of which every rank of `cp`, `tp` and `pp` knows all.
+    """
 
     ids: Tensor
     named: dict[str, Tensor]
     part: float
+    whole: Tensor
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,8 @@ class Pipeline:
     A tied matrix is in the first stage and in the last: `twin` is the module that holds it in one of those two. What
     is `gathered` stays so between micro-batches, and its gradients are reduced once, after the last one. FSDP takes
     the average of gradients over `averaged` ranks, where their sum is meant. `room` is what a micro-batch's
-    activations, which pass between stages, are received in.
+    activations, which pass between stages, are received in. `told` are those that want to know a micro-batch's whole
+    ids before a stage takes it forward, and before backward, which may compute it again.
     """
 
     stages: Sequence[nn.Module]
@@ -210,6 +215,7 @@ class Pipeline:
     ranks: int
     averaged: int
     room: Callable[[MicroBatch], Tensor]
+    told: list[Callable[[Tensor], None]] = field(default_factory=list)
 
     def run(self, pieces: Sequence[MicroBatch], *, training: bool) -> Tensor:
         """The sum of the pieces' losses times their parts where the last stage is, elsewhere 0.
@@ -249,6 +255,8 @@ class Step:
 
     def run(self, task: Task) -> None:
         """Run a stage's forward or backward of a micro-batch."""
+        for tell in self.pipeline.told:
+            tell(self.pieces[task.micro].whole)
         stage = self.pipeline.stages[task.stage // self.pipeline.ranks]
         getattr(self, task.kind)(stage, task)
 

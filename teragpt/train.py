@@ -110,7 +110,7 @@ class Trainer:
         self.model = build_model(self.constructor, config, dtype)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         parallelize(self.model, self.mesh, config, dtype)
-        confine(self.model, config, getattr(self.dataset, "end", None))
+        confine(self.model, self.mesh, config, getattr(self.dataset, "end", None))
         self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
         materialize(self.model, config, self.device)
         self.batches = Batches(self.batch, self.device)

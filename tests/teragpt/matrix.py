@@ -39,7 +39,7 @@ def settings(precision: str) -> Iterator[dict[str, Any]]:
     axes: dict[str, Sequence[Any]] = {
         "recompute": ("none", "selective", "full"),
         "tied": (True, False),
-        "packed": (False, True),
+        "packing": ("plain", "documents"),
     }
     if precision != "fp64":
         axes = {"recompute": ("none", "full")}

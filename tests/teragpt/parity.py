@@ -27,13 +27,15 @@ from teragpt.environment import read_world
 from teragpt.mesh import Mesh, build_mesh
 from teragpt.model import TeraGPT
 from teragpt.optim import Optimizer
+from teragpt.packing import confine
 from teragpt.parallel import build_model, compute_dtype, connect, forward_backward, materialize, parallelize
 
 LOOKED_AT = (1, 5)  # steps whose gradients are compared; the loss is at every step
 SAME = {
     "tied",
     "depth",
-    "packed",
+    "packing",
+    "z_loss",
     "optimizer",
     "precision",
     "steps",
@@ -96,6 +98,8 @@ def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
     mesh, dtype = build_mesh(config, device), compute_dtype(config, device)
     model = build_model(TeraGPT, config, dtype)
     parallelize(model, mesh, config, dtype)
+    first, _ = dataset.batch(0, config.sequences, config.context, config.seed, 0, 1)
+    confine(model, mesh, config, int(first.flatten().mode().values))  # as if documents were of a few tokens
     materialize(model, config, device)
     optimizer = Optimizer(model, mesh, config)
     found: dict[str, Tensor] = {}

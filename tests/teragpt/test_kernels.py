@@ -46,7 +46,8 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(monkeypatch: pytest.Mo
     scalars = dict.fromkeys(("decay", "beta1", "beta2", "eps"), "fp32")
     signatures: dict[Any, dict[str, Any]] = {
         kernels._cross_entropy: {
-            "logits": half, "targets": "*i64", "losses": wide, "width": count, "vocabulary": count, "BLOCK": 4096,
+            "logits": half, "targets": "*i64", "losses": wide, "width": count, "vocabulary": count, "z": "fp32",
+            "BLOCK": 4096,
         },
         kernels._norm_rotary: {**inputs, "qk": half},
         kernels._norm_rotary_backward: {

@@ -86,6 +86,20 @@ def test_chunked_cross_entropy_is_the_dense_one(tokens: int, monkeypatch: pytest
         assert torch.allclose(mine, plain)
 
 
+def test_the_z_loss_is_in_the_gradients_and_not_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teragpt.ops.LOGITS_CHUNK", 1)
+    x, weight = numbers(2, 20, 6), numbers(11, 6)
+    targets = torch.arange(40).remainder(11).view(2, 20)
+    logits = (x @ weight.T).flatten(0, 1)
+    plain = F.cross_entropy(logits, targets.flatten())
+    penalized = plain + 0.3 * logits.logsumexp(1).square().mean()
+    loss = linear_cross_entropy(x, weight, targets, 11, z=0.3)
+    assert torch.allclose(loss, plain)
+    expected = torch.autograd.grad(penalized, (x, weight))
+    found = torch.autograd.grad(loss, (x, weight))
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(found, expected, strict=True))
+
+
 def test_cross_entropy_without_gradients_and_in_bf16() -> None:
     x, weight = numbers(2, 8, 6), numbers(11, 6)
     targets = torch.zeros(2, 8, dtype=torch.long)

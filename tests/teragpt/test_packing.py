@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
-from teragpt.config import Config, ConfigError, resolve
+from teragpt.collectives import Group
+from teragpt.config import Config, ConfigError
 from teragpt.model import TeraGPT
 from teragpt.packing import confine
 
@@ -14,10 +18,21 @@ END = 7
 DOCUMENTS = [[3, 1, 4, 1, 5, END], [END], [2, 6, 5, END], [9, 2, 6]]
 
 
+MESH: Any = SimpleNamespace(context=Group("", 1, 0))  # all that is asked of one
+
+
 def small(packing: str) -> TeraGPT:
     torch.manual_seed(0)
     model = TeraGPT(32, 2, 4, 64, kv_heads=2).double()
-    confine(model, Config(packing=packing), END)
+    told: list[Callable[[torch.Tensor], None]] = []
+    cast("Any", model).pipeline = SimpleNamespace(told=told)
+    confine(model, MESH, Config(packing=packing), END)
+
+    def tell(_: object, args: tuple[torch.Tensor]) -> None:
+        for listener in told:
+            listener(*args)
+
+    model.register_forward_pre_hook(tell)
     return model
 
 
@@ -48,14 +63,8 @@ def test_no_gradient_crosses_a_separator() -> None:
     assert reached.tolist() == [7 <= at < 11 for at in range(ids.size(1))]
 
 
-@pytest.mark.parametrize("name", ["cp", "pp"])
-def test_what_shares_sequences_or_keeps_several_in_flight_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"with {name} above 1: plain"):
-        resolve({"size": "tiny", "packing": "documents", name: 2})
-
-
 def test_a_model_or_a_dataset_that_cannot_is_named() -> None:
     with pytest.raises(ConfigError, match=r"packing: got 'documents'; allowed: plain for .*, which has no attend"):
-        confine(nn.Linear(2, 2), Config(packing="documents"), END)
+        confine(nn.Linear(2, 2), MESH, Config(packing="documents"), END)
     with pytest.raises(ConfigError, match="plain for a loader without `end`"):
-        confine(small("plain"), Config(packing="documents"), None)
+        confine(small("plain"), MESH, Config(packing="documents"), None)

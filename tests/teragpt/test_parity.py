@@ -30,6 +30,8 @@ CELLS = [
     Cell(3, {}, {"tied": False}),
     Cell(2, {"cp": 2}, {"recompute": "selective"}),
     Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
+    Cell(2, {"cp": 2}, {"packing": "documents"}),
+    Cell(2, {"tp": 2}, {"z_loss": 0.1, "tied": False}),
     Cell(4, {"tp": 2}, {"recompute": "full"}),
     Cell(4, {"tp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
     Cell(4, {"cp": 2}, {"tied": False}),
