@@ -127,7 +127,8 @@ CELLS = [
 def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Cell], Found]:
     """The numbers of a cell, from one launch for all cells of as many ranks, when the first of them is asked for."""
     folder = tmp_path_factory.mktemp("parity")
-    launch = cache(lambda count: compute([one for one in [*CELLS, *(one.model for one in CELLS)] if one.ranks == count], folder))
+    both = [*CELLS, *(cell.model for cell in CELLS)]
+    launch = cache(lambda count: compute([one for one in both if one.ranks == count], folder))
     return lambda cell: launch(cell.ranks)[cell.name]
 
 
