@@ -26,12 +26,13 @@ class View(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
+    """Asynchronous, as its neighbours are: FastAPI sends what is not to a thread, which costs more than this does."""
     context: Context = request.app.state.context
     return context
 
 
-def _hub(request: Request) -> Hub:
+async def _hub(request: Request) -> Hub:
     hub: Hub = request.app.state.hub
     return hub
 

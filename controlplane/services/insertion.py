@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import bindparam, delete, func, or_, select
 from sqlalchemy import insert as inserted
 from sqlalchemy.orm import Session
 
@@ -21,11 +21,17 @@ from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec
 from controlplane.faults import fault
 from controlplane.runfolder import last_claim
-from controlplane.store.moves import add_attempt, add_event
+from controlplane.store.moves import FIRST_EVENT, add_attempt, add_first_event
 from controlplane.store.tables import IdempotencyKey, Label, Run
 from controlplane.store.writer import Transaction
 
 KEYS_LIVE_S = 7 * 86_400
+OF_KEY = select(IdempotencyKey.run_id, IdempotencyKey.body_hash).where(
+    IdempotencyKey.principal == bindparam("principal"), IdempotencyKey.key == bindparam("key")
+)
+HOLDERS = select(Run.id, Run.live_name).where(
+    or_(Run.live_name == bindparam("name"), Run.live_folder == bindparam("folder"))
+)
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,15 @@ def insert(transaction: Transaction, request: Request, now: float) -> tuple[str,
         connection.execute(inserted(IdempotencyKey), {**key, "run_id": run.id, "created_at": now})
     add_attempt(transaction, run, run.attempt, now, due_at=now, resumed_from=request.resumed_from)
     data = {"phase": str(Phase.QUEUED), "actor": request.principal}
-    add_event(transaction, run.id, "created", _told(request), now, data=data)
+    add_first_event(transaction, run, _told(request), now, data=data)
     fault("run inserted")
     return run.id, run
 
 
 def _ensure_free(session: Session, request: Request) -> None:
     """Raises NameInUse and FolderInUse where a live run has what this one asks for."""
-    taken = or_(Run.live_name == request.name, Run.live_folder == request.folder)  # a task's "" is nobody's
-    for holder, name in session.execute(select(Run.id, Run.live_name).where(taken)):
+    asked = {"name": request.name, "folder": request.folder}  # a task's "" is nobody's
+    for holder, name in session.connection().execute(HOLDERS, asked):
         if name == request.name:
             raise NameInUse(request.name, holder)
         raise FolderInUse(request.folder, holder)
@@ -150,7 +156,7 @@ def _values(request: Request, now: float, attempt: int) -> dict[str, Any]:
         "spec": request.spec.model_dump(mode="json", exclude_unset=True),
         "resolved": request.resolved.to_json(),
         "spec_hash": request.resolved.spec_hash,
-        "last_event": 0,
+        "last_event": FIRST_EVENT,
         "retry_of": request.retry_of,
         "clone_of": request.clone_of,
         "queue": request.queue,
@@ -165,9 +171,11 @@ def _values(request: Request, now: float, attempt: int) -> dict[str, Any]:
 
 def run_of_key(session: Session, principal: str, key: str | None, body_hash: str) -> str | None:
     """The run that an earlier request with this key made. Raises KeyReused where that had another body."""
-    row = session.get(IdempotencyKey, (principal, key)) if key is not None else None
+    if key is None:
+        return None
+    row = session.connection().execute(OF_KEY, {"principal": principal, "key": key}).one_or_none()
     if row is None:
         return None
     if row.body_hash != body_hash:
-        raise KeyReused(row.key, row.run_id)
-    return row.run_id
+        raise KeyReused(key, row.run_id)
+    return str(row.run_id)

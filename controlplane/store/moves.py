@@ -20,6 +20,7 @@ from controlplane.store.tables import Attempt, Event, Notice, Outbox, Run
 from controlplane.store.writer import Transaction
 
 CREATE, DELETE = "create", "delete"
+FIRST_EVENT = 1
 
 
 def get_run(transaction: Transaction, run_id: str) -> Run:
@@ -80,13 +81,22 @@ def add_event(
     transaction: Transaction, run_id: str, kind: str, message: str, now: float, *, data: dict[str, Any] | None = None
 ) -> int:
     """Add an event with the run's next number, which is returned, and tell the run's listeners after the commit."""
-    connection = transaction.session.connection()
     counted = update(Run).where(Run.id == run_id).values(last_event=Run.last_event + 1)
-    seq, attempt = connection.execute(counted.returning(Run.last_event, Run.attempt)).one()
-    told = {"run_id": run_id, "seq": seq, "time": now, "kind": kind, "attempt": attempt}
-    connection.execute(insert(Event), {**told, "message": message, "data": data or {}})
-    transaction.touched.add(run_id)
+    seq, attempt = transaction.session.connection().execute(counted.returning(Run.last_event, Run.attempt)).one()
+    _tell(transaction, run_id, seq, attempt, time=now, kind=kind, message=message, data=data or {})
     return int(seq)
+
+
+def add_first_event(transaction: Transaction, run: Run, message: str, now: float, *, data: dict[str, Any]) -> None:
+    """The event of a run that this transaction inserts, with `last_event` FIRST_EVENT: nobody else can count on."""
+    told = {"time": now, "kind": "created", "message": message, "data": data}
+    _tell(transaction, run.id, FIRST_EVENT, run.attempt, **told)
+
+
+def _tell(transaction: Transaction, run_id: str, seq: int, attempt: int, **told: Any) -> None:
+    row = {"run_id": run_id, "seq": seq, "attempt": attempt, **told}
+    transaction.session.connection().execute(insert(Event), row)
+    transaction.touched.add(run_id)
 
 
 def add_attempt(
