@@ -7,9 +7,13 @@ import pytest
 from controlplane.domain.errors import NotFound
 from controlplane.domain.queues import QueueState
 from controlplane.services import queues, runs
+from controlplane.services.context import Context
 from controlplane.services.explanations import explain
 from controlplane.services.queues import QueueView
+from tests.controlplane.memory_cluster import Clock, MemoryCluster
+from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import Stage
+from tests.controlplane.reconcile.test_crashes import Assassin
 
 
 def shut(stage: Stage, state: QueueState = QueueState.PAUSED, note: str | None = None) -> QueueView:
@@ -76,3 +80,32 @@ def test_a_queue_that_nobody_has_named_is_not_found(stage: Stage) -> None:
     with pytest.raises(NotFound):
         queues.set_state(stage.context, "defualt", QueueState.PAUSED)
     assert [(one.name, one.state, one.drained) for one in queues.queues(stage.context)] == [("default", "open", False)]
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_at_any_instant_a_chain_begins_in_order_and_never_in_a_closed_queue(
+    monkeypatch: pytest.MonkeyPatch, context: Context, memory: MemoryCluster, clock: Clock, before: bool
+) -> None:
+    stage = Stage(context, memory, clock)
+    assassin = Assassin(monkeypatch, context.store, memory)
+    chain = [stage.ask(name="first", train={"steps": 10}).id]
+    chain.append(stage.ask(name="second", train={"steps": 20}, after="first").id)
+    looks = 0
+    while runs.get(context, chain[-1]).phase != "succeeded":
+        closed = looks % 8 < 4
+        shut(stage, QueueState.PAUSED if closed else QueueState.OPEN)
+        known = len(memory.made)
+        assassin.at, assassin.before, assassin.count = 1 + looks % 7, before, 0
+        assassin.look(stage)
+        assert not closed or len(memory.made) == known or looks % 8 == 0  # what had been begun while it was open
+        phases = [runs.get(context, run_id).phase for run_id in chain]
+        assert phases[1] == "queued" or phases[0] == "succeeded"
+        if looks % 5 == 4 and memory.jobs:
+            memory.run(min(memory.jobs))
+            memory.end(min(memory.jobs), 0)
+        looks += 1
+        assert looks < 200
+        clock.sleep(61)
+    assert [run_id for run_id, _ in memory.made] == chain
+    assert looks > 10
