@@ -293,6 +293,12 @@ class Settings:
     require_token: bool = option(
         default=False, help="Ask every caller for the token in the home's file `token`.", read=switch
     )
+    kubernetes_users: bool = option(
+        default=False,
+        help="Let in, beside the token, whoever shows a Kubernetes token of the audience and may do the same with jobs "
+        "in every namespace of the runs.",
+        read=switch,
+    )
     max_body_bytes: int = option(1 << 20, "Largest body of a request, in bytes.", whole(1 << 10, 1 << 30))
     log_level: str = option("info", "Least severe log line written.", word(*LOG_LEVELS))
 
@@ -303,8 +309,8 @@ class Settings:
 
     @property
     def token_required(self) -> bool:
-        """Whether callers need the token: where it was asked for, and wherever others can reach the API."""
-        return self.require_token or not self.loopback
+        """Whether callers need a token: where it was asked for, and wherever others can reach the API."""
+        return self.require_token or self.kubernetes_users or not self.loopback
 
 
 def is_loopback(host: str) -> bool:
@@ -366,6 +372,8 @@ def build(given: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
         elif (text := environ.get(leaf.variable, "")) and not text.startswith(SERVICE_LINK):
             settings = _replaced(settings, leaf.groups, name, leaf.read(text, leaf.variable))
     settings.database.check(settings.execution.cluster)
+    if settings.kubernetes_users and settings.execution.cluster == "local":
+        raise SettingsError("--kubernetes-users needs a cluster that knows users: give --cluster kubernetes")
     return settings
 
 

@@ -2,7 +2,8 @@
 
 A browser names the page's origin and the host it believes to talk to; a page of another origin, or one that bound its
 own name to our address (DNS rebinding), is told apart by them. Where a token is required, everything but probes and
-documentation needs it. The token of a single run is not known here: its route checks that.
+documentation needs it, or that of a user whom the cluster lets do the same with jobs. The token of a single run is not
+known here: its route checks that.
 """
 
 from __future__ import annotations
@@ -10,28 +11,39 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
+from collections.abc import Callable
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controlplane.api.problems import Refusal, render
+from controlplane.clusters.base import ClusterError
 
+Users: TypeAlias = Callable[[str, str], str | None]  # the user, by token and verb; raises ClusterError
+VERBS = {"GET": "get", "HEAD": "get", "DELETE": "delete"}  # of Kubernetes; all others create
 OPEN_PATHS = re.compile(r"(/v1)?/(livez|readyz|docs(/[\w.-]+)?|openapi\.json)")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 RUN_TOKEN_PATHS = re.compile(r"POST (/v1)?/runs/[^/]+/metrics|PUT (/v1)?/runs/[^/]+/output")
 
 
 class Access:
-    """Refuses callers. `hosts`: names the API goes by; `token`: what callers must show, if anything."""
+    """Refuses callers. `hosts`: names the API goes by; `token`: what callers must show, if anything; or one of `users`.
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], *, any_address: bool, token: str | None) -> None:
-        self.app, self.hosts, self.any_address = app, hosts, any_address
+    The user's name goes into the request's state.
+    """
+
+    def __init__(
+        self, app: ASGIApp, hosts: frozenset[str], *, any_address: bool, token: str | None, users: Users | None = None
+    ) -> None:
+        self.app, self.hosts, self.any_address, self.users = app, hosts, any_address, users
         self.token = token.encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a refusal."""
-        if scope["type"] == "http" and (refusal := self._refusal(scope)):
+        if scope["type"] == "http" and (refusal := self._refusal(scope) or await self._stranger(scope)):
             await render(refusal, scope)(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -43,10 +55,25 @@ class Access:
             return Refusal("forbidden_host", f"got Host {host!r}; allowed: {', '.join(sorted(self.hosts))}")
         if origin is not None and not _same(origin, host):
             return Refusal("forbidden_origin", f"got Origin {origin!r}; allowed: this API's own, or none")
-        if self.token and not _open(scope) and not _shows(headers.get("authorization", ""), self.token):
-            challenge = {"www-authenticate": "Bearer"}
-            return Refusal("unauthorized", "send the header Authorization: Bearer TOKEN", headers=challenge)
         return None
+
+    async def _stranger(self, scope: Scope) -> Refusal | None:
+        """Why a caller whose host and origin are fine is not let in."""
+        shown = _bearer(Headers(scope=scope).get("authorization", ""))
+        if self.token is None or _open(scope) or hmac.compare_digest(shown.encode(), self.token):
+            return None
+        detail = "send the header Authorization: Bearer TOKEN"
+        if self.users is not None:
+            verb = VERBS.get(scope["method"], "create")
+            try:
+                user = await run_in_threadpool(self.users, shown, verb) if shown.count(".") == 2 else None
+            except ClusterError as error:
+                return Refusal("cluster_unavailable", str(error))
+            if user is not None:
+                scope.setdefault("state", {})["user"] = user
+                return None
+            detail += f", this API's own or a Kubernetes account's that may {verb} jobs where runs live"
+        return Refusal("unauthorized", detail, headers={"www-authenticate": "Bearer"})
 
     def _known(self, host: str) -> bool:
         """Whether a Host header is a name of ours.
@@ -82,6 +109,6 @@ def _open(scope: Scope) -> bool:
     return bool(OPEN_PATHS.fullmatch(path) or RUN_TOKEN_PATHS.fullmatch(f"{method} {path}"))
 
 
-def _shows(header: str, token: bytes) -> bool:
+def _bearer(header: str) -> str:
     scheme, _, shown = header.partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), token)
+    return shown.strip() if scheme.lower() == "bearer" else ""

@@ -89,7 +89,8 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     for prefix in ("", "/v1"):
         app.include_router(docs.router, prefix=prefix)
     everywhere = settings.listen.host in {"0.0.0.0", "::"}
-    app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token)
+    users = context.cluster.admit if settings.kubernetes_users else None
+    app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=users)
     app.add_middleware(Telemetry, measurements=app.state.measurements)
     return app
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from controlplane.api.body import JsonRoute
 from controlplane.api.lists import Cursor, Limit, RunPage, Words, show_page
 from controlplane.api.runs import TAGGED, Run, tagged
-from controlplane.api.views import RUN_ID, Services, View
+from controlplane.api.views import RUN_ID, Services, User, View
 from controlplane.services import changes, lists, purges
 
 router = APIRouter(tags=["deleted runs"], route_class=JsonRoute)
@@ -50,9 +50,9 @@ def remains(run: DeletedRun, context: Services) -> Remains:
 
 
 @router.post("/deleted/{run}/restore", summary="Restore a deleted run", responses=TAGGED)
-def restore(run: DeletedRun, response: Response, context: Services) -> Run:
+def restore(run: DeletedRun, response: Response, context: Services, user: User) -> Run:
     """Show a deleted run again, as it was."""
-    return tagged(changes.restore_run(context, run), response)
+    return tagged(changes.restore_run(context, run, actor=user), response)
 
 
 @router.delete("/deleted/{run}", summary="Purge a deleted run")

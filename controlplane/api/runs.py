@@ -10,7 +10,7 @@ from pydantic import Field
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.plans import Resolved
-from controlplane.api.views import CREATED, OBJECT, RUN_ID, STARTED, IdempotencyKey, RunRef, Services, View
+from controlplane.api.views import CREATED, OBJECT, RUN_ID, STARTED, IdempotencyKey, RunRef, Services, User, View
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.spec import RunSpec
 from controlplane.services import runs
@@ -115,9 +115,11 @@ Overrides = Annotated[
 
 
 @router.post("/runs", status_code=201, summary="Create a run", responses=MADE)
-def create(spec: RunSpec, response: Response, context: Services, idempotency_key: IdempotencyKey = None) -> Run:
+def create(
+    spec: RunSpec, response: Response, context: Services, user: User, idempotency_key: IdempotencyKey = None
+) -> Run:
     """Store a run and submit it; the reply does not wait for the cluster. 200 where the key had made it before."""
-    run, replayed = runs.create_run(context, spec, idempotency_key=idempotency_key)
+    run, replayed = runs.create_run(context, spec, idempotency_key=idempotency_key, principal=user)
     return _made(run, response, replayed=replayed)
 
 
@@ -146,9 +148,11 @@ def resume(run: RunRef, context: Services) -> Run:
 
 
 @router.post("/runs/{run}/retry", status_code=201, summary="Try a run again", responses=MADE)
-def retry(run: RunRef, response: Response, context: Services, idempotency_key: IdempotencyKey = None) -> Run:
+def retry(
+    run: RunRef, response: Response, context: Services, user: User, idempotency_key: IdempotencyKey = None
+) -> Run:
     """A new run (`retry_of`) that goes on from an ended run's last checkpoint."""
-    made, replayed = runs.retry_run(context, run, idempotency_key=idempotency_key)
+    made, replayed = runs.retry_run(context, run, idempotency_key=idempotency_key, principal=user)
     return _made(made, response, replayed=replayed)
 
 
@@ -157,11 +161,12 @@ def clone(
     run: RunRef,
     response: Response,
     context: Services,
+    user: User,
     overrides: Overrides = {},  # noqa: B006 - FastAPI copies it
     idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """A new run (`clone_of`) with another's spec, from the start; its name, notes and checkpoint.uri are left out."""
-    made, replayed = runs.clone_run(context, run, overrides, idempotency_key=idempotency_key)
+    made, replayed = runs.clone_run(context, run, overrides, idempotency_key=idempotency_key, principal=user)
     return _made(made, response, replayed=replayed)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.runs import MADE
-from controlplane.api.views import CREATED, RUN_ID, IdempotencyKey, Services, View
+from controlplane.api.views import CREATED, RUN_ID, IdempotencyKey, Services, User, View
 from controlplane.domain.phases import Phase
 from controlplane.domain.sweeps import SweepSpec
 from controlplane.services import sweeps
@@ -84,10 +84,10 @@ SWEPT: dict[int | str, dict[str, Any]] = {
 
 @router.post("/sweeps", status_code=201, summary="Create a sweep", responses=SWEPT)
 def create(
-    spec: SweepSpec, response: Response, context: Services, idempotency_key: IdempotencyKey = None
+    spec: SweepSpec, response: Response, context: Services, user: User, idempotency_key: IdempotencyKey = None
 ) -> SweepResults:
     """Store a run for each point, all of them or none; `parallelism` of them go at once. 200 as for a run."""
-    sweep, replayed = sweeps.create_sweep(context, spec, idempotency_key=idempotency_key)
+    sweep, replayed = sweeps.create_sweep(context, spec, idempotency_key=idempotency_key, principal=user)
     response.headers["location"] = f"/v1/sweeps/{sweep.id}"
     response.headers["idempotency-replayed"] = str(replayed).lower()
     response.status_code = 200 if replayed else 201

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from controlplane.api.streams import Hub
 from controlplane.domain.errors import Unauthorized
 from controlplane.services.context import Context
+from controlplane.services.runs import LOCAL
 
 RUN_ID = "run_01JD3M7X9K5V2Q8R4T6W0Y1Z2A"
 OBJECT = "first-try-6w0y1z2a-1"
@@ -37,7 +38,13 @@ async def _hub(request: Request) -> Hub:
     return hub
 
 
+async def _user(request: Request) -> str:
+    """Who asks; `local` for whoever shows the API's own token, or none where none is needed."""
+    return str(request.scope.get("state", {}).get("user", LOCAL))
+
+
 Services = Annotated[Context, Depends(_context)]
+User = Annotated[str, Depends(_user)]
 Streams = Annotated[Hub, Depends(_hub)]
 RunRef = Annotated[
     str, Path(description="A run's id, or its name while it lives.", examples=[RUN_ID], min_length=1, max_length=128)

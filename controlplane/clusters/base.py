@@ -234,6 +234,13 @@ class Cluster(Protocol):
         """The pod that holds this service-account token of our audience; None where it is no such token."""
         ...
 
+    def admit(self, token: str, verb: str) -> str | None:
+        """The user whose token of our audience this is, where the cluster lets them `verb` jobs in every namespace.
+
+        `verb` is get, create or delete. None where it is no such token, or they may not.
+        """
+        ...
+
     def checks(self) -> list[Check]:
         """Everything that runs need of the cluster, looked at now. Raises nothing: what fails is a check."""
         ...

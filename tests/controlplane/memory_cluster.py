@@ -60,6 +60,7 @@ class MemoryCluster:
         self.shown = Traits()
         self.claims: dict[str, frozenset[str]] = {}
         self.callers: dict[str, Caller] = {}  # by token
+        self.users: dict[tuple[str, str], str] = {}  # by token and verb
         self.found: list[Check] = []
 
     # --- the protocol ---------------------------------------------------------------------------------------------
@@ -80,6 +81,10 @@ class MemoryCluster:
     def authenticate(self, token: str) -> Caller | None:
         self._maybe_fail()
         return self.callers.get(token)
+
+    def admit(self, token: str, verb: str) -> str | None:
+        self._maybe_fail()
+        return self.users.get((token, verb))
 
     def checks(self) -> list[Check]:
         return self.found

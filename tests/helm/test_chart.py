@@ -188,6 +188,12 @@ def test_nothing_outside_of_a_namespace_where_that_is_not_allowed() -> None:
     assert all(each["metadata"].get("namespace") == "ml" for each in made)
 
 
+def test_users_are_let_in_by_their_rights_only_where_it_was_asked_for() -> None:
+    case = {"auth": {"kubernetes": True}}
+    assert rules(one("ClusterRole", case)) == {"tokenreviews": {"create"}, "subjectaccessreviews": {"create"}}
+    assert environment(case)["TERAGPT_KUBERNETES_USERS"] == "true"
+
+
 def test_nodes_are_listed_only_where_it_was_asked_for() -> None:
     held = rules(one("ClusterRole", {"rbac": {"nodes": True, "tokenReviews": False}}))
     assert held == {"nodes": {"list"}}
@@ -255,7 +261,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
         "settings": numbers | {"logLevel": "debug"},
         "runs": {"queue": "q", "defaults": defaults},
         "database": {"existingSecret": "database"},
-        "auth": {"existingSecret": "access"},
+        "auth": {"existingSecret": "access", "kubernetes": True},
         "notifications": {"existingSecret": "destinations"},
     }
     given = environment(chosen)
@@ -490,6 +496,11 @@ def test_notes_say_which_operator_was_found(tmp_path: Path, crd: str, said: str)
 
 def test_notes_warn_of_an_operator_that_is_not_there(tmp_path: Path) -> None:
     assert "WARNING: this cluster has no PyTorchJob" in notes(tmp_path, {"runs": {"kind": "PyTorchJob"}})
+
+
+def test_notes_say_how_a_service_account_comes_in(tmp_path: Path) -> None:
+    said = notes(tmp_path, {"auth": {"kubernetes": True, "audience": "lm"}, "runs": {"namespace": "training"}})
+    assert "TOKEN=$(kubectl --namespace training create token ACCOUNT --audience lm)" in said
 
 
 def test_notes_read_the_token_from_a_given_secret(tmp_path: Path) -> None:

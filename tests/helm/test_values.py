@@ -102,6 +102,10 @@ CONTRADICTIONS = [
     ({"runs": {"storage": {"uri": "pvc://My_Claim"}}}, "got pvc://My_Claim; allowed: pvc://CLAIM/PATH"),
     ({"ingress": {"enabled": True}}, "ingress.hosts is empty; name at least one host"),
     ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty; name the Gateway"),
+    (
+        {"auth": {"kubernetes": True}, "rbac": {"tokenReviews": False}},
+        "auth.kubernetes: users cannot be told apart without rbac.tokenReviews; set that to true",
+    ),
     ({"monitor": {"enabled": True}}, "put it into a Secret and name that in auth.existingSecret"),
     ({"service": {"nodePort": 30_080}}, "allowed: service.type NodePort or LoadBalancer"),
     ({"runs": {"namespaces": ["Team_A"]}}, "runs.namespaces: got Team_A; allowed: names of namespaces: at most 63"),

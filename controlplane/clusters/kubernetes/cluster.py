@@ -30,7 +30,7 @@ from controlplane.clusters.base import (
 from controlplane.clusters.kubernetes import checks, discovery
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.events import Events
-from controlplane.clusters.kubernetes.identity import Callers
+from controlplane.clusters.kubernetes.identity import Callers, Users
 from controlplane.clusters.kubernetes.informer import Informer
 from controlplane.clusters.kubernetes.kueue import Queues, workloads
 from controlplane.clusters.kubernetes.logs import Collector
@@ -82,6 +82,7 @@ class KubernetesCluster:
         self._namespace, self._others = self._connection.namespace, others
         self._submission = Submission(self._connection, archive, instance)
         self._callers = Callers(self._connection, audience, (self._namespace, *others))
+        self._users = Users(self._connection, audience, (self._namespace, *others))
         self._collector = Collector(self._connection, archive)
         self._nodes = Nodes(self._connection)
         self._events = Events(self._connection, self._namespace, self._take_events)
@@ -191,6 +192,10 @@ class KubernetesCluster:
     def authenticate(self, token: str) -> Caller | None:
         """See `Cluster.authenticate`."""
         return self._callers.authenticate(token)
+
+    def admit(self, token: str, verb: str) -> str | None:
+        """See `Cluster.admit`."""
+        return self._users.admit(token, verb)
 
     def checks(self) -> list[Check]:
         """See `Cluster.checks`."""

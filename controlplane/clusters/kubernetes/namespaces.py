@@ -67,6 +67,10 @@ class Namespaces:
         """See `Cluster.authenticate`."""
         return self._first.authenticate(token)
 
+    def admit(self, token: str, verb: str) -> str | None:
+        """See `Cluster.admit`."""
+        return self._first.admit(token, verb)
+
     def checks(self) -> list[Check]:
         """See `Cluster.checks`: the first namespace's, and what is otherwise in another."""
         found = self._first.checks()

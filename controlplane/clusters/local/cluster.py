@@ -131,6 +131,11 @@ class LocalCluster:
         del claim, namespace
         return None
 
+    def admit(self, token: str, verb: str) -> str | None:
+        """See `Cluster.admit`: there are no users here."""
+        del token, verb
+        return None
+
     def authenticate(self, token: str) -> Caller | None:
         """See `Cluster.authenticate`: there are no service accounts here."""
         del token

@@ -176,6 +176,9 @@ TERAGPT_AUDIENCE: {{ .Values.auth.audience | quote }}
 TERAGPT_HOME: /data
 TERAGPT_HOST: 0.0.0.0
 TERAGPT_PORT: "8000"
+{{- if .Values.auth.kubernetes }}
+TERAGPT_KUBERNETES_USERS: "true"
+{{- end }}
 {{- with .Values.runs.queue }}
 TERAGPT_QUEUE: {{ . | quote }}
 {{- end }}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from controlplane.api.access import Access
+from controlplane.clusters.base import Unavailable
+from tests.controlplane.plane import Plane
 
 HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 TOKEN = "a-token-of-forty-three-letters"
@@ -110,3 +113,48 @@ def test_a_runs_own_token_is_left_to_its_route() -> None:
     assert client(token=TOKEN).post("/v1/runs/run_1/metrics").status_code == 200
     assert client(token=TOKEN).post("/runs/run_1/metrics").status_code == 200
     assert client(token=TOKEN).post("/runs/run_1/metrics/x").status_code == 401
+
+
+def by_rights(plane: Plane) -> TestClient:
+    """The API where users of the cluster are let in."""
+    plane.settings = replace(plane.settings, kubernetes_users=True)
+    plane.secret = TOKEN
+    plane.cluster.users = {("a.d.a", "get"): "ada", ("b.o.b", "get"): "bob", ("b.o.b", "create"): "bob"}
+    plane.cluster.users |= {("b.o.b", "delete"): "bob"}
+    return TestClient(plane.app(), base_url="http://localhost:8000")
+
+
+def bearing(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_a_user_does_what_the_cluster_lets_them_do_with_jobs(plane: Plane) -> None:
+    client, body = by_rights(plane), {"size": "tiny", "name": "mine"}
+    assert client.get("/runs", headers=bearing("a.d.a")).status_code == 200
+    refused = client.post("/runs", headers=bearing("a.d.a"), json=body)
+    assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+    assert "may create jobs where runs live" in refused.json()["detail"]
+    made = client.post("/runs", headers=bearing("b.o.b"), json=body)
+    assert (made.status_code, made.json()["user"]) == (201, "bob")
+    client.patch("/runs/mine", headers=bearing("b.o.b"), json={"notes": "hello"})
+    told = client.get("/runs/mine/events", headers=bearing("a.d.a")).json()["items"]
+    assert [event["data"]["actor"] for event in told if event["kind"] == "change"] == ["bob"]
+    assert client.get("/runs/mine", headers=bearing(TOKEN)).status_code == 200, "the API's own token is good too"
+    for stranger in ("c.a.l", "ada", ""):
+        assert client.get("/runs", headers=bearing(stranger)).status_code == 401
+
+
+def test_a_cluster_that_cannot_say_who_asks_is_no_refusal_for_good(plane: Plane) -> None:
+    client = by_rights(plane)
+    plane.cluster.fail = Unavailable("it is away")
+    reply = client.get("/runs", headers=bearing("a.d.a"))
+    assert (reply.status_code, reply.json()["code"]) == (503, "cluster_unavailable")
+    assert client.get("/livez").status_code == 200
+    assert client.get("/runs", headers=bearing(TOKEN)).status_code == 200
+
+
+def test_without_users_of_the_cluster_their_tokens_open_nothing(plane: Plane) -> None:
+    by_rights(plane)
+    plane.settings = replace(plane.settings, kubernetes_users=False)
+    client = TestClient(plane.app(), base_url="http://localhost:8000")
+    assert client.get("/runs", headers=bearing("a.d.a")).status_code == 401

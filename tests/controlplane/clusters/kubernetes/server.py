@@ -67,6 +67,7 @@ class ApiServer:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.tokens: dict[str, Raw] = {}  # the status of each token's review
+        self.rights: dict[str, set[tuple[str, str, str]]] = {}  # by user: namespace, verb, resource
         self.logs: dict[str, list[bytes]] = {}  # lines with timestamps, by pod
         self.ended_logs: set[str] = set()
         self.forbidden: set[tuple[str, str]] = set()  # (verb, resource)
@@ -325,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
         api, name, sub = self.server.api, found["name"], found["sub"]
         where = f"{found['api']}/{found['namespace'] or ''}/{found['plural']}"
         verb = {"POST": "create", "PUT": "update", "DELETE": "delete"}.get(request.method, "get" if name else "list")
-        if found["plural"] in ("selfsubjectaccessreviews", "tokenreviews"):
+        if found["plural"] in ("selfsubjectaccessreviews", "subjectaccessreviews", "tokenreviews"):
             self._send(self._review(request.body))
         elif (verb, found["plural"]) in api.forbidden:
             self._send(status(403, "Forbidden", f'{found["plural"]} is forbidden: User "x" cannot {verb} it'))
@@ -349,6 +350,10 @@ class _Handler(BaseHTTPRequestHandler):
         if "token" in spec:
             return Answer(201, json.dumps({"status": api.tokens.get(spec["token"], {})}).encode())
         asked = spec["resourceAttributes"]
+        if "user" in spec:
+            rights = api.rights.get(spec["user"], ())
+            allowed = (asked["namespace"], asked["verb"], asked["resource"]) in rights
+            return Answer(201, json.dumps({"status": {"allowed": allowed}}).encode())
         resource = "/".join(filter(None, (asked["resource"], asked["subresource"])))
         allowed = (asked["verb"], resource) not in api.forbidden
         return Answer(201, json.dumps({"status": {"allowed": allowed}}).encode())

@@ -7,7 +7,7 @@ import pytest
 from controlplane.clusters.base import Caller, Unavailable
 from controlplane.clusters.kubernetes import identity
 from controlplane.clusters.kubernetes.connection import Connection
-from controlplane.clusters.kubernetes.identity import POD_NAME, POD_UID, Callers
+from controlplane.clusters.kubernetes.identity import POD_NAME, POD_UID, Callers, Users
 from tests.controlplane.clusters.kubernetes.server import ApiServer, status
 
 
@@ -81,4 +81,34 @@ def test_only_so_many_are_remembered_and_no_token_is(
     for token in ("canary-a", "canary-b", "canary-c", "canary-c", "canary-a"):
         callers.authenticate(token)
     assert asked(server) == 4
-    assert b"canary" not in b"".join(callers._known)
+    known: dict[bytes, object] = vars(vars(callers)["_answers"])["_known"]
+    assert len(known) == 2
+    assert b"canary" not in b"".join(known)
+
+
+def test_a_user_is_let_in_by_their_rights_on_jobs_in_every_namespace(server: ApiServer, connection: Connection) -> None:
+    clock = Clock()
+    users = Users(connection, "teragpt", ["team-a", "team-b"], clock)
+    server.tokens["ada's"] = review(username="ada", extra={})
+    server.tokens["ada's"]["user"]["groups"] = ["lm"]
+    server.rights["ada"] = {("team-a", "get", "jobs"), ("team-b", "get", "jobs"), ("team-a", "create", "jobs")}
+    assert users.admit("ada's", "get") == users.admit("ada's", "get") == "ada"
+    assert asked(server) == 1
+    assert users.admit("ada's", "create") is None, "not in the other namespace"
+    server.rights["ada"].add(("team-b", "create", "jobs"))
+    clock.now = 11.0
+    assert users.admit("ada's", "create") == "ada"
+    reviewed = [request.body["spec"] for request in server.requests if request.path.endswith("/subjectaccessreviews")]
+    assert {spec["resourceAttributes"]["group"] for spec in reviewed} == {"batch"}
+    assert all(spec["groups"] == ["lm"] for spec in reviewed)
+
+
+@pytest.mark.parametrize(
+    "told", [{}, review(authenticated=False), review(audiences=["https://kubernetes.default.svc"])]
+)
+def test_a_token_that_is_not_for_us_is_nobodys_whatever_they_may(
+    server: ApiServer, connection: Connection, told: dict[str, Any]
+) -> None:
+    server.tokens["other"] = told
+    server.rights["system:serviceaccount:default:default"] = {("default", "get", "jobs")}
+    assert Users(connection, "teragpt", ["default"]).admit("other", "get") is None
