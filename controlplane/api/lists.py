@@ -53,7 +53,7 @@ Limit = Annotated[int, Query(description="Most runs of a page.", examples=[50], 
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.", examples=[None], max_length=128)]
 
 
-def _filter(
+async def _filter(
     phase: PhaseFilter = None,
     size: SizeFilter = None,
     label: LabelFilter = None,
