@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from teragpt import export as module
 from teragpt.checkpoint import Checkpoint
 from teragpt.config import ConfigError
+from teragpt.data import open_dataset
 from teragpt.evaluate import evaluate
 from teragpt.export import export, main
 from teragpt.generate import Sampling
@@ -44,23 +45,20 @@ def test_transformers_opens_the_export_with_our_logits(trained: Path, tmp_path: 
     assert theirs.config.tie_word_embeddings is tied
 
 
-PROMPTS = ["def main(", "import ", "class Reader:\n", ""]
-
-
-def test_transformers_goes_on_from_a_prompt_as_we_do_for_200_tokens(tmp_path: Path) -> None:
+def test_transformers_goes_on_from_20_prompts_as_we_do_for_200_tokens(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, output = ranks.train({"out": run, "steps": 4, "context": 256, "micro_batch": 1})
     assert code == 0, output
     theirs = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "export")).train(mode=False)
     sampler = Sampler(run)
-    prompts = [sampler.tokenizer.encode(prompt) or [sampler.tokenizer.end] for prompt in PROMPTS]
+    prompts = open_dataset("").validation(20, 8, 0, 1)[0]
     greedy = {"do_sample": False, "max_new_tokens": 200, "temperature": None, "top_k": None, "top_p": None}
-    made = sampler.complete(prompts, Sampling(tokens=200, temperature=0))
-    for prompt, ours in zip(prompts, made, strict=True):
-        ids = torch.tensor([prompt])
-        found = theirs.generate(ids, attention_mask=torch.ones_like(ids), **greedy)[0, len(prompt) :].tolist()
-        assert [one.token for one in ours.drawn] == found
-        assert len(found) == 200 or ours.finish == "stop"
+    found = theirs.generate(prompts, attention_mask=torch.ones_like(prompts), **greedy)[:, prompts.size(1) :].tolist()
+    made = sampler.complete(prompts.tolist(), Sampling(tokens=200, temperature=0))
+    for ours, other in zip(made, found, strict=True):
+        drawn = [one.token for one in ours.drawn]
+        assert drawn == other[: len(drawn)]
+        assert len(drawn) == 200 or ours.finish == "stop"
 
 
 def test_the_card_tells_plan_data_curve_and_evaluation(trained: Path, tmp_path: Path) -> None:
