@@ -20,9 +20,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controlplane.api.problems import Refusal, render
-from controlplane.clusters.base import ClusterError
+from controlplane.domain.errors import ClusterSilent
 
-Users: TypeAlias = Callable[[str, str], str | None]  # the user, by token and verb; raises ClusterError
+Users: TypeAlias = Callable[[str, str], str | None]  # the user, by token and verb; raises ClusterSilent
 VERBS = {"GET": "get", "HEAD": "get", "DELETE": "delete"}  # of Kubernetes; all others create
 OPEN_PATHS = re.compile(r"(/v1)?/(livez|readyz|docs(/[\w.-]+)?|openapi\.json)")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -67,7 +67,7 @@ class Access:
             verb = VERBS.get(scope["method"], "create")
             try:
                 user = await run_in_threadpool(self.users, shown, verb) if shown.count(".") == 2 else None
-            except ClusterError as error:
+            except ClusterSilent as error:
                 return Refusal("cluster_unavailable", str(error))
             if user is not None:
                 scope.setdefault("state", {})["user"] = user

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -39,7 +40,7 @@ from controlplane.api import (
 from controlplane.api.access import Access
 from controlplane.api.streams import Hub
 from controlplane.api.telemetry import Measurements, Telemetry
-from controlplane.services import state
+from controlplane.services import state, users
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
@@ -89,8 +90,8 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     for prefix in ("", "/v1"):
         app.include_router(docs.router, prefix=prefix)
     everywhere = settings.listen.host in {"0.0.0.0", "::"}
-    users = context.cluster.admit if settings.kubernetes_users else None
-    app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=users)
+    known = partial(users.admitted, context) if settings.kubernetes_users else None
+    app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=known)
     app.add_middleware(Telemetry, measurements=app.state.measurements)
     return app
 
