@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
 from tests.cluster.conftest import Cluster, Namespace
+from tests.cluster.layout import CHECKOUT
 
 CHECKS = """
 import importlib.util, os, pathlib, sys
@@ -37,3 +43,13 @@ def test_without_a_command_it_is_the_launcher_and_says_what_it_lacks(cluster: Cl
     namespace.start("image", image=cluster.image)
     namespace.wait("pod/image", "jsonpath={.status.phase}=Failed")
     assert "usage:" in namespace.kubectl("logs", "image")
+
+
+def test_its_bill_of_materials_names_what_it_holds(cluster: Cluster, namespace: Namespace) -> None:
+    """Told by what the Dockerfile's target `trainer-sbom` runs in it."""
+    told = 'exec python -c "$0" teragpt/trainer 0.1.0 /opt/teragpt/lib/python3*/site-packages'
+    namespace.start("image", "sh", "-c", told, (CHECKOUT / "tools/sbom.py").read_text(), image=cluster.image)
+    bill = namespace.output("image")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    named = {each["purl"].partition("@")[0] for each in json.loads(bill)["components"]}
+    assert named >= {"pkg:pypi/torch", "pkg:pypi/transformers", "pkg:pypi/s3fs", "pkg:deb/debian/libibverbs1"}
