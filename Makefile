@@ -55,9 +55,11 @@ cluster-down: ## stop it and remove everything but the caches
 	@$(BIN)/python -m tests.cluster down
 	@$(BIN)/python -m tests.cluster check-clean
 
+test-cluster: export TERAGPT_CHAOS_PATIENCE ?= 2 # the other tests run beside it
 test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG; KEEP=1 leaves it up
 	@status=0; { [ -n "$$KUBECONFIG" ] || { $(BIN)/python -m tests.cluster build && $(MAKE) --no-print-directory cluster-up; }; } && \
-	$(BIN)/pytest --durations=30 -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster) || status=$$?; \
+	$(BIN)/pytest -n 2 --no-loadscope-reorder --durations=30 -o cache_dir=$(CACHE)/pytest-cluster \
+	$(or $(TESTS),tests/cluster) || status=$$?; \
 	[ -n "$${KUBECONFIG}$(KEEP)" ] || $(MAKE) --no-print-directory cluster-down || status=$$?; exit $$status
 
 chaos: export TERAGPT_CHAOS_ROUNDS ?= $(if $(ROUND),1,1000)
