@@ -17,6 +17,7 @@ import pytest
 import teragpt
 from teragpt import agent
 from teragpt.config import ConfigError
+from tests.teragpt.launchers import Parent
 
 ROOT = Path(teragpt.__file__).parents[1]
 OURS = re.compile(r"PET_|TERAGPT_|MASTER_|RANK$|WORLD_SIZE$|LOCAL_|OMP_")
@@ -27,25 +28,16 @@ PATIENCE_S = 60
 class Launcher:
     """A launcher in a process of its own, with the folder that it and its ranks work in."""
 
-    def __init__(
-        self, folder: Path, arguments: list[str], environ: Mapping[str, str], program: Sequence[str] = PROGRAM
-    ) -> None:
+    def __init__(self, parent: Parent, folder: Path, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self.folder = folder
         self.log = folder / "termination"
         base = {name: value for name, value in os.environ.items() if not OURS.match(name)}
-        self.process = subprocess.Popen(
-            [sys.executable, *program, *arguments],
-            cwd=folder,
-            env={**base, "PYTHONPATH": str(ROOT), "TERAGPT_TERMINATION_LOG": str(self.log), **environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        ours = {"PYTHONPATH": str(ROOT), "TERAGPT_TERMINATION_LOG": str(self.log)}
+        self.process = parent.start(command, folder, {**base, **ours, **environ})
 
     def end(self) -> tuple[int, str, str]:
         """Exit code, stdout and stderr, once it has ended."""
-        out, err = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, out, err
+        return self.process.end(PATIENCE_S)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -57,25 +49,35 @@ class Launcher:
 class Pods:
     """Starts launchers and leaves none running."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, parent: Parent, folder: Path) -> None:
+        self.parent, self.folder = parent, folder
         self.launchers: list[Launcher] = []
 
     def launch(self, script: str, *options: str, environ: Mapping[str, str] | None = None) -> Launcher:
         """Run a Python script in every rank."""
         (self.folder / "rank.py").write_text(script)
-        self.launchers.append(Launcher(self.folder, [*options, "rank.py"], environ or {}))
+        return self.start(*PROGRAM, *options, "rank.py", environ=environ)
+
+    def start(self, *command: str, environ: Mapping[str, str] | None = None) -> Launcher:
+        """Run a launcher, or what stands for one."""
+        self.launchers.append(Launcher(self.parent, self.folder, command, environ or {}))
         return self.launchers[-1]
 
 
+@pytest.fixture(scope="module")
+def parent() -> Iterator[Parent]:
+    made = Parent(ROOT)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def pods(tmp_path: Path) -> Iterator[Pods]:
-    started = Pods(tmp_path)
+def pods(parent: Parent, tmp_path: Path) -> Iterator[Pods]:
+    started = Pods(parent, tmp_path)
     yield started
     for launcher in started.launchers:
-        launcher.process.kill()
-        if launcher.process.stdout and not launcher.process.stdout.closed:
-            launcher.end()
+        launcher.process.send_signal(signal.SIGKILL)
+        launcher.end()
 
 
 def appeared(path: Path) -> str:
@@ -205,7 +207,7 @@ def test_the_node_that_others_wait_on_leaves_last(pods: Pods) -> None:
     (pods.folder / "slow.py").write_text(SLOW)
     (pods.folder / "rank.py").write_text(SHOW)
     for node in range(2):
-        pods.launchers.append(Launcher(pods.folder, ["rank.py"], kubeflow(node, 2, 1, port), program=["slow.py"]))
+        pods.start("slow.py", "rank.py", environ=kubeflow(node, 2, 1, port))
     for launcher in pods.launchers:
         code, _, err = launcher.end()
         assert (code, err) == (0, "")
@@ -236,7 +238,7 @@ def test_told_to_stop_the_ranks_write_a_checkpoint(pods: Pods) -> None:
     launcher = pods.launch(SAVES, "--nproc-per-node=2")
     for rank in range(2):
         appeared(pods.folder / f"ready{rank}")
-    launcher.process.terminate()
+    launcher.process.send_signal(signal.SIGTERM)
     code, out, _ = launcher.end()
     assert code == 143
     assert sorted(out.splitlines()) == ["[rank 1] checkpoint written", "checkpoint written"]
@@ -249,7 +251,7 @@ def test_told_to_stop_before_any_rank_runs_it_does_not_wait_for_other_nodes(pods
     with socket.create_server(("127.0.0.1", port)) as master:
         master.settimeout(PATIENCE_S)
         connection, _ = master.accept()  # it now waits for the master's word
-        launcher.process.terminate()
+        launcher.process.send_signal(signal.SIGTERM)
         code, out, _ = launcher.end()
         connection.close()
     assert (code, out) == (143, "")
@@ -260,7 +262,7 @@ def test_told_to_stop_before_any_rank_runs_it_does_not_wait_for_other_nodes(pods
 def test_ranks_end_with_a_launcher_that_is_killed(pods: Pods) -> None:
     launcher = pods.launch(SAVES, "--nproc-per-node=2")
     pids = [int(appeared(pods.folder / f"ready{rank}")) for rank in range(2)]
-    launcher.process.kill()
+    launcher.process.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + PATIENCE_S
     while any(running(pid) for pid in pids):
         assert time.monotonic() < deadline
@@ -297,9 +299,7 @@ main(os.sys.argv[1:])
 def test_a_node_that_is_replaced_does_not_restart_the_ranks(pods: Pods) -> None:
     (pods.folder / "replaced.py").write_text(REPLACED)
     (pods.folder / "rank.py").write_text(SAVES)
-    launcher = Launcher(pods.folder, [f"--master-port={free_port()}", "rank.py"], {}, program=["replaced.py"])
-    pods.launchers.append(launcher)
-    code, out, err = launcher.end()
+    code, out, err = pods.start("replaced.py", f"--master-port={free_port()}", "rank.py").end()
     assert (code, out) == (1, "checkpoint written\n")
     assert err == (
         "error: RuntimeError: another node came after the ranks had started: restarts belong to the control plane\n"
@@ -307,9 +307,7 @@ def test_a_node_that_is_replaced_does_not_restart_the_ranks(pods: Pods) -> None:
 
 
 def test_a_program_that_cannot_run_is_bad_input(pods: Pods) -> None:
-    launcher = Launcher(pods.folder, ["--no-python", "no-such-program"], {})
-    pods.launchers.append(launcher)
-    code, out, _ = launcher.end()
+    code, out, _ = pods.start(*PROGRAM, "--no-python", "no-such-program").end()
     assert code == 2
     assert "error: program: got 'no-such-program'" in out
 
@@ -405,9 +403,7 @@ def test_ranks_print_to_files_where_the_options_say_so(pods: Pods) -> None:
 
 @pytest.mark.unmeasured
 def test_help_is_no_failure(pods: Pods) -> None:
-    launcher = Launcher(pods.folder, ["--help"], {})
-    pods.launchers.append(launcher)
-    code, out, _ = launcher.end()
+    code, out, _ = pods.start(*PROGRAM, "--help").end()
     assert code == 0
     assert "python -m teragpt.launch" in out
 
@@ -424,9 +420,7 @@ main(["rank.py", *sys.argv[1:]])
 def test_told_to_stop_as_it_leaves_the_launcher_says_how_its_ranks_ended(pods: Pods, code: int) -> None:
     (pods.folder / "rank.py").write_text("import sys; sys.exit(int(sys.argv[1]))", "utf-8")
     (pods.folder / "leaves.py").write_text(LEAVES, "utf-8")
-    launcher = Launcher(pods.folder, [str(code)], {}, program=["leaves.py"])
-    pods.launchers.append(launcher)
-    assert launcher.end()[0] == code
+    assert pods.start("leaves.py", str(code)).end()[0] == code
 
 
 def test_signals_reach_the_launcher_as_its_own(pods: Pods) -> None:
