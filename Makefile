@@ -44,9 +44,11 @@ coverage: install ## the tests, and coverage of both packages
 	@rm -rf $(CACHE)/coverage && mkdir -p $(CACHE)/coverage
 	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o cache_dir=$(CACHE)/pytest $(TESTS) | tee $(CACHE)/pytest.log
 	@$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --include='teragpt/*'
-	$(BIN)/coverage report --include='controlplane/*'
+	@$(MAKE) --no-print-directory -j $(WORKERS) --output-sync report-teragpt report-controlplane
 	@tail -n 1 $(CACHE)/pytest.log
+
+report-%:
+	$(BIN)/coverage report --include='$*/*'
 
 cluster-up: install ## a whole Kubernetes cluster on this machine (root); prints its kubeconfig
 	@$(BIN)/python -m tests.cluster up --with image

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from coverage import Coverage
@@ -53,17 +54,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Neither an unmeasured test nor what it starts is traced."""
-    coverage = Coverage.current()
-    if coverage is None or measured(item):
+    with nullcontext() if measured(item) else untraced():
         return (yield)
-    coverage.stop()
-    config = os.environ.pop(MEASURE)
+
+
+@contextmanager
+def untraced() -> Generator[None]:
+    """Neither this process nor what it starts is traced meanwhile."""
+    coverage, config = Coverage.current(), os.environ.pop(MEASURE, None)
+    if coverage:
+        coverage.stop()
     try:
-        return (yield)
+        yield
     finally:
-        os.environ[MEASURE] = config
-        coverage.start()
+        if config is not None:
+            os.environ[MEASURE] = config
+        if coverage:
+            coverage.start()
 
 
 def measured(item: pytest.Item) -> bool:
