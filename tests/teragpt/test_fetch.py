@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 
+from teragpt import fetch
 from teragpt.config import ConfigError
 from teragpt.data import open_dataset
 from teragpt.dataset_files import MANIFEST
@@ -118,3 +121,47 @@ def test_a_cache_that_cannot_be_written_is_named(prepared: Path, url: str) -> No
     (prepared.parent / "cache").write_text("in the way")
     with pytest.raises(ConfigError, match="TERAGPT_CACHE: got"):
         on_this_node(url)
+
+
+def another(prepared: Path, tokenizer: Tokenizer, name: str) -> str:
+    """The URL of a dataset of other texts, and of the same number of bytes."""
+    texts = [text.replace("value", name) for text in TEXTS]
+    write((Document((text,)) for text in texts), prepared.parent / name, tokenizer, Recipe(validation=0.2))
+    fsspec.filesystem("memory").put(str(prepared.parent / name), f"/{prepared.parent.name}/{name}", recursive=True)
+    return f"memory://{prepared.parent.name}/{name}"
+
+
+def test_copies_that_nobody_reads_go_when_another_needs_their_room(
+    prepared: Path, url: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "held", {})
+    first, second = on_this_node(url), on_this_node(another(prepared, tokenizer, "items"))
+    third = another(prepared, tokenizer, "words")
+    os.utime(first.with_suffix(".used"), (0, 0))
+    monkeypatch.setenv("TERAGPT_CACHE_BYTES", str(int(fetch.held_by(first.parent) * 1.1)))
+    with pytest.raises(ConfigError, match=r"TERAGPT_CACHE_BYTES: got .* allowed: a folder with room for"):
+        on_this_node(third)
+    assert {first, second} <= set(copies(prepared))  # both are being read
+    for lock in fetch.held.values():
+        os.close(lock)
+    fetch.held.clear()
+    last = on_this_node(third)
+    assert set(copies(prepared)) == {second, last}
+    assert open_dataset(third).tokens("train") > 0
+
+
+def test_a_limit_that_is_no_number_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "held", {})
+    monkeypatch.setenv("TERAGPT_CACHE_BYTES", "10GB")
+    with pytest.raises(ConfigError, match="TERAGPT_CACHE_BYTES: got '10GB'; allowed: a number of bytes"):
+        on_this_node(url)
+
+
+def test_a_full_disk_is_told_before_anything_is_copied(
+    prepared: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "held", {})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(ConfigError, match=r"TERAGPT_CACHE: got .* allowed: a folder with room for"):
+        on_this_node(url)
+    assert copies(prepared) == []
