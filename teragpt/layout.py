@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
+from teragpt.activations import activation_bytes
 from teragpt.config import Config, ConfigError, Problem, mesh_misfits, parse, resolve
 from teragpt.sizes import REFERENCE_VOCABULARY, padded
 
 GIVEN = ("pp", "dp_replicate", "cp", "tp")  # the dimensions that settings name; what they leave is `dp_shard`
 OURS = Config().model  # the model whose parameters are known here
+LEAST_BYTES = {"fp64": 8, "fp32": 4, "fp8": 1}  # of an activation; bf16's where nothing else is sure
 SHOWN = ("parameters", "gradients", "optimizer", "total")
 
 
@@ -143,6 +145,39 @@ def held(config: Config, stages: Layout, pp_rank: int, fsdp_rank: int) -> State:
     return State(room * each, room * each, moments * each)
 
 
+def needed(config: Config, ranks: int) -> int:
+    """Bytes that the fullest rank takes at the least: its state, and what blocks keep for backward (`kept`)."""
+    stages = layout(config, ranks)
+    begun = max(sum(kept(config, stages, pp_rank)) for pp_rank in range(stages.pp))
+    return max(begun, state(config, ranks).total)
+
+
+def kept(config: Config, stages: Layout, pp_rank: int) -> tuple[int, int]:
+    """As a rank's first backward begins: bytes of its state, and those that its blocks keep, both at the least.
+
+    Gradients are there from the second micro-batch on. Without recompute blocks keep no less than with `selective`.
+    """
+    state, part = held(config, stages, pp_rank, 0), config.sequences // stages.data_ranks
+    count = max(stages.pp, math.ceil(part / config.micro_batch))
+    mode = "full" if config.recompute == "full" else "selective"
+    each = activation_bytes(config.shape, mode, LEAST_BYTES.get(config.precision, 2), stages.tp, stages.cp)
+    layers = sum(map(len, spread(config.depth, stages.pp * stages.chunks)[pp_rank :: stages.pp]))
+    tokens = part // count * config.context // stages.cp
+    there = state.total if count > 1 else state.parameters + state.optimizer
+    return there, int(each * tokens * layers * alive(stages, count, pp_rank))
+
+
+def alive(stages: Layout, count: int, pp_rank: int) -> float:
+    """Micro-batches, of `count` in a step, that a rank of the pipeline holds at once, as parts of all its layers.
+
+    1F1B: one for each stage from this one on. Interleaved: as many chunks as run before the first backward returns.
+    """
+    p, v = stages.pp, stages.chunks
+    if v == 1:
+        return min(count, p - pp_rank)
+    return min(count * v, 2 * (p - pp_rank - 1) + (v - 1) * p + 1) / v
+
+
 def share(kind: Kind, stages: Layout, fsdp_rank: int) -> tuple[int, int, int]:
     """Of a parameter, the rows that a rank has room for, those that it holds, and its columns."""
     rows = kind.rows // (stages.tp if kind.cut == 0 else 1)
@@ -166,8 +201,11 @@ def misfits(config: Config, ranks: int, memory: int | None = None) -> Iterator[P
         if sequences < parts:
             allowed = f"at least a sequence of {config.context} tokens for each of {parts} parts of the batch"
             yield Problem(setting, getattr(config, setting), allowed)
-    if memory is not None and config.model == OURS and (needed := state(config, ranks).total) > memory:
-        takes = f"{layout(config, ranks)} takes {gib(needed)} for parameters, gradients and optimizer alone"
+    if memory is not None and config.model == OURS and (least := needed(config, ranks)) > memory:
+        alone, what = state(config, ranks).total, "state and what blocks keep for backward, at the least"
+        if alone > memory:
+            least, what = alone, "parameters, gradients and optimizer alone"
+        takes = f"{layout(config, ranks)} takes {gib(least)} for {what}"
         allowed = f"what fits the {gib(memory)} that a rank has; {takes}; {advice(config, ranks, memory)}"
         yield Problem("size", config.size, allowed)
 
@@ -185,15 +223,17 @@ def indivisible(ranks: int, given: Mapping[str, int]) -> Problem | None:
 
 def advice(config: Config, ranks: int, memory: int) -> str:
     """The layout next to the one that is asked for that fits, on as many ranks; else the fewest ranks that do."""
+    if lighter := less_at_once(config, ranks, memory):
+        return f"nearest that fits: {lighter}"
     near = nearest(config, ranks, memory)
     if near:
         changed = {name: getattr(near, name) for name in GIVEN if getattr(near, name) != getattr(config, name)}
         named = ", ".join(f"{name} {size}" for name, size in changed.items())
-        return f"nearest that fits: {named}, which takes {gib(state(near, ranks).total)}"
+        return f"nearest that fits: {named}, which takes {gib(needed(near, ranks))}"
     apart = config.pp * config.tp * config.cp
     for more in (apart << power for power in range(24)):
         wider = replace(config, dp_replicate=1)
-        if more > ranks and state(wider, more).total <= memory:
+        if more > ranks and needed(wider, more) <= memory:
             return f"nearest that fits: {layout(wider, more)} on {more:,} ranks"
     return "no number of ranks is enough"
 
@@ -206,9 +246,20 @@ def nearest(config: Config, ranks: int, memory: int) -> Config | None:
     for other in sorted(found, key=lambda one: distance(config, one)):
         if any(mesh_misfits(other, lambda *names: (names[0], ""))) or any(misfits(other, ranks)):
             continue
-        if state(other, ranks).total <= memory:
+        if needed(other, ranks) <= memory:
             return other
     return None
+
+
+def less_at_once(config: Config, ranks: int, memory: int) -> str:
+    """A smaller micro-batch that fits, or one whose blocks are computed again; empty where neither does."""
+    for recompute in dict.fromkeys((config.recompute, "full")):
+        for power in range(config.micro_batch.bit_length()):
+            other = replace(config, recompute=recompute, micro_batch=max(1, config.micro_batch >> power))
+            if needed(other, ranks) <= memory:
+                again = "" if recompute == config.recompute else ", recompute full"
+                return f"micro_batch {other.micro_batch}{again}"
+    return ""
 
 
 def distance(one: Config, other: Config) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from functools import cache
 
 from teragpt.activations import activation_bytes
 from teragpt.config import Config
-from teragpt.layout import Layout, State, held, spread
+from teragpt.layout import Layout, State, alive, held, spread
 from teragpt.sizes import padded
 
 # Of the data sheet's bytes: half for CUDA, NCCL and the allocator's slack (beside what a card shows beyond its data
@@ -81,7 +81,8 @@ class Ledger:
 
     def hopeless(self, cut: Cut) -> bool:
         """Whether what blocks keep on the first stage is too much already."""
-        kept = kept_bytes(self.config, cut) * layers_of(self.config.depth, cut.stages, 0) * alive(cut, 0)
+        layers = layers_of(self.config.depth, cut.stages, 0)
+        kept = kept_bytes(self.config, cut) * layers * alive(cut.stages, cut.count, 0)
         return kept > limit(self.device_memory)
 
     def state(self, stages: Layout, pp_rank: int) -> State:
@@ -96,7 +97,7 @@ class Ledger:
         config, stages = self.config, cut.stages
         state = self.state(stages, pp_rank)
         layers, head = layers_of(config.depth, stages, pp_rank), pp_rank == stages.pp - 1
-        kept = int(kept_bytes(config, cut) * layers * alive(cut, pp_rank))
+        kept = int(kept_bytes(config, cut) * layers * alive(cut.stages, cut.count, pp_rank))
         gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         copies = joined_copies(config, cut, layers)
         alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
@@ -135,17 +136,6 @@ def kept_bytes(config: Config, cut: Cut) -> float:
     stages = cut.stages
     each = activation_bytes(config.shape, cut.recompute, BF16, stages.tp, stages.cp, fused=True)
     return each * cut.tokens(config.context)
-
-
-def alive(cut: Cut, pp_rank: int) -> float:
-    """Micro-batches whose activations a rank of the pipeline holds at once, as parts of all its layers.
-
-    1F1B: one for each stage from this one on. Interleaved: as many chunks as run before the first backward returns.
-    """
-    p, v = cut.stages.pp, cut.stages.chunks
-    if v == 1:
-        return min(cut.count, p - pp_rank)
-    return min(cut.count * v, 2 * (p - pp_rank - 1) + (v - 1) * p + 1) / v
 
 
 def working_bytes(config: Config, cut: Cut) -> float:

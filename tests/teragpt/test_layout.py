@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from teragpt.config import Config, ConfigError, resolve
-from teragpt.layout import State, asked, main, misfits, state
+from teragpt.layout import State, asked, main, misfits, needed, state
 from teragpt.model import Attention, TeraGPT
 from tests.teragpt import fake, ranks
 
@@ -143,8 +143,8 @@ def test_a_mesh_that_cannot_be_is_refused_by_its_setting(count: int, given: dict
     ("settings", "count", "advice"),
     [
         ({"size": "13b"}, 1, "dp_shard 4 on 4 ranks"),
-        ({"size": "13b", "dp_replicate": 8}, 16, "dp_replicate 4, which takes 46.5 GiB"),
-        ({"size": "13b", "dp_replicate": 4, "tp": 2}, 8, "dp_replicate 2, which takes 46.5 GiB"),
+        ({"size": "13b", "dp_replicate": 8}, 16, "dp_replicate 4, which takes 55.3 GiB"),
+        ({"size": "13b", "dp_replicate": 4, "tp": 2}, 8, "dp_replicate 2, which takes 50.9 GiB"),
         ({"size": "175b", "tp": 8}, 8, "dp_shard 8, tp 8 on 64 ranks"),
     ],
 )
@@ -156,7 +156,24 @@ def test_more_than_a_card_has_is_refused_with_the_nearest_layout_that_fits(
     assert problem.field == "size"
     assert problem.allowed.startswith("what fits the 80 GiB that a rank has; ")
     assert problem.allowed.endswith(f"nearest that fits: {advice}")
-    assert not list(misfits(config, count, state(config, count).total))
+    assert not list(misfits(config, count, needed(config, count)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory", "advice"),
+    [
+        ({"size": "8b", "micro_batch": 64, "context": 8192}, 100 << 30, "micro_batch 2"),
+        ({"size": "8b", "micro_batch": 1, "context": 8192}, 20 << 30, "micro_batch 1, recompute full"),
+    ],
+)
+def test_what_blocks_keep_for_backward_counts_and_less_at_once_is_named(
+    settings: dict[str, object], memory: int, advice: str
+) -> None:
+    config = resolve(settings)
+    (problem,) = misfits(config, 8, memory)
+    assert "for state and what blocks keep for backward, at the least; " in problem.allowed
+    assert problem.allowed.endswith(f"nearest that fits: {advice}")
+    assert state(config, 8).total < memory < needed(config, 8)
 
 
 class NoAttend(Attention):
