@@ -74,7 +74,8 @@ def test_the_api_server_takes_what_kubectl_alone_installs(shared: Namespace, nam
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_the_api_server_takes_every_object_of_every_case(shared: Namespace, case: Path) -> None:
     values = {key: value for key, value in yaml.safe_load(case.read_text()).items() if key not in ON_REQUEST}
-    values.get("runs", {}).pop("namespace", None)
+    for there in ("namespace", "namespaces"):
+        values.get("runs", {}).pop(there, None)
     made = rendered.objects(values, namespace=shared.name)
     for number, pod in enumerate([*rendered.pods(made)]):  # so that the security level looks at each
         spec = {key: value for key, value in pod.items() if key not in {"serviceAccountName", *ON_REQUEST}}

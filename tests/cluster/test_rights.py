@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from controlplane.clusters.kubernetes.resources import ATTEMPTS
 from tests.cluster.conftest import Cluster
 from tests.cluster.layout import AUDIT
 from tests.helm.rendered import objects
@@ -27,17 +28,35 @@ class Right(NamedTuple):
     everywhere: bool
 
 
+TRAINJOB = ATTEMPTS["TrainJob"]
 OPTIONAL = {  # what is done where an account may, and left where not; docs/kubernetes-cluster.md
     Right("list", "", "pods", everywhere=True),
     Right("list", "apps", "deployments", everywhere=True),
     Right("list", "storage.k8s.io", "storageclasses", everywhere=True),
     Right("list", "", "persistentvolumeclaims", everywhere=False),
 }
+UNSEEN = {  # what no release of this suite has occasion for
+    *(Right("get", kind.group, kind.plural, everywhere=False) for kind in ATTEMPTS.values()),  # after a lost answer
+    *(
+        Right(verb, TRAINJOB.group, TRAINJOB.plural, everywhere=False) for verb in ("create", "list", "watch", "delete")
+    ),  # the suite's Kubeflow Trainer comes when no release is there
+    *(Right(verb, TRAINJOB.group, "trainingruntimes", everywhere=False) for verb in ("get", "create")),
+    *(Right(verb, "kueue.x-k8s.io", "workloads", everywhere=False) for verb in ("list", "watch")),
+    Right("list", "", "nodes", everywhere=True),  # rbac.nodes
+    Right("create", "authorization.k8s.io", "subjectaccessreviews", everywhere=True),  # auth.kubernetes
+}
+WHOLE = {
+    Right("create", ATTEMPTS[kind].group, ATTEMPTS[kind].plural, everywhere=False) for kind in ("PyTorchJob", "Job")
+}
 
 
 def held() -> set[Right]:
     """All that the chart's Roles can give."""
-    roles = [each for each in objects({"rbac": {"nodes": True}}) if each["kind"] in {"Role", "ClusterRole"}]
+    roles = [
+        each
+        for each in objects({"rbac": {"nodes": True}, "auth": {"kubernetes": True}})
+        if each["kind"] in {"Role", "ClusterRole"}
+    ]
     return {
         Right(verb, group, resource, everywhere=role["kind"] == "ClusterRole")
         for role in roles
@@ -80,3 +99,10 @@ def test_the_roles_hold_all_that_control_planes_do(log: Path) -> None:
     if not asked:
         pytest.skip("no control plane ran before this")
     assert not asked - held() - OPTIONAL
+
+
+def test_the_roles_hold_nothing_that_no_control_plane_does(log: Path) -> None:
+    asked = used(log)
+    if not asked >= WHOLE:
+        pytest.skip("releases did not run with each kind of object before this")
+    assert not held() - asked - UNSEEN
