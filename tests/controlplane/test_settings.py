@@ -165,3 +165,17 @@ def test_what_cannot_serve_several_processes_is_refused_with_the_mend(words: lis
 def test_a_role_goes_with_a_database_and_a_cluster_that_are_shared() -> None:
     settings = read(["--role", "api", "--cluster", "kubernetes", "--database-url", POSTGRES], {})
     assert (settings.database.role, settings.database.lease_s) == ("api", 15.0)
+
+
+def test_namespaces_are_named_with_commas_each_once() -> None:
+    assert build({"namespace": "team-a,team-b,team-a"}, {}).execution.namespaces == ("team-a", "team-b")
+    assert build({}, {}).execution.namespaces == ()
+    for wrong in ("team-a,", "team-a, team-b", "Team"):
+        with pytest.raises(SettingsError, match="DNS labels with commas between them"):
+            build({"namespace": wrong}, {})
+
+
+def test_users_of_the_cluster_need_one_that_knows_users() -> None:
+    assert build({"kubernetes_users": "true", "cluster": "kubernetes"}, {}).token_required
+    with pytest.raises(SettingsError, match="--kubernetes-users needs a cluster that knows users"):
+        build({"kubernetes_users": "true"}, {})

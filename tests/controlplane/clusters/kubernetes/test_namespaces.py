@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,13 @@ import pytest
 
 from controlplane.clusters.base import Caller, Unavailable
 from controlplane.clusters.kubernetes import KubernetesCluster, Namespaces
+from controlplane.server import cluster_of
+from controlplane.settings import build
+from controlplane.store.store import Store
 from tests.controlplane.clusters.kubernetes.hands import eventually, manifest, watched
 from tests.controlplane.clusters.kubernetes.server import ApiServer
 from tests.controlplane.clusters.kubernetes.test_identity import asked, review
+from tests.controlplane.postgres import ON_SQLITE
 
 HERE, THERE = "team-a", "team-b"
 
@@ -98,3 +103,12 @@ def test_nothing_is_taken_for_gone_while_one_of_them_cannot_be_seen(
         assert "may list pods" in told
     finally:
         half.close()
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("given", [(HERE,), (HERE, THERE)], ids=["one", "two"])
+def test_the_settings_say_which_they_are(config: Path, tmp_path: Path, store: Store, given: tuple[str, ...]) -> None:
+    asked = {"cluster": "kubernetes", "kubeconfig": str(config), "home": str(tmp_path), "namespace": ",".join(given)}
+    with closing(cluster_of(build(asked, {}), store, "us")) as cluster:
+        assert cluster.traits().namespaces == given
+        assert isinstance(cluster, Namespaces) == (len(given) > 1)
