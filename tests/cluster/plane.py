@@ -47,7 +47,8 @@ class Plane:
         facts = until(self._facts, START_S, self.log.read_text)
         self.url = str(facts["url"])
         self._port = self.url.rpartition(":")[2]
-        self.client = Client(self.url, token=(self.home / "token").read_text().strip())
+        token = (self.home / "token").read_text().strip()
+        self.client = Client(self.url, token, patience_s=0)  # whoever looks on hears of each death at once
 
     def _spawned(self, arguments: list[str]) -> Process:
         command = [*LEASH, sys.executable, "-m", "controlplane.server", *arguments]
