@@ -24,9 +24,7 @@ ROUNDS = int(os.environ.get("TERAGPT_CHAOS_ROUNDS", "60"))
 SEED = int(os.environ.get("TERAGPT_CHAOS_SEED", "20781"))
 OUTAGE_S = float(os.environ.get("TERAGPT_CHAOS_OUTAGE", "30"))
 ROUND, POINT = os.environ.get("TERAGPT_CHAOS_ROUND"), os.environ.get("TERAGPT_CHAOS_POINT", "")
-DEATHS = {7: "kube-apiserver", 19: "etcd"}  # of every 24 rounds, in the round of that number
-if os.environ.get("TERAGPT_CHAOS_RESTORE"):
-    DEATHS[13] = RESTORE  # the round after it still finds a fault that is not understood
+DEATHS = {7: "kube-apiserver", 13: RESTORE, 19: "etcd"}  # of every 24 rounds, in the round of that number
 pytestmark = pytest.mark.timeout(0)  # every wait in here has its own end
 BRIEF = """
 import pathlib, sys, time
