@@ -102,6 +102,7 @@ def test_it_serves_says_where_and_stops_when_told(start: Start) -> None:
     assert "msg=stopped" in lines[-1]
 
 
+@pytest.mark.unmeasured
 def test_it_is_small_and_imports_no_torch(running: Server) -> None:
     httpx.get(f"{running.url}/openapi.json", timeout=DEADLINE_S).raise_for_status()
     process = psutil.Process(running.process.pid)
@@ -200,6 +201,7 @@ def test_a_bad_setting_is_said(
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.unmeasured
 def test_another_bind_than_loopback_demands_the_token_of_the_home(start: Start) -> None:
     server = start("--host", "0.0.0.0")
     facts = server.facts()
