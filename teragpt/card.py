@@ -99,9 +99,16 @@ def evaluations(run: Folder, step: int) -> Iterator[str]:
     said = [
         [source, f"{one['loss']:.4f}", f"{one['bits_per_byte']:.4f}", f"{one['tokens']:,}"]
         for measured in found
-        for source, one in measured["sources"].items()
+        for source, one in measured.get("sources", {}).items()
     ]
-    yield from rows(["held-out source", "loss", "bits per byte", "tokens"], said)
+    answered = [
+        [task, metric, f"{value:.4f}"]
+        for measured in found
+        for task, metrics in measured.get("tasks", {}).items()
+        for metric, value in metrics.items()
+    ]
+    yield from rows(["held-out source", "loss", "bits per byte", "tokens"], said) if said else ()
+    yield from ["", *rows(["task", "metric", "value"], answered)] if answered else ()
 
 
 def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -7,7 +7,7 @@ import json as jsons
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,18 +75,25 @@ def evaluate(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, names or run folders, to be compared.")],
     data: Annotated[str, typer.Option("--data", help="A dataset or mixture; the run's own unless given.")] = "",
     sequences: Annotated[int, typer.Option("--sequences", min=1, help="Held-out windows of each source.")] = 1024,
+    tasks: Annotated[str, typer.Option("--tasks", help="Tasks of lm-evaluation-harness instead, NAME,NAME.")] = "",
+    task_folder: Annotated[Path | None, typer.Option("--task-folder", help="YAML files of tasks of your own.")] = None,
     json: Annotated[bool, typer.Option("--json", help="A line of JSON for each run.")] = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
-    """Measure held-out loss and bits per byte of each source, and keep them with the run."""
+    """Measure held-out loss and bits per byte of each source, or what tasks ask, and keep it with the run."""
     places = [here(run, url, context) for run in runs]
     with trainer("eval"):
         from teragpt.evaluate import evaluate as measure
         from teragpt.evaluate import table
+        from teragpt.harness import measure_tasks, task_table
 
-        found = [(run, measure(where, data, sequences)) for run, where in zip(runs, places, strict=True)]
-        for line in (jsons.dumps({"run": run, **one}) for run, one in found) if json else table(found):
+        def measured(where: Path | str) -> dict[str, Any]:
+            return measure_tasks(where, tasks.split(","), task_folder) if tasks else measure(where, data, sequences)
+
+        found = [(run, measured(where)) for run, where in zip(runs, places, strict=True)]
+        shown = task_table(found) if tasks else table(found)
+        for line in (jsons.dumps({"run": run, **one}) for run, one in found) if json else shown:
             print(line)
 
 
