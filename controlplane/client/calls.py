@@ -20,6 +20,11 @@ PAGE = 100  # runs fetched at once
 T = TypeVar("T")
 
 
+def _segment(value: str) -> str:
+    """A name as one part of a path; `.` and `..` too, which a URL would resolve otherwise."""
+    return quote(value, safe="") if value.strip(".") else value.replace(".", "%2E")
+
+
 def _whole(response: httpx.Response) -> Any:
     """The reply's JSON."""
     return response.json()
@@ -43,7 +48,7 @@ class Request:
 
     def to(self, http: httpx.Client | httpx.AsyncClient, **more: Any) -> httpx.Request:
         """The request as `http` sends it. What of the query is None is left out."""
-        path = self.template.format(**{name: quote(value, safe="") for name, value in self.at.items()})
+        path = self.template.format(**{name: _segment(value) for name, value in self.at.items()})
         params = {name: value for name, value in self.params.items() if value is not None}
         headers = {**self.headers, **more.pop("headers", {})}
         return http.build_request(self.method, path, params=params, headers=headers, json=self.json, **more)

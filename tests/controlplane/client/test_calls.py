@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controlplane import replies
@@ -109,6 +109,8 @@ def test_what_is_sent_again_is_harmless_or_carries_a_key() -> None:
 
 
 @settings(deadline=None)
+@example(".")
+@example("..")
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
 def test_any_name_stays_one_part_of_the_path(name: str) -> None:
     path = calls.cancel(name).to(HTTP).url.raw_path.decode()
