@@ -24,14 +24,13 @@ from torch.autograd import Function
 
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.mesh import Mesh
-from teragpt.ops import foreach_norm, fused, local
+from teragpt.ops import JOINED, foreach_norm, fused, local
 
 scaled_mm: Any = torch.ops.aten._scaled_mm  # noqa: SLF001 - the one name of it from torch 2.11 on
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 SMALLEST = 1e-12  # the least that a largest value is taken for, so that zeros have a scale too
 EXPONENT = 0x7F800000  # the bits of an fp32 number's exponent
 CAPABLE = (8, 9)  # the first compute capability whose tensor cores take fp8
-JOINED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # as the model does
 
 
 def fp8(blocks: Iterable[nn.Module], config: Config, device: str) -> None:

@@ -28,10 +28,12 @@ LIBRARY.define(
     "norm_rotary_backward(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor cos, "
     "Tensor sin, float eps) -> (Tensor, Tensor, Tensor)"
 )
+LIBRARY.define("swiglu_backward(Tensor grad, Tensor joint) -> Tensor")
 LIBRARY.define("cast_both(Tensor x, Tensor scale, ScalarType dtype) -> (Tensor, Tensor)")
 OPS: Any = torch.ops.teragpt
 BLOCK = 4096  # elements that a program holds at once
 SIDE = 64  # of the square tile that a program transposes
+TILES = 8  # of tokens that a program takes in turn, so that few parts of a weight's gradient are left to add up
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, z: float = 0.0) -> Tensor:
@@ -85,8 +87,9 @@ class NormRotary(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the joint projection and of the two norms' weights."""
-        dqkv, *dw = OPS.norm_rotary_backward(*grads, *ctx.saved_tensors, ctx.eps)
-        q_weight, k_weight = (slope.to(weight.dtype) for slope, weight in zip(dw, ctx.saved_tensors[1:3], strict=True))
+        dqkv, *parts = OPS.norm_rotary_backward(*grads, *ctx.saved_tensors, ctx.eps)
+        pairs = zip(parts, ctx.saved_tensors[1:3], strict=True)
+        q_weight, k_weight = (part.sum((0, 1)).to(weight.dtype) for part, weight in pairs)
         return dqkv, q_weight, k_weight, None, None, None, None
 
 
@@ -153,90 +156,137 @@ def norm_rotary_backward(
     sin: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv (B, T, W) and of the weights (K), in fp32, by those of queries, keys and values (B, T, ., K)."""
+    """The gradient of qkv (B, T, W) by those of queries, keys and values (B, T, ., K), and the weights' in parts.
+
+    These are (parts, H, K) and (parts, G, K), in fp32.
+    """
     batch, tokens, heads, head_dim = dq.shape
     kv_heads = dk.size(2)
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     columns = triton.next_power_of_2(head_dim // 2)
     rows = max(1, BLOCK // 2 // columns)
-    tiles = triton.cdiv(batch * tokens, rows)
-    parts = torch.empty(tiles, heads + kv_heads, head_dim, device=qkv.device, dtype=torch.float32)
-    dq, dk, dv = (grad if grad.stride(-1) == 1 else grad.contiguous() for grad in (dq, dk, dv))
-    _norm_rotary_backward[tiles, heads + 2 * kv_heads](
-        dq,
-        *dq.stride()[:3],
-        dk,
-        *dk.stride()[:3],
-        dv,
-        *dv.stride()[:3],
-        qkv,
-        q_weight,
-        k_weight,
-        cos,
-        sin,
-        dqkv,
-        parts,
-        batch * tokens,
-        tokens,
-        heads,
-        kv_heads,
-        head_dim // 2,
-        eps,
-        rows,
-        columns,
+    programs = triton.cdiv(batch * tokens, rows * TILES)
+    q_parts, k_parts = (
+        torch.empty(programs, some, head_dim, device=qkv.device, dtype=torch.float32) for some in (heads, kv_heads)
     )
-    return dqkv, parts[:, :heads].sum((0, 1)), parts[:, heads:].sum((0, 1))
+    dq, dk, dv = (grad if grad.stride(-1) == 1 else grad.contiguous() for grad in (dq, dk, dv))
+    slopes = dq, *dq.stride()[:3], dk, *dk.stride()[:3], dv, *dv.stride()[:3]
+    _norm_rotary_backward[programs, heads + 2 * kv_heads](
+        *slopes, qkv, q_weight, k_weight, cos, sin, dqkv, q_parts, k_parts, batch * tokens, tokens, heads, kv_heads,
+        head_dim // 2, eps, TILES, rows, columns,
+    )  # fmt: skip
+    return dqkv, q_parts, k_parts
 
 
 @torch.library.impl(LIBRARY, "norm_rotary_backward", "Meta")
 def _norm_rotary_backward_shapes(
-    _dq: Tensor, _dk: Tensor, _dv: Tensor, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, *_: object
+    dq: Tensor, dk: Tensor, _dv: Tensor, qkv: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    one, other = (torch.empty_like(weight, dtype=torch.float32) for weight in (q_weight, k_weight))
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format), one, other
+    rows = max(1, BLOCK // 2 // triton.next_power_of_2(dq.size(3) // 2))
+    programs = triton.cdiv(dq.size(0) * dq.size(1), rows * TILES)
+    q_parts, k_parts = (slope.new_empty(programs, *slope.shape[2:], dtype=torch.float32) for slope in (dq, dk))
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), q_parts, k_parts
 
 
 @triton.jit
 def _norm_rotary_backward(
-    dq, dq_b, dq_t, dq_h, dk, dk_b, dk_t, dk_h, dv, dv_b, dv_t, dv_h, qkv, q_weight, k_weight, cos, sin, dqkv, parts,
-    count, tokens, heads, kv_heads, half, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    dq, dq_b, dq_t, dq_h, dk, dk_b, dk_t, dk_h, dv, dv_b, dv_t, dv_h, qkv, q_weight, k_weight, cos, sin, dqkv, q_parts,
+    k_parts, count, tokens, heads, kv_heads, half, eps, TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    tile, head = tl.program_id(0), tl.program_id(1)
-    rows, columns = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    program, head = tl.program_id(0), tl.program_id(1)
+    columns = tl.arange(0, COLUMNS)
     known = columns < half
-    here = (rows < count)[:, None] & known[None, :]
-    sequence, token = (rows // tokens).to(tl.int64), (rows % tokens).to(tl.int64)
-    if head < heads:
-        slope = dq + (sequence * dq_b + token * dq_t + head * dq_h)[:, None] + columns[None, :]
-    elif head < heads + kv_heads:
-        slope = dk + (sequence * dk_b + token * dk_t + (head - heads) * dk_h)[:, None] + columns[None, :]
-    else:
-        slope = dv + (sequence * dv_b + token * dv_t + (head - heads - kv_heads) * dv_h)[:, None] + columns[None, :]
-    first = tl.load(slope, mask=here, other=0.0).to(tl.float32)
-    second = tl.load(slope + half, mask=here, other=0.0).to(tl.float32)
-    at = rows[:, None].to(tl.int64) * ((heads + 2 * kv_heads) * 2 * half) + head * 2 * half + columns[None, :]
-    if head < heads + kv_heads:
-        angles = token[:, None] * half + columns[None, :]
-        c = tl.load(cos + angles, mask=here, other=0.0).to(tl.float32)
-        s = tl.load(sin + angles, mask=here, other=0.0).to(tl.float32)
-        back = first * c + second * s
-        second = second * c - first * s
-        one = tl.load(qkv + at, mask=here, other=0.0).to(tl.float32)
-        other = tl.load(qkv + at + half, mask=here, other=0.0).to(tl.float32)
-        scale = tl.rsqrt((tl.sum(one * one, 1) + tl.sum(other * other, 1)) / (2 * half) + eps)[:, None]
-        one *= scale
-        other *= scale
-        part = parts + (tile * (heads + kv_heads) + head) * 2 * half + columns
-        tl.store(part, tl.sum(back * one, 0), mask=known)
-        tl.store(part + half, tl.sum(second * other, 0), mask=known)
-        weight = q_weight if head < heads else k_weight
-        back *= tl.load(weight + columns, mask=known, other=0.0).to(tl.float32)[None, :]
-        second *= tl.load(weight + half + columns, mask=known, other=0.0).to(tl.float32)[None, :]
-        inner = ((tl.sum(back * one, 1) + tl.sum(second * other, 1)) / (2 * half))[:, None]
-        first = scale * (back - one * inner)
-        second = scale * (second - other * inner)
-    tl.store(dqkv + at, first.to(dqkv.dtype.element_ty), mask=here)
-    tl.store(dqkv + at + half, second.to(dqkv.dtype.element_ty), mask=here)
+    normed = head < heads + kv_heads
+    of_first, of_second = tl.zeros((COLUMNS,), dtype=tl.float32), tl.zeros((COLUMNS,), dtype=tl.float32)
+    weight = q_weight if head < heads else k_weight
+    one_weight = tl.load(weight + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+    other_weight = tl.load(weight + half + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+    for tile in range(program * TILES, program * TILES + TILES):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        here = (rows < count)[:, None] & known[None, :]
+        sequence, token = (rows // tokens).to(tl.int64), (rows % tokens).to(tl.int64)
+        if head < heads:
+            slope = dq + (sequence * dq_b + token * dq_t + head * dq_h)[:, None] + columns[None, :]
+        elif normed:
+            slope = dk + (sequence * dk_b + token * dk_t + (head - heads) * dk_h)[:, None] + columns[None, :]
+        else:
+            slope = dv + (sequence * dv_b + token * dv_t + (head - heads - kv_heads) * dv_h)[:, None] + columns[None, :]
+        first = tl.load(slope, mask=here, other=0.0).to(tl.float32)
+        second = tl.load(slope + half, mask=here, other=0.0).to(tl.float32)
+        at = rows[:, None].to(tl.int64) * ((heads + 2 * kv_heads) * 2 * half) + head * 2 * half + columns[None, :]
+        if normed:
+            angles = token[:, None] * half + columns[None, :]
+            c = tl.load(cos + angles, mask=here, other=0.0).to(tl.float32)
+            s = tl.load(sin + angles, mask=here, other=0.0).to(tl.float32)
+            back = first * c + second * s
+            second = second * c - first * s
+            one = tl.load(qkv + at, mask=here, other=0.0).to(tl.float32)
+            other = tl.load(qkv + at + half, mask=here, other=0.0).to(tl.float32)
+            scale = tl.rsqrt((tl.sum(one * one, 1) + tl.sum(other * other, 1)) / (2 * half) + eps)[:, None]
+            one *= scale
+            other *= scale
+            of_first += tl.sum(back * one, 0)
+            of_second += tl.sum(second * other, 0)
+            back *= one_weight
+            second *= other_weight
+            inner = ((tl.sum(back * one, 1) + tl.sum(second * other, 1)) / (2 * half))[:, None]
+            first = scale * (back - one * inner)
+            second = scale * (second - other * inner)
+        tl.store(dqkv + at, first.to(dqkv.dtype.element_ty), mask=here)
+        tl.store(dqkv + at + half, second.to(dqkv.dtype.element_ty), mask=here)
+    if normed:
+        part = q_parts + (program * heads + head) * 2 * half + columns
+        if head >= heads:
+            part = k_parts + (program * kv_heads + head - heads) * 2 * half + columns
+        tl.store(part, of_first, mask=known)
+        tl.store(part + half, of_second, mask=known)
+
+
+class SwiGLU(Function):
+    """SiLU(gate) x up of a joint projection (..., 2F), backward in one pass: ops.SwiGLU's formulas."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor) -> Tensor:
+        """(..., F)."""
+        ctx.save_for_backward(joint)
+        gate, up = joint.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """The gradient (..., 2F)."""
+        slope: Tensor = OPS.swiglu_backward(grads[0], *ctx.saved_tensors)
+        return slope
+
+
+@torch.library.impl(LIBRARY, "swiglu_backward", "CUDA")
+def swiglu_backward(grad: Tensor, joint: Tensor) -> Tensor:
+    """The gradient of a joint projection (..., 2F) by that of SiLU(gate) x up (..., F)."""
+    grad, joint = grad.contiguous(), joint.contiguous()
+    slope = torch.empty_like(joint)
+    width = grad.size(-1)
+    grid = (grad.numel() // width, triton.cdiv(width, BLOCK // 4))
+    _swiglu_backward[grid](grad, joint, slope, width, BLOCK // 4)
+    return slope
+
+
+@torch.library.impl(LIBRARY, "swiglu_backward", "Meta")
+def _swiglu_backward_shape(_: Tensor, joint: Tensor) -> Tensor:
+    return torch.empty_like(joint, memory_format=torch.contiguous_format)
+
+
+@triton.jit
+def _swiglu_backward(grad, joint, slope, width, BLOCK: tl.constexpr):
+    row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here = columns < width
+    at = row * 2 * width + columns
+    dy = tl.load(grad + row * width + columns, mask=here, other=0.0).to(tl.float32)
+    gate = tl.load(joint + at, mask=here, other=0.0).to(tl.float32)
+    up = tl.load(joint + at + width, mask=here, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    tl.store(slope + at, (dy * up * (sigmoid + silu * (1 - sigmoid))).to(slope.dtype.element_ty), mask=here)
+    tl.store(slope + at + width, (dy * silu).to(slope.dtype.element_ty), mask=here)
 
 
 @torch.library.impl(LIBRARY, "cast_both", "CUDA")

@@ -33,6 +33,7 @@ foreach_norm: Any = torch.ops.aten._foreach_norm.Scalar  # noqa: SLF001 - norms 
 PRODUCT: Any = torch.ops.teragpt.product.default
 LOGITS_CHUNK = 1 << 21  # logits held at once: 8 MB in fp32, about what a core's caches hold
 GPU_LOGITS_CHUNK = 1 << 30  # 2 GB in bf16: products that fill a GPU
+JOINED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # as the model does
 
 
 def local(value: Tensor) -> Tensor:
@@ -63,8 +64,13 @@ def linear(x: Tensor, *weights: Tensor, by: Callable[[Tensor, Tensor], Tensor] |
 
 
 def project(x: Tensor, *layers: nn.Linear) -> Tensor:
-    """`linear` by the weights of layers, through the product that the first of them brings, if it does (fp8.py)."""
-    return linear(x, *(layer.weight for layer in layers), by=getattr(layers[0], "product", None))
+    """`linear` by the weights of layers.
+
+    The first of them may bring a product of its own (fp8.py), and all weights in one tensor (optim.py).
+    """
+    joint = getattr(layers[0], "joint", None)
+    weights = [layer.weight for layer in layers] if joint is None else [joint]
+    return linear(x, *weights, by=getattr(layers[0], "product", None))
 
 
 class Linear(Function):
@@ -256,6 +262,9 @@ class SwiGLU(Function):
 
 def swiglu(joint: Tensor) -> Tensor:
     """SiLU(gate) x up of a joint projection (..., 2F): the gate, then up."""
+    if fused(joint):
+        gated: Tensor = kernels.SwiGLU.apply(joint)
+        return gated
     if torch.compiler.is_compiling():
         gate, up = joint.chunk(2, dim=-1)
         return F.silu(gate) * up

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from teragpt.batches import to_device
 from teragpt.config import Config
 from teragpt.mesh import Mesh
 from teragpt.muon import Muon
-from teragpt.ops import foreach_norm, fused, local
+from teragpt.ops import JOINED, foreach_norm, fused, local
 from teragpt.placement import like
 
 if TYPE_CHECKING or torch.cuda.is_available():
@@ -48,6 +49,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype = torch.float32) -> None:
         """Take the initial weights as masters. The model's products are in `dtype`."""
         self.mesh, self.config = mesh, config
+        self.joints: list[tuple[Tensor, list[Tensor]]] = []
         self.parameters = dict(model.named_parameters())
         self.shards = {name: nn.Parameter(local(value.detach())) for name, value in self.parameters.items()}
         self.copied = mesh.devices.size() == 1 and all(
@@ -59,6 +61,7 @@ class Optimizer:
             for parameter in self.parameters.values():
                 parameter.data = parameter.data.to(dtype)
                 parameter.grad_dtype = wide
+            self.joints = list(join(model, wide))
         self.repeated: frozenset[str] = getattr(model, "repeated", frozenset())  # another pipeline stage counts them
         self.shared = set() if mesh.size("tp") == 1 else {n for n, p in self.parameters.items() if not cut_by_tp(p)}
         matrices = {name: value for name, value in self.parameters.items() if value.ndim >= 2}
@@ -79,8 +82,7 @@ class Optimizer:
             group["lr"] = self.rate
         corrections = 1 - self.config.beta1 ** (step + 1), (1 - self.config.beta2 ** (step + 1)) ** 0.5
         if self.copied:
-            rates = torch.tensor([self.rate, *corrections])
-            self.rates.copy_(rates.pin_memory(), non_blocking=True)
+            self.rates.copy_(to_device(torch.tensor([self.rate, *corrections]), self.rates.device))
 
     def reduce(self, loss: Tensor, asked: Tensor) -> Tensor:
         """Sum over all ranks, in one collective: the loss's shares, the squared gradient norm, what each asks of all.
@@ -152,6 +154,11 @@ class Optimizer:
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter's name and its local gradient."""
+        for joint, weights in self.joints:
+            if joint.grad is not None:
+                for weight, grad in zip(weights, joint.grad.split([len(one) for one in weights]), strict=True):
+                    weight.grad = grad
+                joint.grad = None
         for name, value in self.parameters.items():
             if value.grad is not None:
                 yield name, local(value.grad)
@@ -180,6 +187,24 @@ class Optimizer:
         if self.copied:
             for name, shard in self.shards.items():
                 self.parameters[name].data.copy_(shard)
+
+
+def join(model: nn.Module, grad_dtype: torch.dtype) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Lay the weights that the model projects as one into one tensor, a leaf of its own, which ops.project takes.
+
+    Returned with the weights, which are views of it from then on.
+    """
+    for module in model.modules():
+        for names in JOINED:
+            layers: list[Any] = [getattr(module, name, None) for name in names]
+            if len(layers) > 1 and all(isinstance(layer, nn.Linear) for layer in layers):
+                weights = [layer.weight for layer in layers]
+                joint = torch.cat([weight.data for weight in weights]).requires_grad_()
+                joint.grad_dtype = grad_dtype
+                for weight, rows in zip(weights, joint.detach().split([len(one) for one in weights]), strict=True):
+                    weight.data = rows
+                layers[0].joint = joint
+                yield joint, weights
 
 
 def cut_by_tp(parameter: Tensor) -> bool:

@@ -99,8 +99,8 @@ class Ledger:
         layers, head = layers_of(config.depth, stages, pp_rank), pp_rank == stages.pp - 1
         kept = int(kept_bytes(config, cut) * layers * alive(cut.stages, cut.count, pp_rank))
         gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
-        copies = joined_copies(config, cut, layers)
         alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
+        copies = 0 if alone else joined_copies(config, cut, layers)  # the copy lies joined
         working = state.parameters * BF16 // FP32 if alone else gathered
         always = {"parameters": state.parameters, "optimizer": state.optimizer, "weights in bf16": working}
         summed = {"gradients": state.gradients * (BF16 if alone and cut.count == 1 else FP32) // FP32}

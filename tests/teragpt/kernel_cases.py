@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teragpt import kernels, ops
+from teragpt import kernels, ops, optim
+from teragpt.config import resolve
+from teragpt.environment import World
 from teragpt.fp8 import E4M3
+from teragpt.mesh import build_mesh
 from teragpt.model import Block
 from teragpt.ops import rotary, rotate
+from teragpt.parallel import connect
 
 
 def off(one: Tensor, other: Tensor) -> float:
@@ -79,7 +83,7 @@ def block() -> Iterator[float]:
     x, rope = torch.randn(2, 16, 64), rotary(torch.arange(16), 16, 1e4, torch.float32)
     for name in ("plain", "eager", "aot_eager"):
         torch.manual_seed(0)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         ops.fused = lambda _, name=name: name != "plain"  # type: ignore[misc]
         layer: Any = Block(64, 4, 2, 96, 1e-6)
         run = torch.compile(layer, backend=name, fullgraph=True) if name == "aot_eager" else layer
@@ -89,6 +93,37 @@ def block() -> Iterator[float]:
         yield from (off(one, other) for one, other in zip(found[name], found["plain"], strict=True))
 
 
+def swiglu() -> Iterator[float]:
+    joint = torch.randn(3, 5, 2 * 1500, requires_grad=True)
+    slope = torch.randn(3, 5, 1500)
+    ours, plain = kernels.SwiGLU.apply(joint), ops.SwiGLU.apply(joint)
+    yield off(ours, plain)
+    yield off(*(torch.autograd.grad(result, joint, slope)[0] for result in (ours, plain)))
+
+
+def joined() -> Iterator[float]:
+    """Three steps of an optimizer that keeps copies of the weights, joined where they are projected as one."""
+    found: list[dict[str, Tensor]] = []
+    summary = torch.zeros(3)
+    config = resolve({"size": "tiny", "dim": 64, "heads": 4, "kv_heads": 2, "global_batch_tokens": 2048})
+    mesh = build_mesh(config, torch.device("cpu"))
+    x, rope = torch.randn(2, 16, 64, dtype=torch.float64), rotary(torch.arange(16), 16, 1e4, torch.float64)
+    for copied in (False, True):
+        torch.manual_seed(0)
+        for module in (ops, optim):
+            setattr(module, "fused", lambda _, here=copied: here)  # noqa: B010 - as if on a GPU
+        layer = Block(64, 4, 2, 96, 1e-6)
+        optimizer = optim.Optimizer(layer, mesh, config, torch.float64)
+        for step in range(3):
+            optimizer.schedule(step)
+            layer(x, rope).square().sum().backward()
+            summary = optimizer.reduce(torch.zeros(()), torch.zeros((), dtype=torch.float64))
+            optimizer.step(summary[1])
+        assert bool(optimizer.joints) == copied
+        found.append({**optimizer.state(), "norm": summary[1]})
+    yield from (off(found[1][name], wanted) for name, wanted in found[0].items())
+
+
 CASES = {
     "cross_entropy": lambda: cross_entropy(5000, 4990, 0.0),
     "cross_entropy of few": lambda: cross_entropy(300, 300, 0.1),
@@ -96,13 +131,17 @@ CASES = {
     "cast_both": cast_both,
     "adamw": adamw,
     "block": block,
+    "swiglu": swiglu,
+    "joined": joined,
 }
 
 
 def main() -> None:
     torch.manual_seed(0)
-    vars(ops)["kernels"] = kernels
-    for name in ("norm_rotary", "norm_rotary_backward", "cast_both"):
+    connect(World())
+    for module in (ops, optim):
+        setattr(module, "kernels", kernels)  # noqa: B010 - which neither has without a GPU
+    for name in ("norm_rotary", "norm_rotary_backward", "cast_both", "swiglu_backward"):
         kernels.LIBRARY.impl(name, getattr(kernels, name), "CPU")
     print(json.dumps({name: max(case()) for name, case in CASES.items()}))
 

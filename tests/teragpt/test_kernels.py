@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="this torch has no Triton")
-CASES = ["cross_entropy", "cross_entropy of few", "norm_rotary", "cast_both", "adamw", "block"]
+CASES = ["cross_entropy", "cross_entropy of few", "norm_rotary", "cast_both", "adamw", "block", "swiglu", "joined"]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,10 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(monkeypatch: pytest.Mo
         },
         kernels._norm_rotary: {**inputs, "qk": half},
         kernels._norm_rotary_backward: {
-            **inputs, **strides, "dq": half, "dk": half, "dv": half, "dqkv": half, "parts": wide,
+            **inputs, **strides, "dq": half, "dk": half, "dv": half, "dqkv": half, "q_parts": wide, "k_parts": wide,
+            "TILES": 8,
         },
+        kernels._swiglu_backward: {"grad": half, "joint": half, "slope": half, "width": count, "BLOCK": 1024},
         kernels._cast_both: {
             "x": half, "scale": wide, "cast": "*fp8e4nv", "turned": "*fp8e4nv", "rows": count, "columns": count,
             "stride": count, "limit": "fp32", "SIDE": 64,

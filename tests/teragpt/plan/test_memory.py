@@ -16,7 +16,7 @@ from teragpt.activations import activation_bytes
 from teragpt.config import Config, resolve
 from teragpt.layout import Layout
 from teragpt.model import TeraGPT
-from teragpt.plan.memory import Cut, Ledger
+from teragpt.plan.memory import Cut, Ledger, joined_copies
 from teragpt.recompute import recompute
 
 SHAPES = {
@@ -83,10 +83,12 @@ def built(config: Config) -> TeraGPT:
 @pytest.mark.parametrize(("shape", "mode"), [("long", "none"), ("wide", "selective"), ("grouped", "full")])
 def test_the_second_micro_batch_of_a_step_holds_what_is_planned(shape: str, mode: str) -> None:
     config = resolve({**SHAPES[shape], "size": "1.3b", "depth": 2, "num_tokens": 512, "recompute": mode})
-    found = Ledger(config, 80 * 10**9).memory(Cut(Layout(1, 1, 1, 1, 1), config.micro_batch, 2, mode))
+    cut = Cut(Layout(1, 1, 1, 1, 1), config.micro_batch, 2, mode)
+    found = Ledger(config, 80 * 10**9).memory(cut)
     planned = found.peak - sum(found.kinds[kind] for kind in ("parameters", "optimizer", "weights in bf16"))
     each = [activation_bytes(config.shape, "none", fused=fused) for fused in (False, True)]  # no GPU's kernels here
     layers = config.depth if mode == "none" else 1
     planned += int(each[0] - each[1]) * config.micro_batch * config.context * layers
+    planned += joined_copies(config, cut, config.depth)  # nor do weights lie joined
     live = live_bytes(config, 2)
     assert 0.98 * live <= planned <= live + max(0.05 * live, 150e6)
