@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
 from teragpt.config import Config, ConfigError, Problem
+from teragpt.mirror import Mirror
 from teragpt.storage import Disk, Folder, folder_at
 
 META = "meta.json"
@@ -151,6 +152,7 @@ class Checkpoints:
         self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.saving: Future[None] | None = None
+        self.mirror: Mirror | None = None
         self.watch = ThreadPoolExecutor(1, thread_name_prefix="fence")
         self.looking: Future[bool] | None = None
         self.looked, self.lost, self.claimed = 0.0, False, b""
@@ -234,6 +236,11 @@ class Checkpoints:
         """Read a checkpoint into the tensors of `state`, which may be sharded over any mesh."""
         load(state, storage_reader=reader(checkpoint.folder), process_group=self.group)
 
+    def prepare(self, state: Mapping[str, Tensor]) -> None:
+        """Have memory of the host ready for what will be saved of a GPU's."""
+        if any(tensor.is_cuda for tensor in state.values()):
+            self.mirror = Mirror(state)
+
     def save(
         self, step: int, state: dict[str, Tensor], meta: Mapping[str, object], then: Callable[[int], None]
     ) -> None:
@@ -244,7 +251,7 @@ class Checkpoints:
         self.wait()
         folder = self.folder / f"step-{step:08d}-attempt-{self.attempt}"
         whole = {"step": step, "attempt": self.attempt, **self.about(), **meta}
-        written = async_save(state, storage_writer=writer(folder), process_group=self.group)
+        written = async_save(state, storage_writer=writer(folder), process_group=self.group, async_stager=self.mirror)
         self.saving = self.pool.submit(self.publish, written, folder, whole, then)
 
     def publish(self, written: Any, folder: Folder, meta: dict[str, Any], then: Callable[[int], None]) -> None:

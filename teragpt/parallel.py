@@ -12,6 +12,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
@@ -167,24 +168,32 @@ def materialize(model: nn.Module, config: Config, device: torch.device) -> None:
     for stage in pipeline.stages if pipeline else [model]:
         stage.to(wide).to_empty(device=device)
     std: Callable[[str, int], float] = getattr(model, "initial_std", lambda _, columns: 0.5 * columns**-0.5)
-    with torch.no_grad():
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for name, parameter in model.named_parameters():
-            mine, (rows, *columns) = local(parameter), region(parameter)
+            mine, (rows, *columns) = local(parameter.detach()), region(parameter)
             if parameter.ndim < 2:
                 mine.fill_(0.0 if name.endswith("bias") else 1.0)
             elif mine.numel():
-                draw(mine, rows, columns, parameter.shape, std(name, parameter.size(-1)), f"{config.seed}:{name}")
+                key = f"{config.seed}:{name}"
+                draw(pool, mine, rows, columns, parameter.shape, std(name, parameter.size(-1)), key)
 
 
-def draw(mine: Tensor, rows: slice, columns: Sequence[slice], shape: Sequence[int], std: float, key: str) -> None:
-    """Fill `mine`, a region of a matrix of `shape`, from generators keyed by (key, block of rows)."""
-    for block in range(rows.start // ROW_BLOCK, math.ceil(rows.stop / ROW_BLOCK)):
+def draw(
+    pool: ThreadPoolExecutor, mine: Tensor, rows: slice, columns: Sequence[slice], shape: Sequence[int], std: float,
+    key: str,
+) -> None:  # fmt: skip
+    """Fill `mine`, a region of a matrix of `shape`, from generators keyed by (key, block of rows), several at once."""
+
+    def fill(block: int) -> None:
         start, stop = block * ROW_BLOCK, min((block + 1) * ROW_BLOCK, shape[0])
         seed = int.from_bytes(hashlib.blake2b(f"{key}:{block}".encode(), digest_size=7).digest())
         values = torch.empty(stop - start, *shape[1:], dtype=torch.float32)
         values.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
         first, last = max(start, rows.start), min(stop, rows.stop)
         mine[first - rows.start : last - rows.start] = values[first - start : last - start][:, *columns]
+
+    for _ in pool.map(fill, range(rows.start // ROW_BLOCK, math.ceil(rows.stop / ROW_BLOCK))):
+        pass
 
 
 def micro_batch_count(

@@ -67,7 +67,8 @@ class Recorded:
             return self.warm(inputs)
         if self.calls == WARM + 1:
             self.inputs = [tensor.clone() for tensor in inputs]
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            # other threads, which pin memory, may call the driver meanwhile
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.result = self.work(*self.inputs)
         for mine, given in zip(self.inputs, inputs, strict=True):
             mine.copy_(given, non_blocking=True)

@@ -27,6 +27,7 @@ from teragpt.agreement import agree
 from teragpt.batches import Batch, Batches, to_device
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_json
 from teragpt.checkup import check_up
+from teragpt.compiled import Compiled
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
 from teragpt.determinism import deterministic
 from teragpt.environment import ranks_grace, read_attempt, read_grace, read_world
@@ -112,6 +113,7 @@ class Trainer:
         parallelize(self.model, self.mesh, config, dtype)
         confine(self.model, self.mesh, config, getattr(self.dataset, "end", None))
         self.checkpoints = Checkpoints(config, self.dataset.fingerprint, read_attempt(os.environ))
+        self.compiled = Compiled(self.checkpoints.run, config, self.device.type)
         materialize(self.model, config, self.device)
         self.batches = Batches(self.batch, self.device)
         self.optimizer = Optimizer(self.model, self.mesh, config, dtype)
@@ -126,6 +128,8 @@ class Trainer:
         if self.checkpoints.start:
             self.restore(self.checkpoints.start)
             self.metrics.say(f"changed since then: {self.checkpoints.changes or 'nothing'}")
+        self.checkpoints.prepare(self.state())
+        self.compiled.wait()
         gc.enable()
 
     def loop(self) -> int:
@@ -209,6 +213,8 @@ class Trainer:
         meta = {"progress": asdict(self.progress)}
         self.checkpoints.save(self.progress.step, self.state(), meta, self.metrics.checkpoint)
         self.requests.saved()
+        if self.world.rank == 0:
+            self.compiled.keep()
         self.metrics.restart_clock()
 
     def restore(self, checkpoint: Checkpoint) -> None:

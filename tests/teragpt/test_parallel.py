@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from tests.teragpt import ranks
 
 def test_initial_rows_do_not_depend_on_who_draws_them() -> None:
     whole, part = torch.empty(3000, 4), torch.empty(1500, 2)
-    draw(whole, slice(0, 3000), [slice(0, 4)], (3000, 4), 0.1, "key")
-    draw(part, slice(1200, 2700), [slice(1, 3)], (3000, 4), 0.1, "key")
+    with ThreadPoolExecutor(2) as pool:
+        draw(pool, whole, slice(0, 3000), [slice(0, 4)], (3000, 4), 0.1, "key")
+        draw(pool, part, slice(1200, 2700), [slice(1, 3)], (3000, 4), 0.1, "key")
     assert torch.equal(whole[1200:2700, 1:3], part)
     assert abs(float(whole.std()) - 0.1) < 0.01
 
