@@ -30,6 +30,7 @@ from teragpt.environment import World, read_world
 from teragpt.mesh import build_mesh
 from teragpt.metrics import memory_bytes, mfu_per_rate
 from teragpt.optim import Optimizer
+from teragpt.packing import confine
 from teragpt.parallel import build_model, compute_dtype, connect, load_attribute, materialize, parallelize
 from teragpt.step import Step
 
@@ -81,6 +82,7 @@ class Steps:
         dtype = compute_dtype(config, self.device)
         self.model = build_model(load_attribute(config.model, "model"), config, dtype)
         parallelize(self.model, self.mesh, config, dtype)
+        confine(self.model, self.mesh, config, getattr(self.dataset, "end", None))
         materialize(self.model, config, self.device)
         self.optimizer = Optimizer(self.model, self.mesh, config, dtype)
         self.advance = Step(self.model, self.mesh, config, self.optimizer, self.device)

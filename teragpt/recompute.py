@@ -25,8 +25,14 @@ from teragpt.ops import PRODUCT
 aten: Any = torch.ops.aten
 PRODUCTS = (aten.mm.default, PRODUCT, aten._scaled_mm.default)  # noqa: SLF001 - fp8's, not public in torch 2.11
 ATTENTION = tuple(
-    getattr(aten, f"_scaled_dot_product_{kernel}").default
-    for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+    getattr(aten, name).default
+    for name in (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_flash_attention_forward",  # packing.py's
+    )
 )
 SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default  # noqa: SLF001 - as in collectives.py
 KINDS = dict.fromkeys(PRODUCTS, "product") | dict.fromkeys(ATTENTION, "attention") | {SCATTER: "scattered"}
