@@ -11,13 +11,14 @@ block by block without recompute. Tokens are random, and lie on the device.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,29 +27,42 @@ import torch
 from torch import Tensor
 
 from teragpt.config import resolve
+from teragpt.metrics import mfu_per_rate
 from teragpt.sizes import SIZES, Shape
 
 WARM, TIMED = 6, 16
+Job = tuple[str, str, int]  # a row, an arm of it, a micro-batch
 
 
 @dataclass(frozen=True)
 class Row:
-    """A size, its vocabulary and settings; peers with the least ratio to each; the micro-batches of the sweep."""
+    """A size and its vocabulary; arms of ours with their settings; least ratios of them to peers; micro-batches."""
 
     size: str
     vocabulary: int
-    settings: dict[str, object]
-    limits: dict[str, float]
+    ours: dict[str, dict[str, object]]
+    limits: dict[tuple[str, str], float]
     batches: tuple[int, ...]
+
+    @property
+    def arms(self) -> list[str]:
+        """Ours, then the peers."""
+        return [*self.ours, *dict.fromkeys(peer for _, peer in self.limits)]
 
 
 ROWS = {
-    "124m": Row("124m", 50_304, {}, {"nanogpt": 1.06}, (32, 64)),
-    "124m-6-heads": Row("124m", 50_304, {"heads": 6, "kv_heads": 6}, {"nanogpt": 1.1}, (32, 64)),
-    "124m-fp8": Row("124m", 50_304, {"precision": "fp8"}, {"nanogpt": 1.1}, (32, 64)),
-    "1.3b": Row("1.3b", 32_000, {}, {"titan": 1.13, "nanogpt": 1.04}, (8, 12, 16)),
-    "1.3b-fp8": Row("1.3b", 32_000, {"precision": "fp8"}, {"titan-fp8": 1.2}, (8, 12, 16)),
-}
+    "124m": Row(
+        "124m", 50_304,
+        {"ours": {}, "ours-6-heads": {"heads": 6, "kv_heads": 6}, "ours-fp8": {"precision": "fp8"}},
+        {("ours", "nanogpt"): 1.06, ("ours-6-heads", "nanogpt"): 1.1, ("ours-fp8", "nanogpt"): 1.1},
+        (32, 64),
+    ),
+    "1.3b": Row(
+        "1.3b", 32_000, {"ours": {}, "ours-fp8": {"precision": "fp8"}},
+        {("ours", "titan"): 1.13, ("ours", "nanogpt"): 1.04, ("ours-fp8", "titan-fp8"): 1.2},
+        (8, 12, 16),
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -60,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="*", help="micro-batches in place of the row's own")
     parser.add_argument("--out", type=Path, default=Path("peers.jsonl"))
-    parser.add_argument("--arm", help="measure this arm alone, in this process")
+    parser.add_argument("--arm", help="measure this arm alone, in this process, once a line is read")
     asked = parser.parse_args()
     unknown = sorted(set(asked.rows) - set(ROWS))
     if unknown:
@@ -78,45 +92,54 @@ def main() -> None:
 def compare(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """A row's medians and ratios."""
     row = ROWS[name]
-    arms = ["ours", *row.limits]
-    sweep = {(arm, batch): alone(name, arm, batch, asked) for arm in arms for batch in asked.batches or row.batches}
-    best = {arm: max((key for key in sweep if key[0] == arm), key=lambda key: sweep[key])[1] for arm in arms}
-    rates = {arm: [sweep[arm, best[arm]]] for arm in arms}
-    for _ in range(asked.rounds - 1):
-        for arm in arms:
-            rates[arm].append(alone(name, arm, best[arm], asked))
+    sweep = dict(run([(name, a, b) for b in asked.batches or row.batches for a in row.arms], asked))
+    best = {arm: max((job for job in sweep if job[1] == arm), key=lambda job: sweep[job]) for arm in row.arms}
+    rates = {arm: [sweep[job]] for arm, job in best.items()}
+    for (_, arm, _), rate in run([*best.values()] * (asked.rounds - 1), asked):
+        rates[arm].append(rate)
     medians = {arm: statistics.median(found) for arm, found in rates.items()}
+    config = resolve({"size": row.size, "num_tokens": row.vocabulary})
+    each = mfu_per_rate(config, 1) or 0.0
     return {
-        "row": name, "device": torch.cuda.get_device_name(), "torch": torch.__version__, "micro_batch": best,
+        "row": name, "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "micro_batch": {arm: job[2] for arm, job in best.items()},
         "tokens_per_s": {arm: [round(rate) for rate in found] for arm, found in rates.items()},
-        "mfu": round(utilisation(row, medians["ours"]), 3),
-        "ratio": {arm: round(medians["ours"] / medians[arm], 3) for arm in row.limits}, "limit": row.limits,
+        "mfu": {arm: round(medians[arm] * each, 3) for arm in row.ours},
+        "ratios": [
+            {"of": ours, "to": peer, "ratio": round(medians[ours] / medians[peer], 3), "limit": limit}
+            for (ours, peer), limit in row.limits.items()
+        ],
     }  # fmt: skip
 
 
-def utilisation(row: Row, rate: float) -> float:
-    """Model FLOPs utilisation of an H100's 989.4 bf16 TFLOP/s."""
-    config = resolve({"size": row.size, "num_tokens": row.vocabulary, **row.settings})
-    return rate * config.shape.flops_per_token(row.vocabulary, config.context) / 989.4e12
+def run(jobs: list[Job], asked: argparse.Namespace) -> Iterable[tuple[Job, float]]:
+    """Tokens a second of each job, in a process of its own; 0 where it runs out of memory.
 
-
-def alone(row: str, arm: str, batch: int, asked: argparse.Namespace) -> float:
-    """Tokens a second of an arm in a process of its own; 0 where it runs out of memory."""
-    words = [row, "--arm", arm, "--batches", str(batch), "--nanogpt", asked.nanogpt, "--titan", asked.titan]
-    command = [sys.executable, "-m", "benchmarks.gpu.peers", *map(str, words)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode and "OutOfMemoryError" not in done.stderr:
-        raise RuntimeError(done.stderr[-3000:])
-    found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else {"tokens_per_s": 0.0}
-    print(arm, batch, found, file=sys.stderr, flush=True)
-    return float(found["tokens_per_s"])
+    All are started at once, to import what they need, and have the GPU one after another.
+    """
+    started = []
+    for row, arm, batch in jobs:
+        words = [row, "--arm", arm, "--batches", str(batch), "--nanogpt", asked.nanogpt, "--titan", asked.titan]
+        command = [sys.executable, "-m", "benchmarks.gpu.peers", *map(str, words)]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe))
+    for job, process in zip(jobs, started, strict=True):
+        out, err = process.communicate("now\n")
+        if process.returncode and "OutOfMemoryError" not in err:
+            raise RuntimeError(err[-3000:])
+        found = {"tokens_per_s": 0.0} if process.returncode else json.loads(out.splitlines()[-1])
+        print(*job, found, file=sys.stderr, flush=True)
+        yield job, float(found["tokens_per_s"])
 
 
 def measure(arm: str, row: Row, batch: int, asked: argparse.Namespace) -> dict[str, float]:
-    """The median of an arm's steps, and its peak of memory."""
+    """The median of an arm's steps, and its peak of memory, once a line is read."""
+    for slow in ("torch._inductor.compile_fx", "teragpt.profiling"):
+        importlib.import_module(slow)
+    sys.stdin.readline()
     shape = SIZES[row.size]
-    if arm == "ours":
-        step = ours(row, batch)
+    if arm in row.ours:
+        step = ours(row, row.ours[arm], batch)
     elif arm == "nanogpt":
         step = nanogpt(asked.nanogpt, shape, row.vocabulary)
     else:
@@ -133,14 +156,14 @@ def measure(arm: str, row: Row, batch: int, asked: argparse.Namespace) -> dict[s
     return {"tokens_per_s": rate, "gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
-def ours(row: Row, batch: int) -> Callable[[Tensor, Tensor], object]:
+def ours(row: Row, more: dict[str, object], batch: int) -> Callable[[Tensor, Tensor], object]:
     """A step of ours, its loss and gradient norm read on the host at each as the trainer does."""
     from teragpt.environment import World
     from teragpt.profiling import Steps
 
     tokens = batch * SIZES[row.size].context
     settings = {"size": row.size, "num_tokens": row.vocabulary, "micro_batch": batch, "global_batch_tokens": tokens}
-    return Steps({**settings, **row.settings}, World()).take
+    return Steps({**settings, **more}, World()).take
 
 
 def nanogpt(checkout: Path, shape: Shape, vocabulary: int) -> Callable[[Tensor, Tensor], object]:
