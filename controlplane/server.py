@@ -192,6 +192,7 @@ def cluster_of(settings: Settings, ledger: Ledger, installation: str) -> Cluster
             kind=runs.kind,
             instance=installation,
             others=others,
+            quotas=runs.quotas,
         )
 
     if len(runs.namespaces) < 2:

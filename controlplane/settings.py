@@ -153,6 +153,15 @@ def labels(value: str) -> str:
     return value
 
 
+def quotas(value: str) -> str:
+    """Reads GPUs of namespaces; empty is no bound."""
+    parts = [part.partition("=") for part in value.split(",")] if value else []
+    usable = all(LABEL.fullmatch(name) and re.fullmatch("[0-9]{1,6}", count) for name, _, count in parts)
+    if not usable or len({name for name, _, _ in parts}) < len(parts):
+        raise ValueError("NAMESPACE=GPUS with commas between them, each namespace once, such as team-a=8,team-b=16")
+    return value
+
+
 def url(value: str) -> str:
     """Reads an http or https URL; empty is none."""
     parts = urlsplit(value)
@@ -206,6 +215,12 @@ class Execution:
         "unless given.",
         labels,
     )
+    gpu_quotas: str = option(
+        "",
+        "GPUs that runs of a namespace may hold at once where the cluster has no Kueue, as NAMESPACE=GPUS with commas; "
+        "who asks for more than is left waits in line.",
+        quotas,
+    )
     kind: Literal["auto", "PyTorchJob", "TrainJob", "Job"] = option(
         "auto", "Kind of the objects that runs become; auto takes the best one that the cluster has.", word(*KINDS)
     )
@@ -226,6 +241,12 @@ class Execution:
     def namespaces(self) -> tuple[str, ...]:
         """The namespaces of the runs, each once; none where they go with the account or the context."""
         return tuple(dict.fromkeys(self.namespace.split(","))) if self.namespace else ()
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """The GPUs of each namespace that has a quota."""
+        parts = self.gpu_quotas.split(",") if self.gpu_quotas else ()
+        return {name: int(count) for name, _, count in (part.partition("=") for part in parts)}
 
 
 @dataclass(frozen=True)

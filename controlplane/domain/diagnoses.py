@@ -168,6 +168,10 @@ WAITING = {  # why a run does not train yet
         "The cluster's API does not answer.",
         "Nothing is lost: the run is submitted when it does; `teragpt doctor` tells what it says.",
     ),
+    "WaitsForGPUs": Diagnosis(
+        "The GPUs of its namespace are held by other runs, or promised to those before it.",
+        "Wait, cancel or suspend one of them, ask for fewer GPUs, or have the quota raised (`--gpu-quotas`).",
+    ),
     "WaitsForTurn": Diagnosis("Another run of several pods is finding its places first.", "Nothing has to be done."),
     "QueuePaused": Diagnosis(
         "Somebody has paused its queue: no attempt is begun, and what runs goes on.",

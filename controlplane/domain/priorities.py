@@ -1,4 +1,4 @@
-"""What a priority means on a machine of one's own; on Kubernetes it is the name of a class that the cluster defines."""
+"""What a priority means where the order is ours; on Kubernetes it is the name of a class of the cluster's too."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ SHARED_BY = "user"  # the label whose values share the machine fairly
 
 
 def rank(priority: str | None) -> int:
-    """The place of a priority among the others; that of `normal` for none."""
-    return RANKS["normal" if priority is None else priority]
+    """The place of a priority among the others; that of `normal` for none, and for a class of a cluster's own."""
+    return RANKS.get(priority or "normal", RANKS["normal"])

@@ -13,16 +13,15 @@ from sqlalchemy.orm import Session, aliased
 
 from controlplane.clusters.base import Cluster
 from controlplane.domain.chains import WAITS_FOR_RUN, waits_for_run
-from controlplane.domain.phases import HELD, LIVE, TURN, Phase
+from controlplane.domain.phases import HELD, TURN, Phase
 from controlplane.domain.queues import REASONS, QueueState, closed_words
 from controlplane.domain.sweeps import WAITS_FOR_SWEEP, waits_for_sweep
-from controlplane.reconcile.line import Held, in_line
+from controlplane.reconcile.line import UNDER_WAY, Held, beyond_quotas, in_line
 from controlplane.store.moves import CREATE, move
 from controlplane.store.store import Ledger
 from controlplane.store.tables import Outbox, Queue, Run, Sweep
 from controlplane.store.writer import Transaction
 
-UNDER_WAY = LIVE - {Phase.QUEUED, Phase.SUSPENDED}
 BATCH = 100  # runs of one transaction that are told what they wait for
 
 
@@ -38,7 +37,9 @@ class Admission:
         held = [*queue_is_closed(session, due)]
         held += upstream_goes_on(session, {one.run_id for one in held})
         held += beyond_parallelism(session, {one.run_id for one in held})
-        line = [] if self._cluster.traits().gang else in_line(session, due, [one.run_id for one in held])
+        traits = self._cluster.traits()
+        held += beyond_quotas(session, due, {one.run_id for one in held}, traits.quotas, traits.namespace)
+        line = [] if traits.gang else in_line(session, due, {one.run_id for one in held})
         self.contended = bool(line)
         held += line
         self._tell([one for one in held if one.news], now)

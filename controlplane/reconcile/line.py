@@ -1,22 +1,26 @@
-"""The line before a cluster that places pods one by one: docs/lifecycle.md, "Whole or not at all".
+"""The lines before a cluster that has no queues of its own: docs/lifecycle.md, "Whole or not at all" and "Quotas".
 
-Several objects of several pods could each hold half of their places for ever. So one is made at a time, in the order in
-which they became due, and the next when all pods of the one before have their places.
+Where pods are placed one by one, several objects of several pods could each hold half of their places for ever. So one
+is made at a time, and the next when all pods of the one before have their places. Where a namespace has a quota of
+GPUs, its runs are begun while their GPUs are within it. Both lines go by priority, and then by who became due first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session
 
-from controlplane.domain.phases import Phase
+from controlplane.domain.phases import LIVE, Phase
+from controlplane.domain.priorities import rank
 from controlplane.store.moves import CREATE
 from controlplane.store.tables import Outbox, Run
 
-REASON = "WaitsForTurn"
+REASON, BEYOND_QUOTA = "WaitsForTurn", "WaitsForGPUs"
+UNDER_WAY = LIVE - {Phase.QUEUED, Phase.SUSPENDED}
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,7 @@ def in_line(session: Session, due: ColumnElement[bool], elsewhere: Collection[st
     first = session.scalar(
         select(Run.name).where(Run.phase.in_([Phase.SUBMITTING, Phase.PENDING]), Run.nodes > 1).limit(1)
     )
-    waiting = (
-        select(Run.id, Run.name, Run.phase, Run.message)
-        .join(Outbox, (Outbox.run_id == Run.id) & (Outbox.op == CREATE))
-        .where(Run.nodes > 1, due, Run.phase != Phase.SUBMITTING, Run.id.not_in([*elsewhere]))
-        .order_by(Outbox.due_at, Run.id)
-    )
-    line = [*session.execute(waiting)]
+    line = waiting(session, due, elsewhere, Run.nodes > 1, Run.phase != Phase.SUBMITTING)
     if first is None and line:
         first = line.pop(0).name
     held: list[Held] = []
@@ -49,3 +47,45 @@ def in_line(session: Session, due: ColumnElement[bool], elsewhere: Collection[st
         told = f"place {place} in line: all pods of {first!r} must find their places first"
         held.append(Held(one.id, one.phase, REASON, told, news=one.phase == Phase.QUEUED and one.message != told))
     return held
+
+
+def beyond_quotas(
+    session: Session, due: ColumnElement[bool], elsewhere: Collection[str], quotas: Mapping[str, int], own: str
+) -> Iterator[Held]:
+    """Queued runs that are `due` and for whose GPUs their namespace's quota has no room, or that stand behind one.
+
+    Runs that name no namespace are in the cluster's `own`. What is under way keeps its GPUs through its restarts.
+    """
+    if not quotas:
+        return
+    where = case((Run.namespace == "", own), else_=Run.namespace)
+    under_way = select(where, func.sum(Run.gpus)).where(Run.phase.in_([*UNDER_WAY])).group_by(where)
+    taken: dict[str, int] = {namespace: int(gpus) for namespace, gpus in session.execute(under_way)}
+    line = waiting(session, due, elsewhere, Run.phase == Phase.QUEUED, Run.gpus > 0, where.in_([*quotas]))
+    places = dict.fromkeys(quotas, 0)
+    for one in line:
+        name = one.namespace or own
+        left = quotas[name] - taken.get(name, 0)
+        if not places[name] and one.gpus <= left:
+            taken[name] = taken.get(name, 0) + one.gpus
+            continue
+        places[name] += 1
+        told = (
+            f"place {places[name]} in line: of the {quotas[name]} GPUs of namespace {name!r} {max(0, left)} are free, "
+            f"and it needs {one.gpus}"
+        )
+        yield Held(one.id, one.phase, BEYOND_QUOTA, told, news=one.message != told)
+
+
+def waiting(
+    session: Session, due: ColumnElement[bool], elsewhere: Collection[str], *which: ColumnElement[bool]
+) -> list[Any]:
+    """The runs of a kind whose objects are `due`, in the order in which they go; who waits `elsewhere` is left out."""
+    wanted = (
+        select(Run.id, Run.name, Run.phase, Run.message, Run.gpus, Run.namespace, Run.spec)
+        .join(Outbox, (Outbox.run_id == Run.id) & (Outbox.op == CREATE))
+        .where(due, *which, Run.id.not_in([*elsewhere]))
+        .order_by(Outbox.due_at, Run.id)
+    )
+    found: Sequence[Any] = session.execute(wanted).all()
+    return sorted(found, key=lambda one: -rank((one.spec.get("scheduling") or {}).get("priority")))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from controlplane.clusters.base import Capacity, ClusterError
+from controlplane.clusters.base import Capacity, ClusterError, Traits
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.layout import misfits
 from controlplane.domain.planned import too_large
@@ -63,7 +63,12 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> 
     )
     ensure_renderable(run)
     large = too_large(run.planned, run.state_bytes["total"], spec, machine)
-    return run, [*misfits(run.layout, spec, machine), *large, *_bad_claims(context, spec, run)]
+    return run, [
+        *misfits(run.layout, spec, machine),
+        *large,
+        *_bad_claims(context, spec, run),
+        *_beyond_quota(traits, run),
+    ]
 
 
 def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> ResolvedRun:
@@ -72,6 +77,15 @@ def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") 
     if problems:
         raise InvalidSpec(problems)
     return run
+
+
+def _beyond_quota(traits: Traits, run: ResolvedRun) -> Iterator[Problem]:
+    """More GPUs than its namespace may ever hold."""
+    namespace, gpus = run.namespace or traits.namespace, run.layout.nodes * run.layout.gpus_per_node
+    quota = traits.quotas.get(namespace)
+    if quota is not None and gpus > quota:
+        detail = f"got {gpus} GPUs in all; allowed in namespace {namespace}: {quota}"
+        yield Problem("/compute/gpus_per_node", "beyond_quota", detail)
 
 
 def _bad_claims(context: Context, spec: RunSpec, run: ResolvedRun) -> Iterator[Problem]:

@@ -138,6 +138,7 @@ def _values(request: Request, now: float, attempt: int) -> dict[str, Any]:
         "reason": request.waits[0],
         "message": request.waits[1],
         "attempt": attempt,
+        "namespace": request.resolved.namespace,
         "charged_restarts": 0,
         "restarts_since_checkpoint": 0,
         "free_restarts_since_checkpoint": 0,

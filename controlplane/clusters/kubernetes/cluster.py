@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from controlplane.clusters.base import (
     Caller,
@@ -61,8 +62,9 @@ class KubernetesCluster:
     `kubeconfig` None: the pod's own account, else $KUBECONFIG or ~/.kube/config; `namespace` None: the one that goes
     with it. Logs are kept on the shelf `archive`. `audience` is that of the pods' tokens, `kind` "auto" or the
     kind of object to prefer, `instance` the installation whose objects these are: others' in the namespace are left
-    alone. `others` are further namespaces whose pods are ours too, though they are looked after elsewhere. Raises
-    Unavailable where there is no usable configuration; a server that does not answer is waited for.
+    alone. `others` are further namespaces whose pods are ours too, though they are looked after elsewhere; `quotas`
+    are the GPUs of namespaces, for as long as there is no Kueue. Raises Unavailable where there is no usable
+    configuration; a server that does not answer is waited for.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class KubernetesCluster:
         kind: str = "auto",
         instance: str,
         others: tuple[str, ...] = (),
+        quotas: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
+        self._quotas = quotas
         self._name, self._archive, self._audience, self._kind = name, archive, audience, kind
         self._connection = Connection(kubeconfig, namespace)
         self._namespace, self._others = self._connection.namespace, others
@@ -117,6 +121,7 @@ class KubernetesCluster:
             shared_folders=False,
             audience=self._audience,
             gang=self._queues.there,
+            quotas={} if self._queues.there else self._quotas,
         )
 
     def create(self, manifest: Manifest, secret: Mapping[str, str] | None = None) -> str:
