@@ -135,7 +135,7 @@ def bench(
 ) -> None:
     """Measure how fast this machine trains a size and where a step goes; or its GPU, for the planner."""
     with trainer("bench"):
-        from teragpt.bench import calibrate as measure
+        from teragpt.calibrate import calibrate as measure
         from teragpt.profiling import main as profile
 
         if calibrate is None:

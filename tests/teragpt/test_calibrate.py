@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from teragpt.bench import Load, calibrate, measured
+from teragpt.calibrate import Load, calibrate, measured
 from teragpt.config import ConfigError
 from teragpt.plan import cluster_of, plan
 from teragpt.plan.calibration import read
