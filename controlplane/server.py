@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from controlplane import logfmt
 from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import InvalidSpec, StoreError
+from controlplane.domain.retention import Retention
 from controlplane.settings import Listen, Settings, SettingsError, read
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ log = logging.getLogger("controlplane.server")
 
 ADDRESS_FILE, TOKEN_FILE = "server.json", "token"
 BACKLOG = 2048
+RETENTION_S = 3600.0  # between looks for what has been kept for long enough
 DRAIN_S = 1  # how long requests may go on after SIGTERM
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what to call for what is bound
 
@@ -150,6 +152,7 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
                 storage=runs.storage,
                 defaults=defaults,
                 destinations=destinations_of(settings.notifications),
+                retention=Retention(settings.delete_after_days, settings.purge_after_days),
             )
 
 
@@ -239,10 +242,12 @@ def executing(context: Context, ledger: Ledger, settings: Settings) -> AbstractC
 @contextmanager
 def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements: Measurements) -> Generator[None]:
     """The reconciler's thread at work; its looks are measured."""
+    from controlplane.reconcile.background import Background, Chore
     from controlplane.reconcile.notifier import Notifier
     from controlplane.reconcile.outbox import Site
     from controlplane.reconcile.packer import Packer
     from controlplane.reconcile.reconciler import Reconciler
+    from controlplane.services.retention import enforce
 
     class Measured(Reconciler):
         def step(self) -> bool:
@@ -252,15 +257,15 @@ def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements
     reconciler = Measured(ledger, cluster, site=Site(context.url, context.image, context.queue))
     packer = Packer(ledger)
     notifier = Notifier(ledger, context.destinations, context.url)
-    reconciler.start()
-    packer.start()
-    notifier.start()
+    retention = Chore("retention", lambda: enforce(context), RETENTION_S)
+    workers: list[Reconciler | Background] = [reconciler, packer, notifier, retention]
+    for worker in workers:
+        worker.start()
     try:
         yield
     finally:
-        notifier.stop()
-        packer.stop()
-        reconciler.stop()
+        for worker in reversed(workers):
+            worker.stop()
         measurements.rests()
 
 

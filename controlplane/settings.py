@@ -311,6 +311,17 @@ class Settings:
     notifications: str = option(
         "", "JSON file with the destinations of notifications (docs/notifications.md); none unless given.", file
     )
+    delete_after_days: float = option(
+        0.0,
+        "Days after which a run that has ended is deleted, which hides it, unless it is pinned or was restored; "
+        "0: never.",
+        number(0, 36_500),
+    )
+    purge_after_days: float = option(
+        0.0,
+        "Days after which a deleted run is purged, with its folder, unless it is pinned; 0: never.",
+        number(0, 36_500),
+    )
     require_token: bool = option(
         default=False, help="Ask every caller for the token in the home's file `token`.", read=switch
     )

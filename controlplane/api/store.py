@@ -19,6 +19,22 @@ SQLITE = "application/vnd.sqlite3"
 PIECE = 1 << 20
 
 
+class Retention(View):
+    """How long the installation keeps what has ended."""
+
+    delete_after_days: float = Field(
+        description="Days after which a run that has ended is deleted; 0: never.", examples=[90.0]
+    )
+    purge_after_days: float = Field(description="Days after which a deleted run is purged; 0: never.", examples=[30.0])
+    due_for_deletion: list[str] = Field(
+        description="Runs that are deleted at the next turn, an hour apart at most.",
+        examples=[["run_01JH5Z0V8W8Y7Q3N2M1K0J9H8G"]],
+    )
+    due_for_purge: list[str] = Field(
+        description="Deleted runs that are purged then.", examples=[["run_01JH5Z0V8W8Y7Q3N2M1K0J9H8G"]]
+    )
+
+
 class Store(View):
     """The store."""
 
@@ -27,6 +43,7 @@ class Store(View):
     bytes: int = Field(description="Its size.", examples=[4 << 20])
     reclaimable_bytes: int = Field(description="What of that a vacuum would give back.", examples=[1 << 20])
     runs: int = Field(description="Runs in it.", examples=[120])
+    retention: Retention = Field(description="How long it keeps what has ended, and what is due to go.")
 
 
 class Vacuumed(View):

@@ -350,7 +350,7 @@ def clusters() -> Call[list[JsonObject]]:
 
 
 def store() -> Call[JsonObject]:
-    """The store: `{database, revision, bytes, reclaimable_bytes, runs}`."""
+    """The store: `{database, revision, bytes, reclaimable_bytes, runs, retention}`."""
     return Call(template="/store")
 
 

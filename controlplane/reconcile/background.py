@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from controlplane.domain.errors import StoreError
 
@@ -45,3 +46,17 @@ class Background(ABC):
             except Exception:
                 log.exception(self.failed)
                 rest = self.idle_s
+
+
+class Chore(Background):
+    """Some `work` every so many seconds."""
+
+    def __init__(self, name: str, work: Callable[[], None], every_s: float) -> None:
+        self._work, self.idle_s = work, every_s
+        self.later, self.failed = f"{name} is seen to later", f"{name} could not be seen to"
+        super().__init__(name)
+
+    def turn(self) -> float:
+        """See `Background.turn`."""
+        self._work()
+        return self.idle_s

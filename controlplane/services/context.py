@@ -11,6 +11,7 @@ from typing import Literal
 from controlplane.clusters.base import Cluster, Kind
 from controlplane.domain.defaults import RunDefaults
 from controlplane.domain.destinations import Destination
+from controlplane.domain.retention import Retention
 from controlplane.store.store import Store
 from controlplane.submission import IMAGE
 
@@ -20,7 +21,7 @@ class Context:
     """`home` is the data folder, `url` the control plane's as pods reach it, `clock` seconds since the epoch.
 
     `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else, and
-    `destinations` those of its notifications.
+    `destinations` those of its notifications; `retention` is how long it keeps what has ended.
     """
 
     store: Store
@@ -33,4 +34,5 @@ class Context:
     storage: str = ""
     defaults: RunDefaults = field(default_factory=RunDefaults)
     destinations: Sequence[Destination] = ()
+    retention: Retention = field(default_factory=Retention)
     clock: Callable[[], float] = time.time

@@ -9,8 +9,19 @@ from typing import BinaryIO
 from sqlalchemy import func, select
 
 from controlplane.services.context import Context
+from controlplane.services.retention import due
 from controlplane.store.copies import DRAFT
 from controlplane.store.tables import Run
+
+
+@dataclass(frozen=True)
+class RetentionState:
+    """After how many days runs are deleted and purged, 0 for never, and which are due to be at the next turn."""
+
+    delete_after_days: float
+    purge_after_days: float
+    due_for_deletion: list[str]
+    due_for_purge: list[str]
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class StoreState:
     bytes: int
     reclaimable_bytes: int
     runs: int
+    retention: RetentionState
 
 
 def state(context: Context) -> StoreState:
@@ -29,7 +41,10 @@ def state(context: Context) -> StoreState:
     used, free = context.store.sizes()
     with context.store.read() as session:
         runs = session.scalar(select(func.count()).select_from(Run)) or 0
-    return StoreState("postgres" if context.store.shared else "sqlite", context.store.revision, used + free, free, runs)
+    found, kept = due(context), context.retention
+    retention = RetentionState(kept.delete_after_days, kept.purge_after_days, found.deletions, found.purges)
+    database = "postgres" if context.store.shared else "sqlite"
+    return StoreState(database, context.store.revision, used + free, free, runs, retention)
 
 
 def backup(context: Context) -> BinaryIO:

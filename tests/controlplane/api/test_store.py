@@ -29,5 +29,8 @@ def test_the_store_tells_its_size_and_gives_space_back(client: TestClient) -> No
     told = client.get("/v1/store").json()
     assert (told["database"], told["revision"], told["runs"]) == ("sqlite", newest_revision(), 0)
     assert told["bytes"] > told["reclaimable_bytes"] >= 0
+    assert told["retention"] == {
+        "delete_after_days": 0.0, "purge_after_days": 0.0, "due_for_deletion": [], "due_for_purge": [],
+    }  # fmt: skip
     done = client.post("/v1/store/vacuum").json()
     assert done["bytes_before"] >= done["bytes_after"] > 0
