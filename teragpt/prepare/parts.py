@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
-import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ import numpy.typing as npt
 
 from teragpt.config import ConfigError, Problem
 from teragpt.dataset_files import token_type
-from teragpt.leash import PR_SET_PDEATHSIG
 from teragpt.prepare.documents import Document, Dropped, Recipe, Segment, read_segments
 from teragpt.prepare.minhash import band_keys
 from teragpt.shards import numpy_type
@@ -127,17 +127,20 @@ def batches(documents: Iterable[Document], size: int = ENCODED_BYTES) -> Iterato
 _worker: dict[str, Any] = {}  # what a worker process opens once
 
 
-def start_worker(parent: int, tokenizer: str, recipe: Recipe) -> None:
+def start_worker(tokenizer: str, recipe: Recipe) -> None:
     """Prepare a worker process: it takes one core, leaves interrupts to its parent, and ends with it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(128 + signal.SIGKILL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker.update(tokenizer=Tokenizer(tokenizer), recipe=recipe)
+
+
+def end_with_parent() -> None:
+    """Wait for the parent's end, and end. The kernel's own signal comes at the end of the thread that made us."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(128 + signal.SIGKILL)
 
 
 def work(path: Path, segments: Sequence[Segment]) -> tuple[Problem, ...]:

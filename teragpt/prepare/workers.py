@@ -7,7 +7,6 @@ token once. What waits between the two is bounded. It must not know what a part 
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +40,7 @@ class Workers:
         self.processes = None
         if count > 1:
             context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-            self.processes = ProcessPoolExecutor(count, context, start_worker, (os.getpid(), str(saved), recipe))
+            self.processes = ProcessPoolExecutor(count, context, start_worker, (str(saved), recipe))
 
     def __enter__(self) -> Self:
         return self
