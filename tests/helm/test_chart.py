@@ -258,7 +258,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
     defaults = {"labels": {"team": "lm"}}
     numbers = dict.fromkeys(schema, 4096) | {"leaseS": 5, "databaseConnections": 32}
     chosen = {
-        "settings": numbers | {"logLevel": "debug"},
+        "settings": numbers | {"logLevel": "debug", "gpuQuotas": "team-a=8,team-b=16"},
         "runs": {"queue": "q", "defaults": defaults},
         "database": {"existingSecret": "database"},
         "auth": {"existingSecret": "access", "kubernetes": True},
