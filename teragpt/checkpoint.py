@@ -238,8 +238,7 @@ class Checkpoints:
 
     def prepare(self, state: Mapping[str, Tensor]) -> None:
         """Have memory of the host ready for what will be saved of a GPU's."""
-        if any(tensor.is_cuda for tensor in state.values()):
-            self.mirror = Mirror(state)
+        self.mirror = Mirror(state)
 
     def save(
         self, step: int, state: dict[str, Tensor], meta: Mapping[str, object], then: Callable[[int], None]

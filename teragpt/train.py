@@ -128,7 +128,8 @@ class Trainer:
         if self.checkpoints.start:
             self.restore(self.checkpoints.start)
             self.metrics.say(f"changed since then: {self.checkpoints.changes or 'nothing'}")
-        self.checkpoints.prepare(self.state())
+        if self.device.type == "cuda":
+            self.checkpoints.prepare(self.state())
         self.compiled.wait()
         gc.enable()
 

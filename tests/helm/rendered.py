@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,7 +23,18 @@ CASES = sorted((Path(__file__).parent / "cases").glob("*.yaml"))
 CRDS = ("kubeflow.org/v1/PyTorchJob", "trainer.kubeflow.org/v1alpha1/TrainJob")
 
 Values = Mapping[str, Any]
+
 Manifest = dict[str, Any]
+
+
+def script(name: str) -> ModuleType:
+    """A script that the chart runs in a pod, as a module."""
+    spec = importlib.util.spec_from_file_location(name, CHART / f"files/{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def helm(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from sqlalchemy import select
 from controlplane.services import metrics, runs
 from controlplane.store.tables import Run
 from tests.controlplane.plane import Plane, serving
-from tests.helm.rendered import CHART
+from tests.helm.rendered import script
 
 TOKEN = "a-token"
 POINTS = [{"seq": seq, "step": seq, "time": 1795518320.0 + seq, "loss": 1.0 / seq} for seq in (1, 2)]
@@ -31,11 +30,7 @@ def plane(tmp_path: Path) -> Iterator[Plane]:
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with its mounts in a folder of the test's."""
-    spec = importlib.util.spec_from_file_location("check", CHART / "files/check.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("check")
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     (tmp_path / "spec.json").write_text(json.dumps({"size": "tiny", "train": {"steps": 2}}))
     monkeypatch.setattr(module, "Path", lambda path: tmp_path / Path(path).name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,16 +11,12 @@ from types import ModuleType
 import pytest
 
 from controlplane.store.store import DATABASE, Store
-from tests.helm.rendered import CHART
+from tests.helm.rendered import script
 
 
 @pytest.fixture
 def rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rehearse", CHART / "files/rehearse.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("rehearse")
     (tmp_path / "live").mkdir()
     (tmp_path / "copy").mkdir()
     monkeypatch.setattr(module, "LIVE", tmp_path / "live")

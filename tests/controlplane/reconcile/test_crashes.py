@@ -72,6 +72,24 @@ class Assassin:
         return False
 
 
+def outlive(
+    stage: Stage, assassin: Assassin, ended: Callable[[], bool], holds: Callable[[], bool], *, before: bool
+) -> None:
+    """Looks until it has `ended`, each killed at another instant, while now and then a job ends; each `holds`."""
+    looks = 0
+    while not ended():
+        assassin.at, assassin.before, assassin.count = 1 + looks % 7, before, 0
+        assassin.look(stage)
+        assert holds()
+        if looks % 3 == 2 and stage.memory.jobs:
+            name = min(stage.memory.jobs)
+            stage.memory.run(name)
+            stage.memory.end(name, 0)
+        looks += 1
+        assert looks < 200
+        stage.clock.sleep(61)
+
+
 def life(stage: Stage, assassin: Assassin) -> None:
     """Two attempts, the second one cancelled: every kind of write and call."""
     stage.ask(limits={"max_restarts": 1})

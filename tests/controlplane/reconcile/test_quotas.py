@@ -14,7 +14,7 @@ from controlplane.store.store import Store
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
 from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import Stage
-from tests.controlplane.reconcile.test_crashes import Assassin
+from tests.controlplane.reconcile.test_crashes import Assassin, outlive
 
 QUOTAS = {"default": 4, "team": 2}
 
@@ -111,17 +111,13 @@ def test_killed_at_any_instant_no_more_gpus_are_held_than_there_are_and_all_get_
     stage = Stage(context, memory, clock)
     assassin = Assassin(monkeypatch, context.store, memory)
     gpus = {ask(stage, f"run-{at}", asked): asked for at, asked in enumerate((1, 3, 2, 4, 1, 1))}
-    looks = 0
-    while not all(runs.get(context, one).phase == "succeeded" for one in gpus):
-        assassin.at, assassin.before, assassin.count = 1 + looks % 7, before, 0
-        assassin.look(stage)
+
+    def within_quota() -> bool:
         holding = (job for job in memory.jobs.values() if any(pod.phase in {"Pending", "Running"} for pod in job.pods))
-        assert sum(gpus[job.run_id] for job in holding) <= QUOTAS["default"]
-        if looks % 3 == 2 and memory.jobs:
-            name = min(memory.jobs)
-            memory.run(name)
-            memory.end(name, 0)
-        looks += 1
-        assert looks < 200
-        clock.sleep(61)
+        return sum(gpus[job.run_id] for job in holding) <= QUOTAS["default"]
+
+    def ended() -> bool:
+        return all(runs.get(context, one).phase == "succeeded" for one in gpus)
+
+    outlive(stage, assassin, ended, within_quota, before=before)
     assert sorted(run_id for run_id, _ in memory.made) == sorted(gpus)

@@ -13,7 +13,7 @@ from controlplane.services.context import Context
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
 from tests.controlplane.postgres import ON_SQLITE
 from tests.controlplane.reconcile.conftest import Stage
-from tests.controlplane.reconcile.test_crashes import Assassin
+from tests.controlplane.reconcile.test_crashes import Assassin, outlive
 
 POINTS, AT_ONCE = 5, 2
 UNDER_WAY = {"submitting", "pending", "starting", "running", "restarting", "cancelling", "suspending"}
@@ -101,18 +101,13 @@ def test_killed_at_any_instant_a_sweep_goes_on_and_never_beyond_its_parallelism(
     stage = Stage(context, memory, clock)
     assassin = Assassin(monkeypatch, context.store, memory)
     ask(context)
-    looks = 0
-    while not sweeps.get(context, "s").ended:
-        assassin.at, assassin.before, assassin.count = 1 + looks % 7, before, 0
-        assassin.look(stage)
-        assert sum(phase in UNDER_WAY for phase in phases(context)) <= AT_ONCE
-        if looks % 3 == 2 and memory.jobs:
-            name = min(memory.jobs)
-            memory.run(name)
-            memory.end(name, 0)
-        looks += 1
-        assert looks < 200
-        clock.sleep(61)
+    outlive(
+        stage,
+        assassin,
+        ended=lambda: sweeps.get(context, "s").ended,
+        holds=lambda: sum(phase in UNDER_WAY for phase in phases(context)) <= AT_ONCE,
+        before=before,
+    )
     assert phases(context) == ["succeeded"] * POINTS
     assert set(Counter(memory.made).values()) == {1}
     assert len(memory.made) == POINTS
