@@ -33,6 +33,7 @@ from teragpt.config import ConfigError, Problem
 from teragpt.environment import MAX_PORT
 
 LEASH = Path(__file__).with_name("leash.py")
+OTHERS_S = 1200  # for nodes whose ranks have not ended: rank 0 may wait for the control plane
 LAST_S = timedelta(seconds=10)  # for nodes that have all met in the barrier
 
 
@@ -156,7 +157,7 @@ class Agent(LocalElasticAgent):
     """The agent with the supervisor's eyes: it acts on its ranks' ends only when all of them have ended."""
 
     def __init__(self, spec: WorkerSpec, logs: LogsSpecs, watcher: Watcher, prefix: str | None) -> None:
-        super().__init__(spec, logs, log_line_prefix_template=prefix)
+        super().__init__(spec, logs, exit_barrier_timeout=OTHERS_S, log_line_prefix_template=prefix)
         self.watcher = watcher
 
     # torch decorates these methods with one that hides their types from pyright.

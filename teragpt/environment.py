@@ -24,6 +24,7 @@ LAUNCHER = "python -m teragpt.launch -m teragpt.train"
 GRACE_S = 30.0  # Kubernetes' own default of terminationGracePeriodSeconds
 MARGIN_S = 10.0  # of the grace period, kept for the launcher itself
 LEAST_GRACE_S = 5.0
+TOKEN_FILE = "TERAGPT_RUN_TOKEN_FILE"
 TERMINATION_LOG = "/dev/termination-log"  # Kubernetes' default terminationMessagePath
 
 
@@ -165,7 +166,7 @@ def read_report(environ: Mapping[str, str]) -> tuple[str, Callable[[], str]] | N
     TERAGPT_RUN_TOKEN_FILE names a file whose content is replaced as tokens expire, so each call reads it again and may
     raise OSError or UnicodeDecodeError; it wins over TERAGPT_RUN_TOKEN.
     """
-    url, token, file = (environ.get(f"TERAGPT_RUN_{name}", "") for name in ("URL", "TOKEN", "TOKEN_FILE"))
+    url, token, file = (environ.get(name, "") for name in ("TERAGPT_RUN_URL", "TERAGPT_RUN_TOKEN", TOKEN_FILE))
     if not url or not (token or file):
         return None
     return url, (lambda: Path(file).read_text("utf-8").strip()) if file else (lambda: token)

@@ -14,14 +14,16 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import torch
 
 from teragpt.config import Config
-from teragpt.environment import read_report
+from teragpt.environment import TOKEN_FILE, read_report
 from teragpt.sensors import Sensors
 from teragpt.storage import Log, folder_at
 from teragpt.trackers import Trackers
@@ -30,6 +32,8 @@ POST_EVERY = 0.5  # seconds between posts; twice as many after each that failed
 SLOWEST_POST = 30.0
 POST_POINTS = 500  # points of one post at most
 LAST_POSTS = 30.0  # seconds that the end of a run waits for its last points to be acknowledged
+LAST_POSTS_AWAY = 900.0  # the same where they can be had from nowhere else and the control plane does not answer
+REMIND_EVERY = 60.0  # seconds; a rank that says nothing is taken for hung
 
 
 def peak_flops() -> float | None:
@@ -169,17 +173,25 @@ class Metrics:
         except OSError as error:
             self.say(f"the record could not be written: {error}")
 
-    def close(self, seconds: float = LAST_POSTS) -> None:
-        """Close the record, and give the last points up to `seconds`, at most 30, to be acknowledged and tracked."""
-        ends_by = time.monotonic() + min(seconds, LAST_POSTS)
+    def close(self, seconds_left: Callable[[], float] = lambda: math.inf, *, finished: bool = False) -> None:
+        """Close the record, and wait for the last points to be acknowledged and tracked, while there are seconds left.
+
+        That takes up to 30 s; in a run that has `finished`, where the control plane cannot read the record by itself
+        and is away, up to 15 minutes.
+        """
+        if self.log is None:
+            return
+        ends_by = time.monotonic() + LAST_POSTS
         self.publish()
         with self.lock:
-            if self.log is not None:
-                self.log.close()
-                self.log = None
-        for sender in (self.poster, self.trackers):
-            if sender is not None:
-                sender.close(ends_by - time.monotonic())
+            self.log.close()
+            self.log = None
+        if self.poster is not None:
+            self.poster.closing.set()
+        if self.trackers is not None:
+            self.trackers.close(min(LAST_POSTS, seconds_left()))
+        if self.poster is not None:
+            self.poster.close(ends_by, seconds_left, self.say, patient=finished)
         if self.sensors is not None:
             self.sensors.close()
 
@@ -190,6 +202,7 @@ class Poster:
     def __init__(self, url: str, token: Callable[[], str], attempt: int) -> None:
         self.url, self.token, self.attempt = url, token, attempt
         self.points: list[Mapping[str, Any]] = []
+        self.away = False  # no answer to the last post, or one that says that it will be back
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self.run, name="metrics", daemon=True)
         self.thread.start()
@@ -205,8 +218,9 @@ class Poster:
         while not (self.closing.wait(wait) and not self.points):
             try:
                 self.post()
-                wait = POST_EVERY
-            except (OSError, HTTPException, ValueError, KeyError, TypeError):  # points wait here and in the record
+                wait, self.away = POST_EVERY, False
+            except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:  # points wait here
+                self.away = not isinstance(error, HTTPError) or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
                 wait = min(2 * wait, SLOWEST_POST) if not self.closing.is_set() else POST_EVERY
 
     def post(self) -> None:
@@ -226,7 +240,23 @@ class Poster:
         with self.lock:
             self.points = [point for point in self.points if point["seq"] > acknowledged]
 
-    def close(self, seconds: float) -> None:
-        """Wait up to `seconds` for the last acknowledgements."""
+    def close(
+        self, ends_by: float, seconds_left: Callable[[], float], say: Callable[[str], None], *, patient: bool
+    ) -> None:
+        """Wait for the last acknowledgements until `ends_by`, and longer for a control plane that is away if `patient`.
+
+        Only a pod's token is in a file, and only a pod's record is out of the control plane's reach.
+        """
         self.closing.set()
-        self.thread.join(max(0.0, seconds))
+        longest = ends_by + LAST_POSTS_AWAY - LAST_POSTS if patient and os.environ.get(TOKEN_FILE) else ends_by
+        reminded = ends_by - LAST_POSTS
+        while self.thread.is_alive():
+            now = time.monotonic()
+            left = min((longest if self.away else ends_by) - now, seconds_left())
+            if left <= 0:
+                say(f"{len(self.points):,} points were not acknowledged by {self.url}; they are in metrics.jsonl")
+                return
+            if now > reminded + REMIND_EVERY:
+                say(f"{len(self.points):,} points wait for the control plane, which is away: {self.url}")
+                reminded = now
+            self.thread.join(min(left, POST_EVERY))

@@ -91,7 +91,7 @@ class Trainer:
                     try:
                         return self.loop()
                     finally:
-                        self.metrics.close(self.requests.seconds_left())
+                        self.metrics.close(self.requests.seconds_left)
             except Superseded as error:
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
                 return STOPPED
@@ -167,6 +167,7 @@ class Trainer:
         self.watch.close()
         self.checkpoints.finish()
         self.metrics.say(line)
+        self.metrics.close(self.requests.seconds_left, finished=True)
         return code
 
     def step(self) -> tuple[tuple[float, float], float]:

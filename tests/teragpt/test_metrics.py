@@ -154,25 +154,71 @@ def test_the_token_file_is_read_at_each_post_and_wins(
             time.sleep(0.005)
     file.unlink()
     one.step(3, 1.0, 1.0, 1.0, {})
-    one.close(0.1)  # nothing to show: the point waits
+    one.close(lambda: 0.0)  # nothing to show: the point waits
     assert plane.tokens == {"Bearer first", "Bearer second"}
     file.write_text("third")
     one.poster.thread.join(60)
     assert sorted(plane.points) == [1, 2, 3]
 
 
-def test_a_run_that_is_told_to_stop_posts_until_its_grace_period_ends(
-    tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "finished", "in_a_file", "waits"),
+    [
+        (503, True, True, True),  # the control plane is away, and nobody else can tell of this run
+        (503, True, False, False),  # the control plane reads the record by itself
+        (503, False, True, False),  # the next attempt waits for this one's end
+        (401, True, True, False),  # this attempt counts no more
+    ],
+)
+def test_a_pod_that_has_finished_waits_for_a_control_plane_that_is_away(
+    tmp_path: Path,
+    plane: Plane,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: int,
+    finished: bool,
+    in_a_file: bool,
+    waits: bool,
 ) -> None:
-    one = report(tmp_path)
+    monkeypatch.setattr(metrics, "LAST_POSTS", 0.0)
+    monkeypatch.setattr(metrics, "REMIND_EVERY", 0.0)
+    if in_a_file:
+        (tmp_path / "token").write_text("secret")
+        monkeypatch.setenv("TERAGPT_RUN_TOKEN_FILE", str(tmp_path / "token"))
+    plane.refusals = repeat(answer)
+    one, said = report(tmp_path), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line.partition(" points ")[2])
+        plane.refusals = iter(())
+
+    monkeypatch.setattr(one, "say", say)
     assert one.poster is not None
-    joined: list[float | None] = []
-    monkeypatch.setattr(one.poster.thread, "join", joined.append)
-    one.close(4.5)
-    one.close(-1.0)
-    one.close(3600.0)
-    assert joined == [pytest.approx(4.5, abs=1), 0.0, pytest.approx(30.0, abs=1)]
+    one.record(1, loss=1.0)
+    while one.poster.away != (answer == 503) or not plane.tokens:
+        time.sleep(0.005)
+    one.close(finished=finished)
+    assert said[0].startswith("wait for the control plane, which is away" if waits else "were not acknowledged")
+    one.poster.thread.join(60)
+    assert sorted(plane.points) == [1]
+
+
+def test_a_run_that_is_told_to_stop_posts_until_its_grace_period_ends(
+    tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.setenv("TERAGPT_RUN_TOKEN_FILE", str(tmp_path / "token"))
+    plane.refusals = repeat(503)
+    one = report(tmp_path)
+    one.step(1, 1.0, 1.0, 1.0, {})
+    left = iter([4.5, 0.04, 0.02, 0.0])  # the first is the trackers'
+    one.close(lambda: next(left), finished=True)
+    assert next(left, None) is None
     assert plane.points == {}
+    assert "1 points were not acknowledged" in capsys.readouterr().out
+    one.close()  # nothing is left to close
+    plane.refusals = iter(())  # so that the thread can end
+    assert one.poster is not None
+    one.poster.thread.join(60)
 
 
 def test_a_published_checkpoint_is_a_point(tmp_path: Path) -> None:
