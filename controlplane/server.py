@@ -26,7 +26,8 @@ from controlplane import logfmt
 from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import InvalidSpec, StoreError
 from controlplane.domain.retention import Retention
-from controlplane.settings import Listen, Settings, SettingsError, read
+from controlplane.options import SettingsError
+from controlplane.settings import Listen, Settings, read
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

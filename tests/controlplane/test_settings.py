@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.settings import Listen, Settings, SettingsError, build, hosts, leaves, read
+from controlplane.options import SettingsError
+from controlplane.settings import Listen, Settings, build, hosts, leaves, read
 
 
 def test_nothing_given_is_a_loopback_server_without_a_token() -> None:
