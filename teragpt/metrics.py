@@ -2,7 +2,7 @@
 
 Training never waits for the control plane: a thread posts what lies in the record, from the last line that was
 acknowledged on, and tries again for as long as the run lives, whatever the answer was: a control plane may be away, or
-not know a fresh pod yet.
+not know a fresh pod yet. What is answered may ask for a checkpoint: pods can be reached by no other way.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from teragpt.trackers import Trackers
 
 POST_EVERY = 0.5  # seconds between posts; twice as many after each that failed
 SLOWEST_POST = 30.0
+ASK_EVERY = 5.0  # seconds; a post without points asks what is wanted of the run
 POST_POINTS = 500  # points of one post at most
 LAST_POSTS = 30.0  # seconds that the end of a run waits for its last points to be acknowledged
 LAST_POSTS_AWAY = 900.0  # the same where they can be had from nowhere else and the control plane does not answer
@@ -72,9 +73,14 @@ def mfu_per_rate(config: Config, world_size: int) -> float | None:
 
 
 class Metrics:
-    """The report of one attempt; ranks other than 0 have one that keeps silent."""
+    """The report of one attempt; ranks other than 0 have one that keeps silent.
 
-    def __init__(self, config: Config, attempt: int, rank: int, world_size: int, parameters: int) -> None:
+    `save` is called, in another thread, where the control plane asks for a checkpoint.
+    """
+
+    def __init__(
+        self, config: Config, attempt: int, rank: int, world_size: int, parameters: int, save: Callable[[], None]
+    ) -> None:
         self.config, self.attempt, self.world_size, self.leader = config, attempt, world_size, rank == 0
         self.seq, self.since, self.steps_since, self.started = 0, time.perf_counter(), 0, time.perf_counter()
         self.log: Log | None = None
@@ -90,7 +96,7 @@ class Metrics:
         self.trackers = Trackers(config, folder, attempt, self.say)
         if report := read_report(os.environ):
             url, token = report
-            self.poster = Poster(f"{url}/metrics", token, attempt)
+            self.poster = Poster(f"{url}/metrics", token, attempt, save)
         self.say(
             f"{parameters:,} parameters | {world_size} rank{'s' if world_size > 1 else ''} | {config.steps:,} steps of "
             f"{config.global_batch_tokens:,} tokens | attempt {attempt} | {config.out}"
@@ -197,11 +203,15 @@ class Metrics:
 
 
 class Poster:
-    """Posts points to the control plane in a thread of its own, each until it is acknowledged."""
+    """Posts points to the control plane in a thread of its own, each until it is acknowledged.
 
-    def __init__(self, url: str, token: Callable[[], str], attempt: int) -> None:
-        self.url, self.token, self.attempt = url, token, attempt
+    Calls `save` once for each new number under which a checkpoint is asked for; a number is the same until the next.
+    """
+
+    def __init__(self, url: str, token: Callable[[], str], attempt: int, save: Callable[[], None]) -> None:
+        self.url, self.token, self.attempt, self.save = url, token, attempt, save
         self.points: list[Mapping[str, Any]] = []
+        self.saved, self.asked = 0, time.monotonic()  # the last number that was acted on; when the last answer came
         self.away = False  # no answer to the last post, or one that says that it will be back
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self.run, name="metrics", daemon=True)
@@ -224,19 +234,23 @@ class Poster:
                 wait = min(2 * wait, SLOWEST_POST) if not self.closing.is_set() else POST_EVERY
 
     def post(self) -> None:
-        """Post the oldest points, and forget those that are acknowledged.
+        """Post the oldest points, and forget those that are acknowledged; without any, ask what is wanted now and then.
 
         Raises OSError (every answer but success is one), HTTPException; for nonsense ValueError, KeyError, TypeError.
         """
         with self.lock:
             points = self.points[:POST_POINTS]
-        if not points:
+        if not points and (self.closing.is_set() or time.monotonic() < self.asked + ASK_EVERY):
             return
         body = json.dumps({"attempt": self.attempt, "points": points}).encode()
         headers = {"Authorization": f"Bearer {self.token()}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.url, body, headers)  # noqa: S310 - the control plane's own URL
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310 - the same
-            acknowledged = json.load(reply)["acknowledged"]
+            answer = json.load(reply)
+        acknowledged, wanted, self.asked = answer["acknowledged"], answer.get("save", 0), time.monotonic()
+        if wanted > self.saved:
+            self.saved = wanted
+            self.save()
         with self.lock:
             self.points = [point for point in self.points if point["seq"] > acknowledged]
 
@@ -249,7 +263,7 @@ class Poster:
         """
         self.closing.set()
         longest = ends_by + LAST_POSTS_AWAY - LAST_POSTS if patient and os.environ.get(TOKEN_FILE) else ends_by
-        reminded = ends_by - LAST_POSTS
+        reminded = time.monotonic() - 0.9 * REMIND_EVERY
         while self.thread.is_alive():
             now = time.monotonic()
             left = min((longest if self.away else ends_by) - now, seconds_left())
