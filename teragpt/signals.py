@@ -1,4 +1,4 @@
-"""What a rank is told while it trains: by signals to stop or to save now, by the clock that its time is up.
+"""What a rank is told while it trains: to stop or to save now, by signals or otherwise, and that its time is up.
 
 A rank only notes it. The trainer adds up what all ranks noted, once a step, so that they act on it together.
 """
@@ -22,7 +22,8 @@ class Requests:
     def __init__(self, grace_s: float, max_seconds: float) -> None:
         self.grace_s = grace_s
         self.until = time.monotonic() + max_seconds if max_seconds else math.inf
-        self.noted, self.ends_by = NOTHING, math.inf  # on the monotonic clock
+        self.wanted = False  # a checkpoint
+        self.ends_by = math.inf  # on the monotonic clock; sooner once told to stop
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,19 +43,19 @@ class Requests:
         if time.monotonic() >= self.until:
             self.until = math.inf
             self.stop()
-        return self.noted
+        return STOP if self.ends_by < math.inf else SAVE if self.wanted else NOTHING
 
     def stop(self, *_: Any) -> None:
         """Finish the step, write a checkpoint, and end with code 143 before the launcher's patience ends."""
-        self.noted, self.ends_by = STOP, time.monotonic() + self.grace_s - LEAVE_S
+        self.ends_by = time.monotonic() + self.grace_s - LEAVE_S
 
     def save(self, *_: Any) -> None:
-        """Write a checkpoint after this step."""
-        self.noted = max(self.noted, SAVE)
+        """Write a checkpoint after this step; may be called from any thread."""
+        self.wanted = True
 
     def saved(self) -> None:
         """A checkpoint of now is written: whoever asked for one has it."""
-        self.noted = NOTHING if self.noted == SAVE else self.noted
+        self.wanted = False
 
     def seconds_left(self) -> float:
         """Seconds that this process may still take once told to stop; no end before."""

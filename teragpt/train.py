@@ -118,7 +118,8 @@ class Trainer:
         self.batches = Batches(self.batch, self.device)
         self.optimizer = Optimizer(self.model, self.mesh, config, dtype)
         self.advance = Step(self.model, self.mesh, config, self.optimizer, self.device)
-        self.metrics = Metrics(config, self.checkpoints.attempt, self.world.rank, self.world.world_size, parameters)
+        attempt, save = self.checkpoints.attempt, self.requests.save
+        self.metrics = Metrics(config, attempt, self.world.rank, self.world.world_size, parameters, save)
         for line in check_up(config, self.world, self.device):
             self.metrics.say(line)
         if self.world.rank == 0:

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run can go on from."""
+"""Checkpoints: what a run can go on from, and the wish for one more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from controlplane.api.body import JsonRoute
-from controlplane.api.views import FINISHED, RUN_ID, RunRef, Services, View
+from controlplane.api.runs import Run, show
+from controlplane.api.views import FINISHED, RUN_ID, RunRef, Services, User, View
 from controlplane.services import checkpoints
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
@@ -42,3 +43,9 @@ class Checkpoints(View):
 def list_checkpoints(run: RunRef, context: Services) -> Checkpoints:
     """The complete checkpoints that count, oldest first: the next attempt goes on from the last one."""
     return Checkpoints.model_validate(checkpoints.checkpoints(context, run))
+
+
+@router.post("/runs/{run}/checkpoints", status_code=202, summary="Ask for a checkpoint now")
+def request_checkpoint(run: RunRef, context: Services, user: User) -> Run:
+    """Have the run's trainer write a checkpoint after its present step, and go on. Twice before it reports is once."""
+    return show(checkpoints.request_checkpoint(context, run, actor=user))

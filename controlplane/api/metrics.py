@@ -12,7 +12,7 @@ from controlplane.api.streams import Batch, EventStream, Message, Position, Sour
 from controlplane.api.views import Authorization, LastEventId, RunRef, Services, Streams, View, bearer
 from controlplane.domain.errors import Unauthorized
 from controlplane.domain.phases import Phase
-from controlplane.services import attempts, metrics, runs
+from controlplane.services import attempts, checkpoints, metrics, runs
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 
@@ -67,6 +67,9 @@ class Acknowledged(View):
     """What is stored."""
 
     acknowledged: int = Field(description="The highest `seq` that is stored: go on after it.", examples=[120])
+    save: int = Field(
+        description="Grows with each checkpoint that is asked for of this attempt; 0 where none was.", examples=[0]
+    )
 
 
 class Curve(View):
@@ -83,7 +86,8 @@ def add(run: RunRef, body: NewPoints, context: Services, authorization: Authoriz
     if attempts.authenticate(context, run, bearer(authorization)) != body.attempt:
         raise Unauthorized
     points = [point.model_dump() for point in body.points]
-    return Acknowledged(acknowledged=metrics.add_metrics(context, run, body.attempt, points))
+    stored = metrics.add_metrics(context, run, body.attempt, points)
+    return Acknowledged(acknowledged=stored, save=checkpoints.requested(context, run, body.attempt))
 
 
 @router.get("/runs/{run}/metrics", summary="Show a run's curve")

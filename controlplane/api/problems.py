@@ -36,6 +36,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "folder_in_use": (409, "A live run writes to this folder"),
     "still_running": (409, "The run has not ended"),
     "not_alive": (409, "The run does not go on"),
+    "not_reporting": (409, "No trainer of the run is there to be asked"),
     "needed_by_run": (409, "A live run needs it"),
     "not_training": (409, "A task is no run to clone"),
     "no_checkpoint": (409, "The run has no model yet"),

@@ -71,6 +71,26 @@ def clone(
 
 
 @commands.command()
+def save(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or names.")],
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Have runs write a checkpoint now and go on."""
+    with connect(url, context) as client:
+        found = [find(client, each) for each in runs]  # all of them, before any is asked
+        asked = [client.save(each["id"]) for each in found]
+    if json:
+        output.json(asked)
+        return
+    for each in asked:
+        step = each["checkpoint_step"]
+        last = "it has none yet" if step is None else f"its last is of step {step}"
+        print(f"{each['id']} is asked for a checkpoint; {last}")
+
+
+@commands.command()
 def checkpoints(run: RunName, json: Json = False, url: Url = None, context: Context = None) -> None:
     """List the checkpoints of a run."""
     with connect(url, context) as client:

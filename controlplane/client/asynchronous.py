@@ -197,6 +197,7 @@ class AsyncClient(AsyncCarrier):
     manifest = _call(calls.manifest)
     explain = _call(calls.explain)
     checkpoints = _call(calls.checkpoints)
+    save = _call(calls.save)
     events = _call(calls.events)
     stream_events = _feed(calls.stream_events)
     metrics = _call(calls.metrics)
@@ -267,6 +268,10 @@ class AsyncRunHandle:
     async def cancel(self) -> Run:
         """Ask for its end."""
         return await self._client.cancel(self.id)
+
+    async def save(self) -> Run:
+        """Ask for a checkpoint now; it goes on."""
+        return await self._client.save(self.id)
 
     async def suspend(self) -> Run:
         """Let it stop for now."""

@@ -296,6 +296,11 @@ def checkpoints(run: str) -> Call[JsonObject]:
     return Call(template="/runs/{run}/checkpoints", at={"run": run})
 
 
+def save(run: str) -> Call[Run]:
+    """Ask for a checkpoint now; the run goes on. Twice before it reports its next step is once."""
+    return Call(method="POST", template="/runs/{run}/checkpoints", at={"run": run})
+
+
 def events(run: str, *, after: int = 0, limit: int | None = None) -> Call[list[Event]]:
     """The run's events with a `seq` beyond `after`, oldest first; at most `limit` (the server's, unless given)."""
     return Call(template="/runs/{run}/events", at={"run": run}, params={"after": after, "limit": limit}, read=_items)

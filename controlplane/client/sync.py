@@ -194,6 +194,7 @@ class Client(Carrier):
     manifest = _call(calls.manifest)
     explain = _call(calls.explain)
     checkpoints = _call(calls.checkpoints)
+    save = _call(calls.save)
     events = _call(calls.events)
     stream_events = _feed(calls.stream_events)
     metrics = _call(calls.metrics)
@@ -256,6 +257,10 @@ class RunHandle:
     def cancel(self) -> Run:
         """Ask for its end."""
         return self._client.cancel(self.id)
+
+    def save(self) -> Run:
+        """Ask for a checkpoint now; it goes on."""
+        return self._client.save(self.id)
 
     def suspend(self) -> Run:
         """Let it stop for now."""

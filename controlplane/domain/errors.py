@@ -9,6 +9,7 @@ ControlPlaneError
 │   ├── StillRunning       the run has not ended yet
 │   ├── NoCheckpoint       the run has no model yet
 │   ├── NotAlive           the run has ended, or is being cancelled
+│   ├── NotReporting       no trainer of the run is there that could be asked for something
 │   ├── NeededByRun        a live run reads the folder of a run that is to be purged
 │   ├── NotTraining        a task is no run to clone
 │   ├── OnPostgres         Postgres has its own means for this
@@ -117,6 +118,16 @@ class NotAlive(Conflict):
     def __init__(self, run_id: str, phase: str, verb: str) -> None:
         self.run_id, self.phase = run_id, phase
         super().__init__(f"run {run_id} is {phase} and cannot be {verb}: retry makes a new run from its checkpoint")
+
+
+class NotReporting(Conflict):
+    """Only a run that trains, and has reported a step in its newest attempt, can be asked for a checkpoint."""
+
+    code = "not_reporting"
+
+    def __init__(self, run_id: str, state: str, checkpoint_step: int | None) -> None:
+        last = "there is none yet" if checkpoint_step is None else f"the last one is of step {checkpoint_step}"
+        super().__init__(f"run {run_id} {state}, so that nobody can write a checkpoint now: {last}")
 
 
 class NeededByRun(Conflict):

@@ -1,13 +1,27 @@
-"""The checkpoints of a run: those in its folder, where that is on this machine, else the last one that it told of."""
+"""The checkpoints of a run: those in its folder, where that is on this machine, else the last one that it told of.
+
+A further one is asked for by an event, of which rank 0 hears in the answer to what it posts: on every cluster alike.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from controlplane import runfolder
+from controlplane.domain.errors import NotReporting
+from controlplane.domain.phases import Desired, Phase
 from controlplane.services import runs
 from controlplane.services.context import Context
-from controlplane.services.views import CheckpointsView, CheckpointView, moment
+from controlplane.services.views import CheckpointsView, CheckpointView, RunView, moment
+from controlplane.store.moves import add_event, get_run
+from controlplane.store.points import newest_seq
+from controlplane.store.tables import Event, Run
+from controlplane.store.writer import Transaction
+
+SAVE = "save"
 
 
 def checkpoints(context: Context, run_id: str) -> CheckpointsView:
@@ -22,3 +36,45 @@ def checkpoints(context: Context, run_id: str) -> CheckpointsView:
         return CheckpointsView(run.folder, seen=True, items=found)
     last = [] if run.checkpoint_step is None else [CheckpointView(run.checkpoint_step, None, None, None, None, None)]
     return CheckpointsView(run.folder, seen=False, items=last)
+
+
+def request_checkpoint(context: Context, run_id: str, *, actor: str = runs.LOCAL) -> RunView:
+    """Ask a run's trainer for a checkpoint now; it goes on. Asked again before its next report, it is asked once.
+
+    Raises NotFound, and NotReporting where no trainer would hear of it.
+    """
+    run_id = runs.get(context, run_id).id
+
+    def job(transaction: Transaction) -> None:
+        session, run = transaction.session, get_run(transaction, run_id)
+        newest = newest_seq(session, run_id, run.attempt)
+        if (state := _deaf(run, reported=newest > 0)) is not None:
+            raise NotReporting(run_id, state, run.checkpoint_step)
+        last = _last_request(session, run_id, run.attempt)
+        if last is None or last.data["point"] != newest:
+            data = {"actor": actor, "point": newest}
+            add_event(transaction, run_id, SAVE, f"{actor} asked for a checkpoint", context.clock(), data=data)
+
+    context.store.write(job)
+    return runs.of_id(context, run_id)
+
+
+def requested(context: Context, run_id: str, attempt: int) -> int:
+    """The number of the newest checkpoint that was asked for of an attempt; 0 where there is none."""
+    with context.store.read() as session:
+        last = _last_request(session, run_id, attempt)
+        return last.seq if last else 0
+
+
+def _deaf(run: Run, *, reported: bool) -> str | None:
+    """Why nobody would hear a request; None where somebody would."""
+    if run.phase == Phase.RUNNING and run.desired != Desired.RUNNING:
+        return f"is to be {run.desired}"
+    if run.phase != Phase.RUNNING:
+        return f"is {run.phase}"
+    return None if reported else "has not reported a step yet"
+
+
+def _last_request(session: Session, run_id: str, attempt: int) -> Event | None:
+    here = (Event.run_id == run_id, Event.attempt == attempt, Event.kind == SAVE)
+    return session.scalars(select(Event).where(*here).order_by(Event.seq.desc()).limit(1)).first()

@@ -21,8 +21,11 @@ LARGEST_BATCH = 5000
 def add_metrics(context: Context, run_id: str, attempt: int, points: Sequence[Mapping[str, Any]]) -> int:
     """Add points of an attempt; returns the highest `seq` stored. A point that is there already changes nothing.
 
-    Each needs `seq`, `step` and `time`. Raises NotFound.
+    Each needs `seq`, `step` and `time`. Without any, nothing is written. Raises NotFound.
     """
+    if not points:
+        with context.store.read() as session:
+            return newest_seq(session, run_id, attempt)
     newest = context.store.write(lambda transaction: add_points(transaction, run_id, attempt, points))
     fault("points stored")
     return newest

@@ -4,7 +4,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import repeat
 from pathlib import Path
@@ -26,6 +26,7 @@ class Plane(ThreadingHTTPServer):
         self.refusals: Iterator[int] = iter(())
         self.nonsense: list[bytes] = []  # instead of an acknowledgement
         self.at_once = 3
+        self.wanted: dict[str, int] = {}
         self.tokens: set[str | None] = set()
         self.points: dict[int, dict[str, Any]] = {}
 
@@ -39,9 +40,8 @@ class Handler(BaseHTTPRequestHandler):
         if refusal := next(plane.refusals, None):
             self.send_error(refusal)
             return
-        taken = body["points"][: plane.at_once]
-        plane.points.update({point["seq"]: point for point in taken})
-        acknowledgement = json.dumps({"acknowledged": taken[-1]["seq"]}).encode()
+        plane.points.update({point["seq"]: point for point in body["points"][: plane.at_once]})
+        acknowledgement = json.dumps({"acknowledged": max(plane.points, default=0), **plane.wanted}).encode()
         self.send_response(200)
         self.end_headers()
         self.wfile.write(plane.nonsense.pop() if plane.nonsense else acknowledgement)
@@ -64,8 +64,8 @@ def plane(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
     server.server_close()
 
 
-def report(folder: Path, rank: int = 0, **settings: object) -> Metrics:
-    return Metrics(resolve({"out": str(folder), "steps": 20, **settings}), 1, rank, 2, 1234)
+def report(folder: Path, rank: int = 0, save: Callable[[], None] = lambda: None, **settings: object) -> Metrics:
+    return Metrics(resolve({"out": str(folder), "steps": 20, **settings}), 1, rank, 2, 1234, save)
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
@@ -219,6 +219,28 @@ def test_a_run_that_is_told_to_stop_posts_until_its_grace_period_ends(
     plane.refusals = iter(())  # so that the thread can end
     assert one.poster is not None
     one.poster.thread.join(60)
+
+
+def test_a_checkpoint_that_is_asked_for_is_wanted_once_with_points_and_without(
+    tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = threading.Semaphore(0)
+    one = report(tmp_path, save=wanted.release)
+    one.record(1, loss=1.0)
+    while not plane.points:
+        time.sleep(0.005)
+    assert not wanted.acquire(blocking=False)
+    plane.wanted = {"save": 4}
+    for step in range(2, 30):
+        one.record(step, loss=1.0)
+    assert wanted.acquire(timeout=60)
+    monkeypatch.setattr(metrics, "ASK_EVERY", 0.0)
+    while len(plane.points) < 29:
+        time.sleep(0.005)
+    plane.wanted = {"save": 7}  # of which only an answer to nothing can tell
+    assert wanted.acquire(timeout=60)
+    one.close()
+    assert not wanted.acquire(blocking=False)
 
 
 def test_a_published_checkpoint_is_a_point(tmp_path: Path) -> None:

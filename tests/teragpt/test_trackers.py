@@ -19,7 +19,8 @@ SERVICES_S = 240  # their imports take seconds of a busy machine
 
 
 def attempt(out: Path, number: int, steps: range, **settings: object) -> Metrics:
-    report = Metrics(resolve({"out": str(out), "steps": 4, "warmup_steps": 0, **settings}), number, 0, 1, 1234)
+    config = resolve({"out": str(out), "steps": 4, "warmup_steps": 0, **settings})
+    report = Metrics(config, number, 0, 1, 1234, lambda: None)
     for step in steps:
         report.step(step, 1.0 / step, 0.5, 0.1, {"grad_norm/rest": 0.25})
     report.checkpoint(steps[-1])

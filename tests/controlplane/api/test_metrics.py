@@ -23,13 +23,29 @@ def test_points_come_in_once_and_are_acknowledged(client: TestClient, plane: Pla
     body = {"attempt": 1, "points": [point(1, lr=0.1), point(2, mfu=None), point(3, val_loss=4.5)]}
     for _ in range(2):
         reply = post(client, run["id"], token, body)
-        assert (reply.status_code, reply.json()) == (200, {"acknowledged": 3})
+        assert (reply.status_code, reply.json()) == (200, {"acknowledged": 3, "save": 0})
     points = client.get(f"/runs/{run['id']}/metrics").json()["points"]
     assert [each["seq"] for each in points] == [1, 2, 3]
     assert points[0]["lr"] == 0.1
     assert points[1]["mfu"] is None
     progress = client.get(f"/runs/{run['id']}").json()["progress"]
     assert (progress["step"], progress["val_loss"]) == (3, 4.5)
+
+
+def test_a_checkpoint_that_is_asked_for_is_told_in_answers_to_posts(
+    client: TestClient, plane: Plane, run: dict[str, Any]
+) -> None:
+    token, path = plane.token(run["id"]), f"/runs/{run['id']}/checkpoints"
+    refused = client.post(path)
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_reporting")
+    plane.start(run["id"])
+    assert post(client, run["id"], token, {"attempt": 1, "points": [point(1)]}).json()["save"] == 0
+    for _ in range(2):
+        assert (client.post(path).status_code, client.post(path).json()["id"]) == (202, run["id"])
+    (event,) = (one for one in client.get(f"/runs/{run['id']}/events").json()["items"] if one["kind"] == "save")
+    told = post(client, run["id"], token, {"attempt": 1, "points": []}).json()
+    assert told == {"acknowledged": 1, "save": event["seq"]}
+    assert event["message"] == "local asked for a checkpoint"
 
 
 def test_what_the_trainer_posts_is_taken(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:

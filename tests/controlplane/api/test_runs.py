@@ -201,8 +201,8 @@ def test_a_bad_query_is_pointed_at(client: TestClient, query: str, where: list[s
 def test_a_run_that_is_not_there_is_not_found(client: TestClient) -> None:
     for method, path in [
         ("GET", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/manifest"), ("GET", "/attempts"),
-        ("GET", "/pods"), ("GET", "/events"), ("GET", "/logs"), ("GET", "/metrics"), ("GET", "/logs/stream"),
-        ("GET", "/events/stream"), ("GET", "/metrics/stream"),
+        ("POST", "/checkpoints"), ("GET", "/pods"), ("GET", "/events"), ("GET", "/logs"), ("GET", "/metrics"),
+        ("GET", "/logs/stream"), ("GET", "/events/stream"), ("GET", "/metrics/stream"),
     ]:  # fmt: skip
         for run in ("run_00000000000000000000000000", "nobody"):
             reply = client.request(method, f"/runs/{run}{path}")

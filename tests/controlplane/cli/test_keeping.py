@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controlplane.cli.errors import CliError
 from controlplane.cli.moments import moment
 
-from .conftest import Teragpt
+from .conftest import DEADLINE_S, Teragpt
 
 
 def test_a_run_is_cloned_changed_deleted_and_purged_after_it_was_shown(teragpt: Teragpt, finished: str) -> None:
@@ -36,6 +39,30 @@ def test_a_run_is_cloned_changed_deleted_and_purged_after_it_was_shown(teragpt: 
     assert "there is no deleted run" in teragpt("purge", run["id"], code=4)
 
 
+def test_a_run_saves_when_it_is_asked_to_and_goes_on(teragpt: Teragpt) -> None:
+    settings = ["--set", "steps=100000", "--set", "checkpoint_every=100000", "--set", "eval_sequences=2"]
+    run = json.loads(teragpt("run", "tiny", "--name", "asked", "--processes", "1", *settings, "--json"))["id"]
+    try:
+        until(lambda: json.loads(teragpt("show", run, "--json"))["progress"])
+        assert teragpt("save", "asked") == f"{run} is asked for a checkpoint; it has none yet\n"
+        (saved,) = until(lambda: json.loads(teragpt("checkpoints", run, "--json"))["items"])
+        until(lambda: json.loads(teragpt("show", run, "--json"))["progress"]["step"] > saved["step"])
+        until(lambda: f"its last is of step {saved['step']}" in teragpt("save", run))
+    finally:
+        teragpt("cancel", run, "--follow")
+    refused = teragpt("save", run, code=1)
+    assert f"{run} is cancelled, so that nobody can write a checkpoint now: the last one is of step" in refused
+
+
+def until(look: Callable[[], Any]) -> Any:
+    """What a look shows once it shows something."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (seen := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return seen
+
+
 def test_checkpoints_and_hours_of_a_finished_run_are_listed(teragpt: Teragpt, finished: str) -> None:
     told = json.loads(teragpt("checkpoints", "first", "--json"))
     last = told["items"][-1]
@@ -49,6 +76,16 @@ def test_checkpoints_and_hours_of_a_finished_run_are_listed(teragpt: Teragpt, fi
     found = json.loads(teragpt("usage", "--json"))
     assert [one["key"] for one in found["items"]] == ["local"]
     assert found["total"]["cpu_core_hours"] > 0
+
+
+def test_stacks_of_a_run_are_shown(teragpt: Teragpt, finished: str) -> None:
+    assert teragpt("stacks", "first") == "no stacks were kept\n"
+    folder = Path(json.loads(teragpt("stacks", finished, "--json"))["folder"])
+    (folder / "faults").mkdir()
+    (folder / "faults" / "attempt-1-stacks.txt").write_text("== rank 0\n    all_reduce\n")
+    head, *rest = teragpt("stacks", "first").splitlines()
+    assert head.startswith("attempt-1-stacks.txt, ")
+    assert rest[:3] == ["", "== rank 0", "    all_reduce"]
 
 
 @pytest.mark.parametrize(

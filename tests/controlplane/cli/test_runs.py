@@ -166,7 +166,7 @@ def test_a_spec_that_is_no_object_is_refused(teragpt: Teragpt, tmp_path: Path) -
     assert "holds a list; allowed: an object" in teragpt("run", "--config", str(tmp_path / "spec.json"), code=2)
 
 
-@pytest.mark.parametrize("command", ["show", "logs", "cancel", "suspend", "resume", "retry", "sample"])
+@pytest.mark.parametrize("command", ["show", "logs", "cancel", "suspend", "save", "resume", "retry", "sample"])
 def test_an_unknown_run_is_exit_code_4(teragpt: Teragpt, command: str) -> None:
     error = teragpt(command, "no-such-run", code=4)
     assert error == "error: no run has the id or the name 'no-such-run'; try: teragpt runs\n"

@@ -46,6 +46,8 @@ def test_a_run_is_made_watched_and_read_beside_others(plane: Plane, monkeypatch:
             assert await lines == ["one", "two"]
             assert await all_of(run.events()) == await all_of(run.events(follow=True))
             assert len(await run.metrics()) == 0
+            with pytest.raises(ApiError, match="is succeeded, so that nobody can write a checkpoint now"):
+                await run.save()
             again = await run.retry()
             assert [(await again.suspend())["desired"], (await again.resume())["desired"]] == ["suspended", "running"]
             assert (await again.cancel())["desired"] == "cancelled"
