@@ -84,7 +84,7 @@ def run(settings: dict[str, Any], device: torch.device) -> Seen:
     state = {name: digest(whole(one)) for name, one in sorted(trainer.state().items())}
     seen = Seen(state, next_batch(trainer), steps(trainer, AFTER))
     trainer.checkpoints.finish()
-    trainer.metrics.close(0)
+    trainer.metrics.close(lambda: 0.0)
     return seen
 
 
