@@ -1,4 +1,4 @@
-"""What lies in a run folder, read without torch: checkpoints that count, attempts that claimed it, lines of metrics.
+"""What lies in a run folder, read without torch: checkpoints, attempts that claimed it, metrics, stacks.
 
 The layout is the trainer's (`teragpt.checkpoint`, `teragpt.metrics`). Whatever cannot be read is as good as absent: a
 run folder is someone else's, may be half written, and decides nothing alone.
@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 LATEST = 253_402_300_800.0  # the end of year 9999: beyond it, there is no date
+
+MOST_STACKS = 64  # files that are shown
+LARGEST_STACKS = 256 << 10  # bytes of one of them
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """A `file` of stacks in `faults/`: its `time` of writing in seconds since 1970, its text, cut where it is long."""
+
+    file: str
+    time: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,30 @@ def metric_lines(folder: Path, attempt: int, after: int) -> Iterator[dict[str, A
             yield from _points(lines, attempt, after)
     except OSError:
         return
+
+
+def stack_file(folder: Path, attempt: int) -> Path:
+    """Where the stacks of an attempt that hung go, beside those that the trainer itself keeps."""
+    return folder / "faults" / f"attempt-{attempt}-stacks.txt"
+
+
+def stacks(folder: Path) -> list[Stacks]:
+    """The newest stacks that were kept, oldest first."""
+    found = [(path.lstat().st_mtime, path) for path in _regular((folder / "faults").glob("*stacks.txt"))]
+    return [Stacks(path.name, time, _text(path)) for time, path in sorted(found)[-MOST_STACKS:]]
+
+
+def _regular(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those that are files of this folder, not links to others."""
+    return (path for path in paths if path.is_file() and not path.is_symlink())
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST_STACKS).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _points(lines: Iterator[str], attempt: int, after: int) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,7 @@ from controlplane.api import (
     queues,
     runs,
     sizes,
+    stacks,
     store,
     sweeps,
     tasks,
@@ -44,7 +45,7 @@ from controlplane.services import state, users
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
-RUNS = (runs, lists, changes, tasks, attempts, checkpoints, explanations, events, logs, metrics, deleted, usage)
+RUNS = (runs, lists, changes, tasks, attempts, checkpoints, explanations, stacks, events, logs, metrics, deleted, usage)
 NOUNS = (*RUNS, sweeps, queues, sizes, plans, clusters, notifications, store, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},

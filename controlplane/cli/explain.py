@@ -1,4 +1,4 @@
-"""`teragpt explain`: why a run is where it is, and what helps."""
+"""`teragpt explain` and `teragpt stacks`: why a run is where it is, and what helps."""
 
 from __future__ import annotations
 
@@ -34,3 +34,17 @@ def explain(
     if found["last_lines"]:
         print(f"\nthe last lines of rank {found['rank'] or 0} in attempt {found['attempt']}:")
         print("\n".join(f"  {line}" for line in found["last_lines"]))
+
+
+@commands.command()
+def stacks(run: RunName, json: Json = False, url: Url = None, context: Context = None) -> None:
+    """Show where every rank stood when a run hung."""
+    with connect(url, context) as client:
+        found = client.stacks(find(client, run)["id"])
+    if json:
+        output.json(found)
+        return
+    for each in found["items"]:
+        print(f"{each['file']}, {output.clock(each['time'])}\n\n{each['text'].rstrip()}\n")
+    if not found["items"]:
+        print("no stacks were kept" if found["seen"] else f"only pods see {found['folder']}")

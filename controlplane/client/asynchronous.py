@@ -197,6 +197,7 @@ class AsyncClient(AsyncCarrier):
     manifest = _call(calls.manifest)
     explain = _call(calls.explain)
     checkpoints = _call(calls.checkpoints)
+    stacks = _call(calls.stacks)
     save = _call(calls.save)
     events = _call(calls.events)
     stream_events = _feed(calls.stream_events)

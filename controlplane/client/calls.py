@@ -301,6 +301,11 @@ def save(run: str) -> Call[Run]:
     return Call(method="POST", template="/runs/{run}/checkpoints", at={"run": run})
 
 
+def stacks(run: str) -> Call[JsonObject]:
+    """Where the ranks stood when the run hung: `items` of `{file, time, text}`, and whether the folder was `seen`."""
+    return Call(template="/runs/{run}/stacks", at={"run": run})
+
+
 def events(run: str, *, after: int = 0, limit: int | None = None) -> Call[list[Event]]:
     """The run's events with a `seq` beyond `after`, oldest first; at most `limit` (the server's, unless given)."""
     return Call(template="/runs/{run}/events", at={"run": run}, params={"after": after, "limit": limit}, read=_items)

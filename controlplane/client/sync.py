@@ -194,6 +194,7 @@ class Client(Carrier):
     manifest = _call(calls.manifest)
     explain = _call(calls.explain)
     checkpoints = _call(calls.checkpoints)
+    stacks = _call(calls.stacks)
     save = _call(calls.save)
     events = _call(calls.events)
     stream_events = _feed(calls.stream_events)

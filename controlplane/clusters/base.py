@@ -172,6 +172,18 @@ class ObservedJob:
     pods: tuple[ObservedPod, ...]
 
 
+@dataclass(frozen=True)
+class Stacks:
+    """Where the threads of an object's processes stand: `text` for people, of how many `processes`; else the `problem`.
+
+    Both may be there: the problem is then that of the first process which the text lacks.
+    """
+
+    text: str = ""
+    processes: int = 0
+    problem: str = ""
+
+
 class Cluster(Protocol):
     """Executes manifests. Every method is thread-safe and may raise Unavailable."""
 
@@ -217,6 +229,10 @@ class Cluster(Protocol):
 
         Readable while the pod lives and until `forget`.
         """
+        ...
+
+    def stacks(self, name: str) -> Stacks:
+        """Where every process of an object stands now. Takes seconds; disturbs none of them."""
         ...
 
     def forget(self, name: str) -> None:

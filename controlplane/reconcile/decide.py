@@ -36,6 +36,7 @@ PLACED_REASONS = frozenset(  # these pods have their node
     {"ContainerCreating", "PodInitializing", "InitWaitingForMaster", "ImagePulling", "Starting"}
 )
 
+HUNG = "HangDetected"
 SILENCE_S, SILENT_STEPS = 600.0, 100
 
 
@@ -201,7 +202,7 @@ def _late(look: Look, job: ObservedJob) -> Verdict | None:
         return Verdict("PendingTimeout", f"pending for more than limits.max_pending_s = {limit}", Handling.FINAL)
     if look.silent_s > look.longest_silence_s:
         told = f"no step and no line of output for {look.silent_s:.0f} s"
-        return Verdict("HangDetected", told, Handling.CHARGED)
+        return Verdict(HUNG, told, Handling.CHARGED)
     return _requeued(look, job)
 
 

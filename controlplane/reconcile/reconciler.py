@@ -24,6 +24,7 @@ from controlplane.reconcile.decide import Look, Upstream, decide
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, void_leases
 from controlplane.reconcile.pace import Pace
+from controlplane.reconcile.witness import witnessed
 from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Outbox, Run
 
@@ -168,7 +169,9 @@ class Reconciler:
             if look.silent_s > look.longest_silence_s / 2:
                 look = replace(look, heard_at=self._listener.listen(attempt, look.now))
             decision = decide(look)
-            if decision is None or not apply(self._store, self._pace, look, decision):
+            if decision is None:
+                return
+            if not apply(self._store, self._pace, look, witnessed(self._cluster, look, decision)):
                 return
             with self._store.read() as session:
                 run = session.get_one(Run, run.id)

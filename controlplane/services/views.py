@@ -123,6 +123,24 @@ class CheckpointsView:
 
 
 @dataclass(frozen=True)
+class StacksView:
+    """Stacks that were kept in a run `folder`, if that is on this machine and was looked at (`seen`)."""
+
+    folder: str
+    seen: bool
+    items: list[StackFile]
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """A file of stacks of one rank or of all."""
+
+    file: str
+    time: datetime | None
+    text: str
+
+
+@dataclass(frozen=True)
 class RemainsView:
     """What a deleted run has left, its `tasks` with it; `size` are the bytes of its folder, where that goes too."""
 

@@ -18,6 +18,7 @@ from controlplane.clusters.base import (
     NameConflict,
     ObservedJob,
     ObservedPod,
+    Stacks,
     Traits,
 )
 from controlplane.render import identity_of
@@ -49,6 +50,7 @@ class MemoryCluster:
         self.deleted: list[str] = []
         self.secrets: dict[str, dict[str, str]] = {}
         self.written: dict[str, bytes] = {}
+        self.seen = Stacks(problem="nothing runs here")
         self.fail: ClusterError | None = None
         self.refuse: ClusterError | None = None
         self.lock = threading.RLock()
@@ -135,6 +137,10 @@ class MemoryCluster:
     def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
         self._maybe_fail()
         return self.written.get(f"{name}/{pod}", b"")[offset : offset + limit]
+
+    def stacks(self, name: str) -> Stacks:
+        self._maybe_fail()
+        return self.seen if name in self.jobs else Stacks(problem="no such object")
 
     def forget(self, name: str) -> None:
         self._gone.discard(name)

@@ -25,6 +25,7 @@ from controlplane.clusters.base import (
     ObservedJob,
     Refusal,
     Rejected,
+    Stacks,
     Traits,
     Unavailable,
 )
@@ -170,6 +171,11 @@ class KubernetesCluster:
         longer = re.compile(rf"{re.escape(f'{name}/{pod}')}-.{{5}}\.log")
         others = [other for other in self._archive.names(name) if other == file or longer.fullmatch(other)]
         return self._archive.read(min(others), offset, limit) if others and file not in others else b""
+
+    def stacks(self, name: str) -> Stacks:
+        """See `Cluster.stacks`: pods are looked into by nobody but themselves."""
+        del name
+        return Stacks(problem="the control plane cannot look into pods of a Kubernetes cluster")
 
     def forget(self, name: str) -> None:
         """See `Cluster.forget`."""

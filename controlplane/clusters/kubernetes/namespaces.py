@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
-from controlplane.clusters.base import Caller, Capacity, Check, Manifest, ObservedJob, Traits
+from controlplane.clusters.base import Caller, Capacity, Check, Manifest, ObservedJob, Stacks, Traits
 from controlplane.clusters.kubernetes.cluster import KubernetesCluster
 
 
@@ -48,6 +48,10 @@ class Namespaces:
     def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
         """See `Cluster.logs`; all of them keep logs on one shelf."""
         return self._first.logs(name, pod, offset, limit)
+
+    def stacks(self, name: str) -> Stacks:
+        """See `Cluster.stacks`."""
+        return self._first.stacks(name)
 
     def forget(self, name: str) -> None:
         """See `Cluster.forget`."""

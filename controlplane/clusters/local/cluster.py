@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from controlplane.clusters.base import Caller, Capacity, Check, Manifest, NameConflict, ObservedJob, Traits, Unavailable
+from controlplane.clusters.base import (
+    Caller,
+    Capacity,
+    Check,
+    Manifest,
+    NameConflict,
+    ObservedJob,
+    Stacks,
+    Traits,
+    Unavailable,
+)
 from controlplane.clusters.local import ports, shim
 from controlplane.clusters.local.folder import ADMITTED, Folders
 from controlplane.clusters.local.launch import host_environment, launch_record, read_job
@@ -25,6 +35,7 @@ from controlplane.clusters.local.machine import Machine, this_machine
 from controlplane.clusters.local.objects import LocalObject
 from controlplane.clusters.local.pod import LocalPod
 from controlplane.clusters.local.share import Share, lacks, total, whole
+from controlplane.clusters.local.stacks import stacks_of
 from controlplane.clusters.local.watcher import Watcher
 from controlplane.render import Identity, PyTorchJob, identity_of, pods_of
 
@@ -111,6 +122,14 @@ class LocalCluster:
         if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
             return b""
         return self._folders.log(name, pod, max(0, offset), max(0, limit))
+
+    def stacks(self, name: str) -> Stacks:
+        """See `Cluster.stacks`."""
+        with self._lock:
+            found = self._objects.get(name)
+            pods = found.pods if found else []
+            markers = [str(pod.folder / shim.TERMINATION) for pod in pods]
+        return stacks_of(markers)
 
     def forget(self, name: str) -> None:
         """See `Cluster.forget`."""

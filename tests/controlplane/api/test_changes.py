@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,21 @@ def test_usage_is_shown_by_what_was_asked_for(client: TestClient, plane: Plane, 
     assert client.get("/usage").json()["items"][0]["key"] == "local"
     for by in ("label:", "team", "label:a b", ""):
         assert refused(client.get("/usage", params={"by": by}), 422, "invalid_request") == ["?by"]
+
+
+def test_stacks_are_those_in_the_runs_own_folder(client: TestClient, run: dict[str, Any], tmp_path: Path) -> None:
+    faults, path = Path(run["folder"]) / "faults", f"/runs/{run['id']}/stacks"
+    assert client.get(path).json() == {"folder": run["folder"], "seen": True, "items": []}
+    faults.mkdir(parents=True)
+    (tmp_path / "secret").write_text("of somebody else")
+    (faults / "attempt-9-stacks.txt").symlink_to(tmp_path / "secret")
+    (faults / "20260101-rank-0-memory.pickle").write_bytes(b"no stacks")
+    for second, name in enumerate(("attempt-2-stacks.txt", "20260101-rank-0-stacks.txt")):
+        (faults / name).write_text(f"== {name} \xff")
+        os.utime(faults / name, (1795518302 + second,) * 2)
+    told = client.get(path).json()["items"]
+    assert [(one["file"], one["text"]) for one in told] == [
+        ("attempt-2-stacks.txt", "== attempt-2-stacks.txt \xff"),
+        ("20260101-rank-0-stacks.txt", "== 20260101-rank-0-stacks.txt \xff"),
+    ]
+    assert told[0]["time"] == "2026-11-24T11:05:02Z"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from controlplane.clusters.base import Stacks
 from controlplane.services import metrics
+from controlplane.services.stacks import stacks
 from tests.controlplane.reconcile.conftest import Stage
 
 
@@ -79,3 +84,41 @@ def test_the_users_own_limit_counts(stage: Stage) -> None:
     assert stage.after(25).phase == "running"
     stage.after(10)
     assert stage.attempt.reason == "HangDetected"
+
+
+def hang(stage: Stage) -> str:
+    """Let it hang; the message of its verdict."""
+    stage.after(700)
+    stage.after(1)
+    assert stage.attempt.reason == "HangDetected"
+    return stage.attempt.message or ""
+
+
+def test_where_its_processes_stood_is_kept_before_it_is_ended(reporting: Stage) -> None:
+    reporting.memory.seen = Stacks("== rank 0\n    all_reduce\n", 2)
+    file = Path(reporting.run.folder) / "faults" / "attempt-1-stacks.txt"
+    assert hang(reporting).endswith(f"; the stacks of 2 processes are in {file}")
+    assert file.read_text() == "== rank 0\n    all_reduce\n"
+    assert [(one.file, one.text) for one in stacks(reporting.context, reporting.id).items] == [
+        ("attempt-1-stacks.txt", "== rank 0\n    all_reduce\n")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (Stacks(problem="py-spy is not installed"), "no stacks were kept: py-spy is not installed"),
+        (Stacks("== rank 0\n", 1, "rank 1: denied"), "attempt-1-stacks.txt, but not all: rank 1: denied"),
+    ],
+)
+def test_what_could_not_be_seen_is_said(reporting: Stage, seen: Stacks, told: str) -> None:
+    reporting.memory.seen = seen
+    assert hang(reporting).endswith(told)
+
+
+def test_a_folder_that_takes_no_stacks_holds_up_no_verdict(reporting: Stage) -> None:
+    reporting.memory.seen = Stacks("== rank 0\n", 1)
+    folder = Path(reporting.run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults").write_text("in the way")
+    assert re.search(r"; no stacks were kept: .*attempt-1-stacks\.txt: \w+", hang(reporting))
