@@ -8,6 +8,7 @@ CACHE ?= .cache# of the checkers; .ci/run puts it outside the checkout
 export RUFF_CACHE_DIR := $(CACHE)/ruff
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 export COVERAGE_FILE := $(abspath $(CACHE))/coverage/data
+unexport PYTHONDONTWRITEBYTECODE# set, as in many images, every process would compile all that it imports: a rank 9 s, not 4
 WORKERS ?= 2
 TESTS ?=
 CHECKS := check-pyright check-mypy check-generated check-imports check-style# the longest first; they run beside each other
