@@ -8,7 +8,7 @@ the context are a part of the card that a plan leaves free.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from teragpt.activations import activation_bytes
 from teragpt.config import Config
@@ -66,11 +66,18 @@ def limit(memory: int) -> int:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Counts bytes of cuts of one model on cards of `device_memory` bytes; it remembers states that it has counted."""
+    """Counts bytes of cuts of one model on cards of `device_memory` bytes; it remembers what it has counted."""
 
     config: Config
     device_memory: int
     states: dict[tuple[int, ...], State] = field(default_factory=dict, compare=False, repr=False)
+    matrices: dict[tuple[int, int, int], int] = field(default_factory=dict, compare=False, repr=False)
+    tokens: dict[tuple[str, int, int], float] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def limit(self) -> int:
+        """Bytes that a plan may use."""
+        return limit(self.device_memory)
 
     def memory(self, cut: Cut) -> Memory:
         """Of the rank that holds most: on the first stage of a pipeline, or on the last, which has the loss."""
@@ -79,11 +86,42 @@ class Ledger:
             return first
         return max(first, self.of_stage(cut, cut.stages.pp - 1), key=lambda one: one.peak)
 
+    def least(self, stages: Layout) -> int:
+        """Bytes of matrices and their moments on the first stage: no cut over these ranks takes fewer."""
+        config, key = self.config, (stages.pp, stages.chunks, stages.tp)
+        if key not in self.matrices:
+            blocks = layers_of(config.depth, stages, 0) * block_parameters(config, stages.tp)
+            self.matrices[key] = blocks + padded(config.num_tokens) * config.dim // stages.tp
+        return (2 if config.optimizer == "muon" else 3) * FP32 * self.matrices[key] // stages.fsdp
+
+    def floor(self, cut: Cut) -> int:
+        """Bytes below the peak: what is quick to count of state, and what blocks keep on the first stage."""
+        blocks = layers_of(self.config.depth, cut.stages, 0) * alive(cut.stages, cut.count, 0)
+        return self.least(cut.stages) + int(self.kept(cut) * blocks)
+
     def hopeless(self, cut: Cut) -> bool:
-        """Whether what blocks keep on the first stage is too much already."""
-        layers = layers_of(self.config.depth, cut.stages, 0)
-        kept = kept_bytes(self.config, cut) * layers * alive(cut.stages, cut.count, 0)
-        return kept > limit(self.device_memory)
+        """Whether that is too much already."""
+        return self.floor(cut) > self.limit
+
+    def kept(self, cut: Cut) -> float:
+        """Bytes that a micro-batch keeps in a layer until its backward."""
+        return self.each(cut.recompute, cut.stages) * cut.tokens(self.config.context)
+
+    def each(self, recompute: str, stages: Layout) -> float:
+        """As `kept`, of a token; counted once."""
+        key = recompute, stages.tp, stages.cp
+        if key not in self.tokens:
+            shape, (_, tp, cp) = self.config.shape, key
+            self.tokens[key] = activation_bytes(shape, recompute, BF16, tp, cp, fused=True)
+        return self.tokens[key]
+
+    def working(self, cut: Cut) -> int:
+        """Of one block's backward: what is computed again, the gradients of its widest product, and of its weights."""
+        config, tp = self.config, cut.stages.tp
+        again = self.each("none", cut.stages) - self.each(cut.recompute, cut.stages)
+        slopes = (3 * config.ffn + 3 * config.dim) * BF16 / tp
+        summed = 2 * BF16 * config.dim * config.ffn // tp if cut.count > 1 else 0  # of gate and up, to be added
+        return int(cut.tokens(config.context) * (again + slopes) + summed)
 
     def state(self, stages: Layout, pp_rank: int) -> State:
         """Of the fullest rank on a rank of the pipeline, counted once."""
@@ -97,7 +135,7 @@ class Ledger:
         config, stages = self.config, cut.stages
         state = self.state(stages, pp_rank)
         layers, head = layers_of(config.depth, stages, pp_rank), pp_rank == stages.pp - 1
-        kept = int(kept_bytes(config, cut) * layers * alive(cut.stages, cut.count, pp_rank))
+        kept = int(self.kept(cut) * layers * alive(cut.stages, cut.count, pp_rank))
         gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
         copies = 0 if alone else joined_copies(config, cut, layers)  # the copy lies joined
@@ -107,7 +145,7 @@ class Ledger:
         before = summed if cut.count > 1 else {}  # of the micro-batches before
         whole = {"activations": kept, "copies of weights": copies}
         last = {"activations": kept // layers, "copies of weights": copies // layers}
-        backward = {"one block's backward": int(working_bytes(config, cut)), "gradients to be scattered": gradients}
+        backward = {"one block's backward": self.working(cut), "gradients to be scattered": gradients}
         loss = {"logits and loss": loss_bytes(config, cut) if head else 0}
         moments = {
             START: always | before | whole | backward,
@@ -117,7 +155,7 @@ class Ledger:
         where = max(moments, key=lambda one: sum(moments[one].values()))
         left = {"left free": int(self.device_memory * LEFT_FREE)}
         every = always | summed | whole | backward | loss | left
-        return Memory(every, moments[where], where, limit(self.device_memory))
+        return Memory(every, moments[where], where, self.limit)
 
 
 @cache
@@ -129,25 +167,6 @@ def layers_on(depth: int, pp: int, chunks: int, pp_rank: int) -> int:
 def layers_of(depth: int, stages: Layout, pp_rank: int) -> int:
     """As `layers_on`, of a layout."""
     return layers_on(depth, stages.pp, stages.chunks, pp_rank)
-
-
-def kept_bytes(config: Config, cut: Cut) -> float:
-    """Bytes that a micro-batch keeps in a layer until its backward."""
-    stages = cut.stages
-    each = activation_bytes(config.shape, cut.recompute, BF16, stages.tp, stages.cp, fused=True)
-    return each * cut.tokens(config.context)
-
-
-def working_bytes(config: Config, cut: Cut) -> float:
-    """Of one block's backward: what is computed again, the gradients of its widest product, and of its weights."""
-    stages, tokens = cut.stages, cut.tokens(config.context)
-    every, kept = (
-        activation_bytes(config.shape, mode, BF16, stages.tp, stages.cp, fused=True) for mode in ("none", cut.recompute)
-    )
-    again = every - kept
-    slopes = (3 * config.ffn + 3 * config.dim) * BF16 / stages.tp
-    summed = 2 * BF16 * config.dim * config.ffn // stages.tp if cut.count > 1 else 0  # of gate and up, to be added
-    return tokens * (again + slopes) + summed
 
 
 def block_parameters(config: Config, tp: int) -> int:

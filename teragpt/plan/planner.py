@@ -169,14 +169,13 @@ def planned(
 def too_small(search: Search, numbers: list[int]) -> TooSmall:
     """Why nothing fits, and the smallest cluster on which something does."""
     cluster, config = search.clock.cluster, search.config
-    possible = [gpus for gpus in numbers if search.possible(gpus)]
+    least = search.least(numbers)
     enough = search.smallest(counts(MOST_GPUS, cluster.per_node))
     mend = f"{enough:,} GPUs are the fewest that do" if enough else "no number of these GPUs does"
-    if not possible:
+    if least is None:
         pinned = ", ".join(f"{name} {getattr(config, name)}" for name in sorted(search.pinned)) or "these settings"
         detail = f"a number that {pinned} and {config.sequences:,} sequences a step can be cut over; {mend}"
         return TooSmall(Problem("gpus", cluster.gpus, detail), enough)
-    least = min((search.least(gpus) for gpus in possible), key=lambda one: one.peak)
     kinds = {kind: taken for kind, taken in least.kinds.items() if kind != "left free"}
     most = max(kinds, key=lambda kind: kinds[kind])
     detail = (
@@ -189,10 +188,14 @@ def too_small(search: Search, numbers: list[int]) -> TooSmall:
 def loses(option: Option, best: Option) -> str:
     """Why an option is not the best: the kind of time that grows most."""
     slower = option.seconds / best.seconds - 1
-    grown = {kind: took - best.step.parts.get(kind, 0.0) for kind, took in option.step.parts.items()}
+    mine, its = option.step.parts, best.step.parts
+    grown = {kind: mine.get(kind, 0.0) - its.get(kind, 0.0) for kind in {**its, **mine}}
     worst = max(grown, key=lambda kind: grown[kind])
     if grown[worst] <= 1e-4 * best.seconds:
         return "as quick, with a mesh of more dimensions"
+    if abs(slower) < 5e-4:
+        spared = min(grown, key=lambda kind: grown[kind])
+        return f"as quick: {worst} {grown[worst] * 1000:+,.1f} ms, {spared} {grown[spared] * 1000:+,.1f} ms"
     return f"{slower:+.1%} a step: {worst} {grown[worst] * 1000:+,.1f} ms"
 
 

@@ -1,17 +1,19 @@
 """The best layout of a run on a cluster: every cut of a step that settings and memory allow, the quickest first.
 
-A cut's own compute bounds its step from below, so that most are never timed whole. GPUs may stay idle where fewer are
-quicker: the numbers that are tried do not depend on how many there are, so that more GPUs never make a plan slower.
+A cut's own compute bounds its step from below, and its state and activations its bytes, so that most are never timed
+or counted whole. GPUs may stay idle where fewer are quicker: the numbers that are tried do not depend on how many there
+are, so that more GPUs never make a plan slower.
 """
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import ceil
+from itertools import count
+from math import ceil, inf
+from typing import NamedTuple
 
 from teragpt.config import Config, fp8_misfits, mesh_misfits
 from teragpt.layout import Layout
@@ -55,13 +57,12 @@ class Option:
         return {**sizes, **pipeline, "micro_batch": self.cut.micro_batch, "recompute": self.cut.recompute}
 
 
-@dataclass(order=True)
-class Entry:
+class Entry(NamedTuple):
     """A cut before its data-parallel ranks are divided into shards and copies; `bound`: no such step is shorter."""
 
     bound: float
-    order: int
-    cut: Cut = field(compare=False)
+    order: int  # no two have the same
+    cut: Cut
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Search:
     clock: Clock
     ledger: Ledger
     pinned: frozenset[str]
+    tried: dict[tuple[int, int, int], list[tuple[int, int]]] = field(default_factory=dict, compare=False, repr=False)
+    ways: dict[Layout, tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def config(self) -> Config:
@@ -94,17 +97,23 @@ class Search:
         layer = self.clock.layer(alone).computes * self.config.depth
         return (layer + self.clock.head(tokens, 1)) / tokens * self.config.global_batch_tokens * 0.999
 
+    def floor_of(self, stages: Layout) -> float:
+        """As `floor`, over these ranks, whose stages are never all as long."""
+        largest = Cut(stages, LARGEST_MICRO_BATCH, 1, self.recomputes[0])
+        return (
+            self.clock.slowest_stage(largest) / LARGEST_MICRO_BATCH * self.config.sequences / stages.data_ranks * 0.999
+        )
+
     def improved(self, found: list[Option], gpus: int) -> list[Option]:
         """`found` with what is quicker on so many GPUs; of fewer than before, only what beats the best."""
-        entries = list(self.entries(gpus))
-        heapq.heapify(entries)
         signatures = {signature(one.cut) for one in found}
-        limit = found[0].seconds if found else float("inf")
-        while entries:
-            entry = heapq.heappop(entries)
-            enough = len(found) >= SHOWN
-            if entry.bound >= (found[-1].seconds if enough and limit == float("inf") else limit):
+        limit = found[0].seconds if found else inf
+        for entry in sorted(self.entries(gpus, limit)):
+            most = found[-1].seconds if limit == inf and len(found) >= SHOWN else limit
+            if entry.bound >= most:
                 break
+            if self.bound(entry) >= most:
+                continue
             option = self.divided(entry.cut, limit)
             if option is None:
                 continue
@@ -121,20 +130,29 @@ class Search:
 
     # --- cuts ---------------------------------------------------------------------------------------------------
 
-    def entries(self, gpus: int) -> Iterator[Entry]:
-        """Every cut over so many GPUs that the shape and the batch allow, with its bound."""
-        order = 0
+    def entries(self, gpus: int, limit: float = inf) -> Iterator[Entry]:
+        """Cuts over so many GPUs that may fit and whose bound is below the limit; no other one does both."""
+        order = count()
         for stages in self.meshes(gpus):
-            seen = set()
-            for sequences in self.micro_batches():
-                micro, count = self.pieces(stages, sequences)
-                if count == 0 or count in seen:
-                    continue
-                seen.add(count)
-                for recompute in RECOMPUTES if "recompute" not in self.pinned else (self.config.recompute,):
-                    cut = Cut(stages, micro, count, recompute)
-                    yield Entry(self.clock.computing(cut), order, cut)
-                    order += 1
+            if self.ledger.least(stages) > self.ledger.limit or self.floor_of(stages) >= limit:
+                continue
+            for batch in self.batches(stages):
+                for again in self.recomputes:
+                    cut = Cut(stages, *batch, again)
+                    bound = self.clock.computing(cut)
+                    if bound >= limit:
+                        break  # what computes more again is slower
+                    if not self.ledger.hopeless(cut):
+                        yield Entry(bound, next(order), cut)
+
+    def bound(self, entry: Entry) -> float:
+        """As the entry's own, with what no division of its data-parallel ranks hides of weights and gradients."""
+        stages = entry.cut.stages
+        if stages not in self.ways:
+            ways = [self.clock.way(one) for one in self.divisions(stages)]
+            sums = ((way.around, way.around + way.gather, way.ends) for way in ways)
+            self.ways[stages] = tuple(map(min, zip(*sums, strict=True)))
+        return entry.bound + self.clock.shown_at_least(entry.cut, *self.ways[stages])
 
     def meshes(self, gpus: int) -> Iterator[Layout]:
         """Layouts in which all data-parallel ranks are shards; `divided` makes copies of them."""
@@ -177,6 +195,19 @@ class Search:
         """Whole copies that are asked for."""
         return self.config.dp_replicate if "dp_replicate" in self.pinned else 1
 
+    @cached_property
+    def recomputes(self) -> tuple[str, ...]:
+        """What may be computed again, the least first."""
+        return (self.config.recompute,) if "recompute" in self.pinned else RECOMPUTES
+
+    def batches(self, stages: Layout) -> list[tuple[int, int]]:
+        """Sequences of a micro-batch and how many a step has, the fewest first; none where the batch is too small."""
+        key = stages.data_ranks, stages.pp, stages.chunks
+        if key not in self.tried:
+            pieces = (self.pieces(stages, sequences) for sequences in self.micro_batches())
+            self.tried[key] = list(dict.fromkeys(one for one in pieces if one[1]))
+        return self.tried[key]
+
     def micro_batches(self) -> list[int]:
         """Sequences of a micro-batch to try, the largest first."""
         if "micro_batch" in self.pinned:
@@ -199,18 +230,15 @@ class Search:
     def divided(self, cut: Cut, limit: float) -> Option | None:
         """The quickest division of the data-parallel ranks into shards and copies that fits."""
         best: Option | None = None
-        if self.ledger.hopeless(cut):
-            return None
         for stages in self.divisions(cut.stages):
             one = Cut(stages, cut.micro_batch, cut.count, cut.recompute)
             step = self.clock.step(one)
             if step.seconds >= (best.seconds if best else limit):
                 continue
             taken = self.ledger.memory(one)
-            if taken.fits:
-                best = Option(one, step, taken)
-            elif stages.dp_replicate == self.copies_at_least():
-                break  # the most shards there are
+            if not taken.fits:
+                break  # nor do more copies
+            best = Option(one, step, taken)
         return best
 
     def divisions(self, stages: Layout) -> Iterator[Layout]:
@@ -224,20 +252,31 @@ class Search:
 
     def smallest(self, counts: Sequence[int]) -> int | None:
         """The fewest GPUs, of those numbers in their order, on which anything fits; None where nothing ever does."""
-        first = bisect_left(counts, True, key=lambda gpus: self.least(gpus).fits if self.possible(gpus) else gpus > 1)  # noqa: FBT003 - what is sought
-        return next((gpus for gpus in counts[first:] if self.possible(gpus) and self.least(gpus).fits), None)
+        first = bisect_left(counts, True, key=lambda gpus: self.fits(gpus) if self.possible(gpus) else gpus > 1)  # noqa: FBT003 - what is sought
+        return next((gpus for gpus in counts[first:] if self.fits(gpus)), None)
 
     def possible(self, gpus: int) -> bool:
         """Whether any cut over so many GPUs is possible at all, memory aside."""
-        return next(self.entries(gpus), None) is not None
+        return any(self.batches(stages) for stages in self.meshes(gpus))
 
-    def least(self, gpus: int) -> Memory:
-        """Bytes of the cut over so many GPUs that needs the fewest."""
-        thrifty: dict[Layout, Cut] = {}
-        for entry in self.entries(gpus):
-            thrifty[entry.cut.stages] = entry.cut  # the last has the smallest micro-batch, and computes most again
-        fewest = [replace(cut, stages=next(self.divisions(cut.stages))) for cut in thrifty.values()]
-        return min((self.ledger.memory(cut) for cut in fewest), key=lambda one: one.peak)
+    def fits(self, gpus: int) -> bool:
+        """Whether any cut over so many GPUs is possible and fits."""
+        return any(not self.ledger.hopeless(cut) and self.ledger.memory(cut).fits for cut in self.thrifty(gpus))
+
+    def least(self, counts: Sequence[int]) -> Memory | None:
+        """Bytes of the cut over one of so many GPUs that needs the fewest; None where none is possible."""
+        best: Memory | None = None
+        for cut in (cut for gpus in sorted(counts, reverse=True) for cut in self.thrifty(gpus)):
+            if best is None or self.ledger.floor(cut) < best.peak:
+                taken = self.ledger.memory(cut)
+                best = taken if best is None or taken.peak < best.peak else best
+        return best
+
+    def thrifty(self, gpus: int) -> Iterator[Cut]:
+        """Of each mesh of so many GPUs, the cut that needs the fewest bytes."""
+        for stages in self.meshes(gpus):
+            if batches := self.batches(stages):
+                yield Cut(next(self.divisions(stages)), *batches[-1], self.recomputes[-1])
 
 
 def blamed(*names: str) -> tuple[str, object]:

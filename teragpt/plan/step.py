@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from teragpt.config import Config
+from teragpt.layout import Layout
 from teragpt.plan.calibration import HOP_SECONDS, NETWORK_PART, NVLINK_PART, Speed
 from teragpt.plan.hardware import Cluster
 from teragpt.plan.memory import BF16, FP32, Cut, block_parameters, layers_of, stays_gathered
@@ -62,9 +64,26 @@ class Step:
         return sum(self.parts.values())
 
 
+class Way(NamedTuple):
+    """Seconds that a block's weights are gathered in, its gradients scattered and summed over copies.
+
+    `ends`: all three of embedding and head, before the first block and after it, which nothing hides.
+    """
+
+    gather: float
+    scatter: float
+    copies: float
+    ends: float
+
+    @property
+    def around(self) -> float:
+        """Once there and back."""
+        return self.gather + self.scatter + self.copies
+
+
 @dataclass(frozen=True)
 class Clock:
-    """Times steps of one model on one cluster; it remembers layers that it has timed."""
+    """Times steps of one model on one cluster; it remembers what it has timed."""
 
     config: Config
     cluster: Cluster
@@ -72,6 +91,8 @@ class Clock:
     timed: dict[tuple[int, int, int, str, bool], Layer] = field(default_factory=dict, compare=False, repr=False)
     spread: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
     heads: dict[tuple[int, int], float] = field(default_factory=dict, compare=False, repr=False)
+    ways: dict[tuple[int, int, int, int], Way] = field(default_factory=dict, compare=False, repr=False)
+    slowest: dict[tuple[object, ...], float] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -161,11 +182,16 @@ class Clock:
 
     def computing(self, cut: Cut) -> float:
         """Seconds of a step in which nothing but the layers' own collectives travels: no cut is faster."""
+        return self.slowest_stage(cut) * (cut.count + (cut.stages.pp - 1) / cut.stages.chunks)
+
+    def slowest_stage(self, cut: Cut) -> float:
+        """Seconds that it takes for a micro-batch, timed once."""
         stages = cut.stages
-        layer, head = self.layer(cut).total, self.head(cut.tokens(self.config.context), stages.tp)
-        fullest, last = self.layers(cut)
-        slowest = max(fullest * layer, last * layer + head)
-        return slowest * (cut.count + (stages.pp - 1) / stages.chunks)
+        key = cut.micro_batch, cut.recompute, stages.tp, stages.cp, stages.pp, stages.chunks, stages.ranks == 1
+        if key not in self.slowest:
+            on_stage, with_head = self.busiest(cut)
+            self.slowest[key] = on_stage * self.layer(cut).total + with_head
+        return self.slowest[key]
 
     def layers(self, cut: Cut) -> tuple[int, int]:
         """Layers of the fullest stage without the head, and of the one with it."""
@@ -175,14 +201,17 @@ class Clock:
             self.spread[key] = fullest, layers_of(depth, stages, stages.pp - 1)
         return self.spread[key]
 
+    def busiest(self, cut: Cut) -> tuple[int, float]:
+        """Layers of the stage that takes longest, and seconds of the head where it has that."""
+        layer, head = self.layer(cut).total, self.head(cut.tokens(self.config.context), cut.stages.tp)
+        layers, last = self.layers(cut)
+        return (last, head) if last * layer + head >= layers * layer else (layers, 0.0)
+
     def step(self, cut: Cut) -> Step:
         """A whole step, by kind."""
-        stages, tokens, count = cut.stages, cut.tokens(self.config.context), cut.count
+        stages, count = cut.stages, cut.count
         layer = self.layer(cut)
-        head = self.head(tokens, stages.tp)
-        layers, last = self.layers(cut)
-        heavy = last * layer.total + head >= layers * layer.total
-        on_stage, with_head = (last, head) if heavy else (layers, 0.0)
+        on_stage, with_head = self.busiest(cut)
         micro = on_stage * layer.total + with_head
         shown, travels = self.sharding(cut, layer, on_stage)
         parts = {
@@ -200,33 +229,44 @@ class Clock:
 
     def sharding(self, cut: Cut, layer: Layer, layers: int) -> tuple[float, dict[str, float]]:
         """Seconds a step that gathers of weights and scatters of gradients add, and those that hide, by kind."""
-        stages, apart = cut.stages, cut.stages.tp
+        stages = cut.stages
         if stages.ranks == stages.pp * stages.tp:
             return 0.0, {}
-        block = block_parameters(self.config, stages.tp)
-        gather = self.travels(BF16 * block, stages.fsdp, apart)
-        scatter = self.travels(FP32 * block, stages.fsdp, apart)
-        copies = 2 * self.travels(FP32 * block / stages.fsdp, stages.dp_replicate, apart * stages.fsdp)
-        turns = 1 if stays_gathered(self.config, cut, layers) else cut.count
-        again = 0 if turns < cut.count or stays_gathered(self.config, cut, layers) else gather
-        late = max(0.0, gather - layer.forward) + max(0.0, again + scatter + copies - (layer.computes - layer.forward))
-        ends = gather + scatter + copies + self.edges(cut)
+        way = self.way(stages)
+        whole = stays_gathered(self.config, cut, layers)
+        turns, again = (1, 0.0) if whole else (cut.count, way.gather)
+        behind = layer.computes - layer.forward
+        late = max(0.0, way.gather - layer.forward) + max(0.0, again + way.scatter + way.copies - behind)
         waits = self.latency(stages.fsdp) * (3 if again else 2) + 2 * self.latency(stages.dp_replicate)
-        shown = turns * (layers * max(late, waits) + ends)
+        shown = turns * (layers * max(late, waits) + way.around + way.ends)
         travels = {
-            "weights gathered": turns * layers * (gather + again),
-            "gradients scattered": turns * layers * scatter,
-            "gradients summed over copies": turns * layers * copies,
+            "weights gathered": turns * layers * (way.gather + again),
+            "gradients scattered": turns * layers * way.scatter,
+            "gradients summed over copies": turns * layers * way.copies,
         }
         return shown, {kind: seconds for kind, seconds in travels.items() if seconds}
 
-    def edges(self, cut: Cut) -> float:
-        """Embedding's and head's gather before the first block and their scatter after it: nothing hides them."""
-        stages = cut.stages
+    def shown_at_least(self, cut: Cut, around: float, twice: float, ends: float) -> float:
+        """As `sharding`, or less: a block's weights and gradients go `around`, `twice` with a second gather."""
+        layers = self.busiest(cut)[0]
+        turns, moved = (1, around) if stays_gathered(self.config, cut, layers) else (cut.count, twice)
+        return turns * (layers * max(0.0, moved - self.layer(cut).computes) + around + ends)
+
+    def way(self, stages: Layout) -> Way:
+        """Of a block, and of the ends: two matrices but where these are one or stages apart."""
         both = 1 if self.config.tied or stages.pp > 1 else 2
-        rows = both * padded(self.config.num_tokens) * self.config.dim / stages.tp
-        once = self.travels(BF16 * rows, stages.fsdp, stages.tp) + self.travels(FP32 * rows, stages.fsdp, stages.tp)
-        return once + 2 * self.travels(FP32 * rows / stages.fsdp, stages.dp_replicate, stages.tp * stages.fsdp)
+        key = stages.tp, stages.fsdp, stages.dp_replicate, both
+        if key not in self.ways:
+            rows = both * padded(self.config.num_tokens) * self.config.dim / stages.tp
+            ends = sum(self.there_and_back(stages, rows))
+            self.ways[key] = Way(*self.there_and_back(stages, block_parameters(self.config, stages.tp)), ends)
+        return self.ways[key]
+
+    def there_and_back(self, stages: Layout, numbers: float) -> tuple[float, float, float]:
+        """Seconds to gather so many weights in bf16, to scatter their gradients in fp32, to sum these over copies."""
+        shards, copies, apart = stages.fsdp, stages.dp_replicate, stages.tp
+        gather, scatter = (self.travels(each * numbers, shards, apart) for each in (BF16, FP32))
+        return gather, scatter, 2 * self.travels(FP32 * numbers / shards, copies, apart * shards)
 
     def update(self, cut: Cut) -> float:
         """AdamW over a rank's slice, at the memory's bandwidth; the norm of all gradients is one number's sum."""
