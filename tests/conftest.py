@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
 
 import pytest
 from coverage import Coverage
@@ -33,6 +31,7 @@ LONGEST = (
 )
 
 MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes processes measure themselves that a measured one starts
+COVERAGE, CONFIG = Coverage.current(), os.environ.get(MEASURE, "")
 OTHERS = "tests/deploy", "tests/helm", "tests/tools"  # of other things than the two packages
 
 # A test run started in the background inherits ignored signals, and so would every process that it starts.
@@ -52,25 +51,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)  # stable: the order within a file stays
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    with nullcontext() if measured(item) else untraced():
-        return (yield)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    if COVERAGE and measured(item) != (Coverage.current() is COVERAGE):
+        trace(COVERAGE, wanted=measured(item))
 
 
-@contextmanager
-def untraced() -> Generator[None]:
-    """Neither this process nor what it starts is traced meanwhile."""
-    coverage, config = Coverage.current(), os.environ.pop(MEASURE, None)
-    if coverage:
+def trace(coverage: Coverage, *, wanted: bool) -> None:
+    """From now on this process and what it starts are traced, or neither."""
+    if not wanted:
         coverage.stop()
-    try:
-        yield
-    finally:
-        if config is not None:
-            os.environ[MEASURE] = config
-        if coverage:
-            coverage.start()
+        os.environ.pop(MEASURE)
+        return
+    patches = coverage.get_option("run:patch")
+    coverage.set_option("run:patch", [])  # every start adds them anew, and a fork would start as often
+    coverage.start()
+    coverage.set_option("run:patch", patches)
+    os.environ[MEASURE] = CONFIG
 
 
 def measured(item: pytest.Item) -> bool:
