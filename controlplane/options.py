@@ -5,6 +5,7 @@ A reader raises ValueError, whose text is what is allowed; it knows no flag and 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from urllib.parse import urlsplit
 
 POSTGRES = ("postgresql", "postgres")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+HOST = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
+TOKEN_LINE = re.compile(r"([!-~]{1,253})\s+sha256:([0-9a-f]{64})")
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+SIGNATURES = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
 
 class SettingsError(ValueError):
@@ -163,3 +169,76 @@ def address(text: str) -> str:
     if not text or any(letter.isspace() or letter in "/\0" for letter in text):
         raise ValueError("an IP address or a host name")
     return text.removeprefix("[").removesuffix("]")
+
+
+def host_names(value: str) -> str:
+    """Reads host names, with commas between them; empty is none."""
+    names = value.lower().split(",") if value else []
+    if not all(HOST.fullmatch(name) for name in names):
+        raise ValueError("host names with commas between them, without ports, such as teragpt.example.com")
+    return ",".join(names)
+
+
+def networks(value: str) -> str:
+    """Reads networks, with commas between them; empty is none."""
+    try:
+        for network in value.split(",") if value else ():
+            ipaddress.ip_network(network)
+    except ValueError:
+        raise ValueError("networks with commas between them, such as 10.0.0.0/24,fd00::/64") from None
+    return value
+
+
+def header(value: str) -> str:
+    """Reads the name of a header."""
+    if not HEADER.fullmatch(value):
+        raise ValueError("the name of a header: letters, digits and dashes")
+    return value
+
+
+def algorithms(value: str) -> str:
+    """Reads algorithms of signatures, with commas between them; those where both sides share a secret are none."""
+    if not set(value.split(",")) <= set(SIGNATURES):
+        raise ValueError(f"with commas between them, {', '.join(SIGNATURES)}")
+    return value
+
+
+def secure_url(value: str) -> str:
+    """Reads an https URL, or one of this machine, exactly as it is; empty is none."""
+    parts = urlsplit(value)
+    secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    if value and not (secure and parts.hostname and not parts.query and not parts.fragment):
+        raise ValueError("a URL that begins with https:// (http:// for this machine alone)")
+    return value
+
+
+def file_text(value: str) -> str:
+    """Reads what stands in a file, less the spaces around it; empty is none."""
+    if not value:
+        return ""
+    try:
+        content = Path(file(value)).read_text("utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"the path of a file that can be read ({error.strerror})") from None
+    if not content:
+        raise ValueError("the path of a file that holds something; this one is empty")
+    return content
+
+
+def tokens_file(value: str) -> str:
+    """Reads a file of tokens' digests, a line each: NAME sha256:DIGEST; empty lines and # are left out."""
+    lines = [line.strip() for line in file_text(value).splitlines()]
+    shown = {at: TOKEN_LINE.fullmatch(line) for at, line in enumerate(lines, 1) if line and not line.startswith("#")}
+    bad = [at for at, match in shown.items() if match is None]
+    if value and (bad or not shown):
+        where = f"line {bad[0]} is none" if bad else "it has none"
+        raise ValueError(f"the path of a file with lines NAME sha256:DIGEST, as `teragpt token` prints them; {where}")
+    return "\n".join(f"{match[1]} sha256:{match[2]}" for match in shown.values() if match)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine's loopback interface."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in LOOPBACK_NAMES

@@ -291,6 +291,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who calls is told by the connection, not by what a caller writes
         timeout_graceful_shutdown=DRAIN_S,
     )
     asyncio.run(Server(config).serve([listener]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import ipaddress
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,16 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
+from controlplane.authentication import Authentication
 from controlplane.options import (
+    LOOPBACK_NAMES,
     SettingsError,
     address,
     database_url,
     database_url_file,
     file,
     folder,
+    is_loopback,
     json_object,
     labels,
     number,
@@ -38,7 +40,6 @@ from controlplane.options import (
 PREFIX = "TERAGPT_"
 DEFAULT_HOME = Path("~/.teragpt")
 SERVICE_LINK = "tcp://"  # Kubernetes sets TERAGPT_PORT=tcp://... in pods beside a Service named teragpt
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 LOG_LEVELS = ("debug", "info", "warning", "error")
 KINDS = ("auto", "PyTorchJob", "TrainJob", "Job")
 ROLES = ("all", "api", "reconciler")
@@ -175,6 +176,7 @@ class Settings:
     database: Database = Database()
     streams: Streams = Streams()
     execution: Execution = Execution()
+    authentication: Authentication = Authentication()  # noqa: RUF009 (it is frozen)
     notifications: str = option(
         "", "JSON file with the destinations of notifications (docs/notifications.md); none unless given.", file
     )
@@ -189,15 +191,6 @@ class Settings:
         "Days after which a deleted run is purged, with its folder, unless it is pinned; 0: never.",
         number(0, 36_500),
     )
-    require_token: bool = option(
-        default=False, help="Ask every caller for the token in the home's file `token`.", read=switch
-    )
-    kubernetes_users: bool = option(
-        default=False,
-        help="Let in, beside the token, whoever shows a Kubernetes token of the audience and may do the same with jobs "
-        "in every namespace of the runs.",
-        read=switch,
-    )
     max_body_bytes: int = option(1 << 20, "Largest body of a request, in bytes.", whole(1 << 10, 1 << 30))
     log_level: str = option("info", "Least severe log line written.", word(*LOG_LEVELS))
 
@@ -209,15 +202,7 @@ class Settings:
     @property
     def token_required(self) -> bool:
         """Whether callers need a token: where it was asked for, and wherever others can reach the API."""
-        return self.require_token or self.kubernetes_users or not self.loopback
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` names this machine's loopback interface."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in LOOPBACK_NAMES
+        return self.authentication.required or not (self.loopback or self.authentication.auth == "none")
 
 
 @dataclass(frozen=True)
@@ -271,20 +256,20 @@ def build(given: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
         elif (text := environ.get(leaf.variable, "")) and not text.startswith(SERVICE_LINK):
             settings = _replaced(settings, leaf.groups, name, leaf.read(text, leaf.variable))
     settings.database.check(settings.execution.cluster)
-    if settings.kubernetes_users and settings.execution.cluster == "local":
-        raise SettingsError("--kubernetes-users needs a cluster that knows users: give --cluster kubernetes")
+    settings.authentication.check(settings.execution.cluster, loopback=settings.loopback)
     return settings
 
 
 def hosts(settings: Settings) -> frozenset[str]:
     """Names under which a caller may address the API.
 
-    Loopback's, the bound one, that of the public URL, and this machine's where all are bound.
+    Loopback's, the bound one, that of the public URL, those that are allowed, and this machine's where all are bound.
     """
     bound = settings.listen.host.lower()
     everywhere = {socket.gethostname().lower()} if bound in {"0.0.0.0", "::"} else set[str]()
     public = urlsplit(settings.execution.public_url).hostname
-    return LOOPBACK_NAMES | {bound} | everywhere | ({public} if public else set[str]())
+    allowed = {name for name in (public, *settings.authentication.allowed_hosts.split(",")) if name}
+    return LOOPBACK_NAMES | {bound} | everywhere | allowed
 
 
 def _replaced(tree: Any, groups: tuple[str, ...], name: str, value: object) -> Any:

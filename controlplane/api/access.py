@@ -2,8 +2,8 @@
 
 A browser names the page's origin and the host it believes to talk to; a page of another origin, or one that bound its
 own name to our address (DNS rebinding), is told apart by them. Where a token is required, everything but probes and
-documentation needs it, or that of a user whom the cluster lets do the same with jobs. The token of a single run is not
-known here: its route checks that.
+documentation needs it, or what makes a user known by the means that the installation chose. The token of a single run
+is not known here: its route checks that.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable
-from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from controlplane.api.problems import Refusal, render
-from controlplane.domain.errors import ClusterSilent
+from controlplane.api.problems import Refusal, render, translate
+from controlplane.domain.errors import ControlPlaneError
+from controlplane.identity.shown import Shown, Users
 
-Users: TypeAlias = Callable[[str, str], str | None]  # the user, by token and verb; raises ClusterSilent
 VERBS = {"GET": "get", "HEAD": "get", "DELETE": "delete"}  # of Kubernetes; all others create
 OPEN_PATHS = re.compile(r"(/v1)?/(livez|readyz|docs(/[\w.-]+)?|openapi\.json)")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -59,21 +56,20 @@ class Access:
 
     async def _stranger(self, scope: Scope) -> Refusal | None:
         """Why a caller whose host and origin are fine is not let in."""
-        shown = _bearer(Headers(scope=scope).get("authorization", ""))
-        if self.token is None or _open(scope) or hmac.compare_digest(shown.encode(), self.token):
+        headers = Headers(scope=scope)
+        token = _bearer(headers.get("authorization", ""))
+        if self.token is None or _open(scope) or hmac.compare_digest(token.encode(), self.token):
             return None
-        detail = "send the header Authorization: Bearer TOKEN"
-        if self.users is not None:
-            verb = VERBS.get(scope["method"], "create")
-            try:
-                user = await run_in_threadpool(self.users, shown, verb) if shown.count(".") == 2 else None
-            except ClusterSilent as error:
-                return Refusal("cluster_unavailable", str(error))
-            if user is not None:
-                scope.setdefault("state", {})["user"] = user
-                return None
-            detail += f", this API's own or a Kubernetes account's that may {verb} jobs where runs live"
-        return Refusal("unauthorized", detail, headers={"www-authenticate": "Bearer"})
+        if self.users is None:
+            detail = "send the header Authorization: Bearer TOKEN"
+            return Refusal("unauthorized", detail, headers={"www-authenticate": "Bearer"})
+        verb, peer = VERBS.get(scope["method"], "create"), str((scope.get("client") or ("",))[0])
+        try:
+            user = await self.users(Shown(token, verb, headers.getlist, peer))
+        except ControlPlaneError as error:
+            return translate(error)
+        scope.setdefault("state", {})["user"] = user
+        return None
 
     def _known(self, host: str) -> bool:
         """Whether a Host header is a name of ours.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -91,7 +90,7 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     for prefix in ("", "/v1"):
         app.include_router(docs.router, prefix=prefix)
     everywhere = settings.listen.host in {"0.0.0.0", "::"}
-    known = partial(users.admitted, context) if settings.kubernetes_users else None
+    known = users.users_of(context, settings.authentication)
     app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=known)
     app.add_middleware(Telemetry, measurements=app.state.measurements)
     return app

@@ -27,6 +27,7 @@ LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came fr
 CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, and those of HTTP
     "invalid_json": (400, "The body is not JSON"),
     "unauthorized": (401, "A token is needed"),
+    "forbidden": (403, "This user may not do that"),
     "forbidden_host": (403, "The Host header names another machine"),
     "forbidden_origin": (403, "Pages of other origins may not call this API"),
     "unknown_route": (404, "No such address"),
@@ -50,6 +51,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "internal": (500, "The control plane made a mistake"),
     "unavailable": (503, "The control plane cannot do this now"),
     "cluster_unavailable": (503, "The cluster does not answer"),
+    "issuer_unavailable": (503, "The issuer of tokens does not answer"),
 }
 
 
@@ -155,7 +157,7 @@ def translate(error: errors.ControlPlaneError) -> Refusal:
         field = "/name" if isinstance(error, errors.NameInUse) else "/checkpoint/uri"
         at = [FieldProblem(pointer=field, code=error.code, detail=str(error))]
         return Refusal(error.code, str(error), at, holder=error.holder)
-    if isinstance(error, errors.ClusterSilent):
+    if isinstance(error, errors.ClusterSilent | errors.IssuerSilent):
         return Refusal(error.code, str(error), headers={"retry-after": "5"})
     challenge = {"www-authenticate": "Bearer"} if isinstance(error, errors.Unauthorized) else {}
     code = error.code if error.code in CODES else "internal"

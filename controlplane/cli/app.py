@@ -20,6 +20,7 @@ from controlplane.cli import (
     runs,
     store,
     sweeps,
+    tokens,
     trainer,
 )
 
@@ -41,7 +42,7 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for group in (host, runs, keeping, explain, plans, clusters, notifications, store, trainer, models, demo):
+for group in (host, runs, keeping, explain, plans, clusters, notifications, store, tokens, trainer, models, demo):
     app.add_typer(group.commands)
 app.add_typer(queues.commands, name="queue")
 app.add_typer(sweeps.commands, name="sweep")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +31,7 @@ commands = typer.Typer(help="Named control planes to talk to.", no_args_is_help=
 
 @dataclass
 class Contexts:
-    """The user's contexts: `{"url", "token"}` by name, and the name of the one in `use`."""
+    """The user's contexts: `{"url", "token", "token_command"}` by name, and the name of the one in `use`."""
 
     use: str | None = None
     contexts: dict[str, dict[str, str | None]] = field(default_factory=dict[str, dict[str, str | None]])
@@ -82,7 +84,7 @@ def connect(url: str | None, context: str | None) -> Client:
     from controlplane.client import Client
 
     contexts = Contexts.load()
-    token = os.environ.get("TERAGPT_TOKEN")
+    token = os.environ.get("TERAGPT_TOKEN") or printed(os.environ.get("TERAGPT_TOKEN_COMMAND"))
     source = "--url"
     if not (url or context):
         source, url, context = "TERAGPT_URL", os.environ.get("TERAGPT_URL"), os.environ.get("TERAGPT_CONTEXT")
@@ -90,7 +92,20 @@ def connect(url: str | None, context: str | None) -> Client:
         return Client(checked(source, url), token, patience_s=0)  # a person is told at once
     name = context or contexts.use
     place = contexts.named(name) if name else local()
-    return Client(str(place["url"]), token or place.get("token"), patience_s=0)
+    return Client(str(place["url"]), token or place.get("token") or printed(place.get("token_command")), patience_s=0)
+
+
+def printed(command: str | None) -> str | None:
+    """The token that a command prints, such as one of an issuer's own tool; no shell runs it. Raises CliError."""
+    if not command:
+        return None
+    try:
+        done = subprocess.run(shlex.split(command), stdout=subprocess.PIPE, text=True, check=True)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise CliError(f"the command that prints the token cannot be used: {error}") from None
+    if not done.stdout.strip():
+        raise CliError(f"the command that prints the token printed nothing: {command}")
+    return done.stdout.strip()
 
 
 def checked(source: str, url: str) -> str:
@@ -105,6 +120,10 @@ def checked(source: str, url: str) -> str:
     return url
 
 
+def _kept(context: dict[str, str | None]) -> str:
+    return "yes" if context.get("token") else "by command" if context.get("token_command") else "no"
+
+
 @commands.command("list")
 def list_(json: Json = False) -> None:
     """List the contexts; the star marks the one in use."""
@@ -113,7 +132,7 @@ def list_(json: Json = False) -> None:
         output.json({"use": contexts.use, "contexts": {name: each["url"] for name, each in contexts.contexts.items()}})
         return
     rows = [
-        ["*" if name == contexts.use else "", name, each["url"], "yes" if each.get("token") else "no"]
+        ["*" if name == contexts.use else "", name, each["url"], _kept(each)]
         for name, each in contexts.contexts.items()
     ]
     output.table(["", "context", "url", "token"], rows)
@@ -124,10 +143,17 @@ def add(
     name: Annotated[str, typer.Argument(help="What to call it.")],
     url: Annotated[str, typer.Option("--url", help="Its address.")],
     token: Annotated[str | None, typer.Option("--token", help="Its bearer token, if it asks for one.")] = None,
+    token_command: Annotated[
+        str | None, typer.Option("--token-command", help="A command that prints the token, run for every command.")
+    ] = None,
 ) -> None:
     """Add a context, or change it, and use it."""
+    if token and token_command:
+        raise CliError("--token and --token-command both give the token: leave one out", Code.BAD_INPUT)
     contexts = Contexts.load()
     contexts.contexts[name] = {"url": checked("--url", url), "token": token}
+    if token_command:
+        contexts.contexts[name]["token_command"] = token_command
     contexts.use = name
     contexts.save()
 

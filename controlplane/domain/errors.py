@@ -16,7 +16,9 @@ ControlPlaneError
 │   └── KeyReused          an idempotency key came back with another body
 ├── Changed                somebody has changed the run since the caller read it
 ├── BadCursor              a page cursor that we did not make
-├── Unauthorized           a run token that is unknown
+├── Unauthorized           a caller who is unknown, or a run token that is
+├── Forbidden              a caller who is known, and may not
+├── IssuerSilent           the issuer of callers' tokens must be asked, and does not answer
 ├── ClusterSilent          the cluster must be asked, and does not answer
 └── StoreError             the data folder cannot be used
     ├── FolderLocked       another process holds it
@@ -201,12 +203,24 @@ class BadCursor(ControlPlaneError):
 
 
 class Unauthorized(ControlPlaneError):
-    """A run token that belongs to no attempt, or not to this run."""
+    """A caller whom nobody knows by what they show; unless told otherwise, a pod by a token that is not this run's."""
 
     code = "unauthorized"
 
-    def __init__(self) -> None:
-        super().__init__("the bearer token is not one of this run's attempts")
+    def __init__(self, detail: str = "the bearer token is not one of this run's attempts") -> None:
+        super().__init__(detail)
+
+
+class Forbidden(ControlPlaneError):
+    """A caller whose name is known, and who may not do this."""
+
+    code = "forbidden"
+
+
+class IssuerSilent(ControlPlaneError):
+    """The issuer must be asked for its keys to know who calls, and does not answer now; nothing was changed."""
+
+    code = "issuer_unavailable"
 
 
 class ClusterSilent(ControlPlaneError):

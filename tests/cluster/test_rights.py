@@ -44,7 +44,7 @@ UNSEEN = {  # what no release of this suite has occasion for
     *(Right(verb, TRAINJOB.group, "trainingruntimes", everywhere=False) for verb in ("get", "create")),
     *(Right(verb, "kueue.x-k8s.io", "workloads", everywhere=False) for verb in ("list", "watch")),
     Right("list", "", "nodes", everywhere=True),  # rbac.nodes
-    Right("create", "authorization.k8s.io", "subjectaccessreviews", everywhere=True),  # auth.kubernetes
+    Right("create", "authorization.k8s.io", "subjectaccessreviews", everywhere=True),  # auth.mode: kubernetes
 }
 WHOLE = {
     Right("create", ATTEMPTS[kind].group, ATTEMPTS[kind].plural, everywhere=False) for kind in ("PyTorchJob", "Job")
@@ -55,7 +55,7 @@ def held() -> set[Right]:
     """All that the chart's Roles can give."""
     roles = [
         each
-        for each in objects({"rbac": {"nodes": True}, "auth": {"kubernetes": True}})
+        for each in objects({"rbac": {"nodes": True}, "auth": {"mode": "kubernetes"}})
         if each["kind"] in {"Role", "ClusterRole"}
     ]
     return {

@@ -203,9 +203,11 @@ def test_a_bad_setting_is_said(
 
 @pytest.mark.unmeasured
 def test_another_bind_than_loopback_demands_the_token_of_the_home(start: Start) -> None:
-    server = start("--host", "0.0.0.0")
+    server = start("--host", "0.0.0.0", "--auth", "proxy", "--proxy-networks", "10.0.0.0/8")
     facts = server.facts()
     assert facts["token_required"]
+    claimed = {"x-forwarded-for": "10.0.0.7", "x-forwarded-user": "ada"}
+    assert httpx.get(f"{facts['url']}/runs", headers=claimed).status_code == 401, "who calls is who is connected"
     path = server.home / "token"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with Client(facts["url"]) as stranger, pytest.raises(ApiError) as caught:

@@ -30,8 +30,9 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default() -> None:
 
 @pytest.mark.parametrize("words", [["--require-token"], ["--require-token", "true"]])
 def test_a_switch_needs_no_value(words: list[str]) -> None:
-    assert read(words, {}).require_token
-    assert not read(["--require-token", "false"], {"TERAGPT_REQUIRE_TOKEN": "true"}).require_token
+    assert read(words, {}).authentication.require_token
+    spoken = read(["--require-token", "false"], {"TERAGPT_REQUIRE_TOKEN": "true"})
+    assert not spoken.authentication.require_token
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,73 @@ def test_namespaces_are_named_with_commas_each_once() -> None:
 
 
 def test_users_of_the_cluster_need_one_that_knows_users() -> None:
-    assert build({"kubernetes_users": "true", "cluster": "kubernetes"}, {}).token_required
-    with pytest.raises(SettingsError, match="--kubernetes-users needs a cluster that knows users"):
-        build({"kubernetes_users": "true"}, {})
+    assert build({"auth": "kubernetes", "cluster": "kubernetes"}, {}).token_required
+    with pytest.raises(SettingsError, match="--auth kubernetes needs a cluster that knows users"):
+        build({"auth": "kubernetes"}, {})
+
+
+DIGEST = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"auth": "everyone"}, "--auth: got 'everyone'; allowed: one of token, tokens, kubernetes, oidc, proxy, none"),
+        ({"auth": "oidc"}, "--auth oidc needs --oidc-issuer"),
+        ({"auth": "tokens"}, "--auth tokens needs --tokens-file"),
+        ({"auth": "proxy"}, "--auth proxy needs --proxy-networks or --proxy-secret-file"),
+        ({"oidc_issuer": "https://id.example.com"}, "--oidc-issuer is of --auth oidc, not token"),
+        ({"auth": "none", "proxy_networks": "10.0.0.0/8"}, "--proxy-networks is of --auth proxy, not none"),
+        ({"auth": "none", "host": "0.0.0.0"}, "--auth none lets everyone who reaches this address do everything"),
+        ({"auth": "none", "require_token": "true"}, "--require-token and --auth none contradict each other"),
+        ({"open_to_anyone": "true"}, "--open-to-anyone is of --auth none, not token"),
+        ({"oidc_issuer": "http://id.example.com"}, "allowed: a URL that begins with https://"),
+        ({"oidc_issuer": "https://id.example.com?x=1"}, "allowed: a URL that begins with https://"),
+        ({"oidc_algorithms": "RS256,HS256"}, "got 'RS256,HS256'; allowed: with commas between them, RS256, RS384"),
+        ({"oidc_algorithms": "none"}, "got 'none'; allowed"),
+        ({"oidc_clock_skew_s": "601"}, "allowed: a number from 0 to 600"),
+        ({"proxy_networks": "10.0.0.1/8"}, "allowed: networks with commas between them, such as 10.0.0.0/24"),
+        ({"proxy_user_header": "X User"}, "allowed: the name of a header"),
+        ({"allowed_hosts": "a.example:80"}, "allowed: host names with commas between them, without ports"),
+        ({"tokens_file": "/nowhere"}, "allowed: the path of a file that exists"),
+        ({"proxy_secret_file": "/nowhere"}, "allowed: the path of a file that exists"),
+    ],
+)
+def test_means_to_know_users_that_cannot_be_are_refused_at_start(given: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build(given, {})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "# none", "ada", f"ada sha256:{DIGEST}x", f"ada {DIGEST}", f"ada sha256:{DIGEST}\nsecret-token"]
+)
+def test_a_file_of_tokens_with_a_line_that_is_none_is_refused_and_no_line_is_shown(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "tokens").write_text(content)
+    with pytest.raises(SettingsError, match="--tokens-file: got something else; allowed") as caught:
+        build({"auth": "tokens", "tokens_file": str(tmp_path / "tokens")}, {})
+    assert "secret-token" not in str(caught.value)
+
+
+def test_means_to_know_users_ask_everyone_for_a_token_on_loopback_too(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"ada   sha256:{DIGEST}\n")
+    (tmp_path / "secret").write_text("hush\n")
+    for given in (
+        {"auth": "oidc", "oidc_issuer": "https://id.example.com/"},
+        {"auth": "oidc", "oidc_issuer": "http://localhost:5556/dex"},
+        {"auth": "tokens", "tokens_file": str(tmp_path / "tokens")},
+        {"auth": "proxy", "proxy_secret_file": str(tmp_path / "secret")},
+        {"auth": "proxy", "proxy_networks": "10.0.0.0/24,fd00::/64"},
+    ):
+        settings = build(given, {})
+        assert settings.token_required
+        assert settings.authentication.oidc_issuer == given.get("oidc_issuer", "")
+        assert "hush" not in repr(settings)
+
+
+def test_an_open_control_plane_is_one_that_was_asked_for() -> None:
+    assert not build({"auth": "none"}, {}).token_required
+    assert not build({"auth": "none", "host": "0.0.0.0", "open_to_anyone": "true"}, {}).token_required
+    assert hosts(build({"allowed_hosts": "A.example,b"}, {})) >= {"a.example", "b"}

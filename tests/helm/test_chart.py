@@ -189,9 +189,52 @@ def test_nothing_outside_of_a_namespace_where_that_is_not_allowed() -> None:
 
 
 def test_users_are_let_in_by_their_rights_only_where_it_was_asked_for() -> None:
-    case = {"auth": {"kubernetes": True}}
+    case = {"auth": {"mode": "kubernetes"}}
     assert rules(one("ClusterRole", case)) == {"tokenreviews": {"create"}, "subjectaccessreviews": {"create"}}
-    assert environment(case)["TERAGPT_KUBERNETES_USERS"] == "true"
+    assert environment(case)["TERAGPT_AUTH"] == "kubernetes"
+
+
+def test_users_of_an_issuer_are_let_in_by_its_rules() -> None:
+    given = environment(case_of("oidc"))
+    told = {name.removeprefix("TERAGPT_OIDC_"): value for name, value in given.items() if "OIDC" in name}
+    assert told == {
+        "ISSUER": "https://id.example.com/realms/lab/",
+        "AUDIENCE": "teragpt-cli",
+        "USER_CLAIM": "email",
+        "GROUPS_CLAIM": "groups",
+        "GROUPS": "lm,ops",
+        "ALGORITHMS": "RS256",
+        "CLOCK_SKEW_S": "60",
+    }
+    out = one("NetworkPolicy", case_of("oidc"))["spec"]["egress"]
+    assert [port["port"] for rule in out for port in rule["ports"]] == [53, 53, 6443, 8443]
+
+
+@pytest.mark.parametrize(
+    ("name", "secret", "file"), [("tokens", "teragpt-users", "tokens"), ("proxy", "teragpt-proxy", "secret")]
+)
+def test_what_users_are_known_by_comes_from_a_secret(name: str, secret: str, file: str) -> None:
+    pod = one("Deployment", case_of(name))["spec"]["template"]["spec"]
+    (volume,) = (each["secret"] for each in pod["volumes"] if each["name"] == "access")
+    assert volume == {"secretName": secret, "items": [{"key": file, "path": file}]}
+    mounts = pod["containers"][0]["volumeMounts"]
+    assert {"name": "access", "mountPath": "/run/access", "readOnly": True} in mounts
+    assert f"/run/access/{file}" in environment(case_of(name)).values()
+
+
+def test_an_open_control_plane_knows_its_names_and_asks_nobody_for_a_token() -> None:
+    case = case_of("open")
+    assert environment(case)["TERAGPT_ALLOWED_HOSTS"] == (
+        "teragpt-api,teragpt-api.ml,teragpt-api.ml.svc,teragpt-api.ml.svc.cluster.local,teragpt.example.com"
+    )
+    assert "authorization" not in one("ServiceMonitor", case)["spec"]["endpoints"][0]
+    test = one("Pod", case)["spec"]
+    assert "affinity" not in test
+    assert {"name": "token", "emptyDir": {"sizeLimit": "1Mi"}} in test["volumes"]
+
+
+def case_of(name: str) -> dict[str, Any]:
+    return values(next(path for path in CASES if path.stem == name))
 
 
 def test_nodes_are_listed_only_where_it_was_asked_for() -> None:
@@ -261,10 +304,12 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
         "settings": numbers | {"logLevel": "debug", "gpuQuotas": "team-a=8,team-b=16"},
         "runs": {"queue": "q", "defaults": defaults},
         "database": {"existingSecret": "database"},
-        "auth": {"existingSecret": "access", "kubernetes": True},
+        "auth": {"existingSecret": "access"},
         "notifications": {"existingSecret": "destinations"},
     }
     given = environment(chosen)
+    for mode in ("oidc", "tokens", "proxy", "open"):
+        given |= environment(case_of(mode))
     missing = set(names.values()) - own - given.keys()
     assert not missing, "settings that no value reaches"
     assert given.keys() <= set(names.values()), "variables that the control plane does not read"
@@ -275,11 +320,12 @@ def test_the_control_plane_takes_its_environment(case: Path, tmp_path: Path) -> 
     from controlplane.settings import build
 
     given = environment(values(case))
-    if "TERAGPT_NOTIFICATIONS" in given:  # a file that a Secret brings
-        given["TERAGPT_NOTIFICATIONS"] = str(tmp_path / "notifications.json")
-        (tmp_path / "notifications.json").write_text("[]")
+    files = {"NOTIFICATIONS": "[]", "TOKENS_FILE": f"ada sha256:{'0' * 64}", "PROXY_SECRET_FILE": "hush"}
+    for name in {f"TERAGPT_{each}" for each in files} & given.keys():  # that a Secret brings
+        given[name] = str(tmp_path / name)
+        (tmp_path / name).write_text(files[name.removeprefix("TERAGPT_")])
     settings = build({}, given)
-    assert settings.token_required
+    assert settings.token_required == (case.stem != "open")
     assert settings.execution.cluster == "kubernetes"
 
 
@@ -499,7 +545,7 @@ def test_notes_warn_of_an_operator_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_notes_say_how_a_service_account_comes_in(tmp_path: Path) -> None:
-    said = notes(tmp_path, {"auth": {"kubernetes": True, "audience": "lm"}, "runs": {"namespace": "training"}})
+    said = notes(tmp_path, {"auth": {"mode": "kubernetes", "audience": "lm"}, "runs": {"namespace": "training"}})
     assert "TOKEN=$(kubectl --namespace training create token ACCOUNT --audience lm)" in said
 
 

@@ -75,6 +75,17 @@ def test_a_run_that_trained_is_checked_and_removed_for_good(
     assert not [*(plane.home / "runs").iterdir()]
 
 
+def test_where_nobody_is_asked_for_a_token_there_need_be_none(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").unlink()
+    (tmp_path / "spec.json").write_text("{}")
+    plane = Plane(tmp_path / "open")
+    assert checked(check, plane, monkeypatch, checkpoint=False) == 0
+    plane.store.close()
+    assert "the API answers" in capsys.readouterr().out
+
+
 def test_one_that_left_no_checkpoint_is_kept_and_what_lacks_is_said(
     check: ModuleType, plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

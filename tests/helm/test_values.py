@@ -42,6 +42,8 @@ SCHEMA = [  # values, and what the sentence names
     ({"monitor": {"kind": "Scrape"}}, "at '/monitor/kind': value must be one of 'ServiceMonitor', 'PodMonitor'"),
     ({"networkPolicy": {"apiServerPorts": ["https"]}}, "at '/networkPolicy/apiServerPorts/0'"),
     ({"test": {"timeoutSeconds": 1}}, "at '/test/timeoutSeconds'"),
+    ({"auth": {"mode": "ldap"}}, "at '/auth/mode': value must be one of 'token', 'tokens', 'kubernetes', 'oidc'"),
+    ({"auth": {"oidc": {"algorithms": ["HS256"]}}}, "at '/auth/oidc/algorithms/0': value must be one of 'RS256'"),
     ({"fullnameOverride": "x" * 41}, "at '/fullnameOverride': maxLength: got 41, want 40"),
 ]
 RULES = [
@@ -66,6 +68,10 @@ RULES = [
     ({"monitor": {"interval": "often"}}, "monitor.interval: got often; allowed: a duration such as 30s"),
     ({"ingress": {"path": "api"}}, "ingress.path: got api; allowed: a path that begins with /"),
     ({"podDisruptionBudget": {"maxUnavailable": "half"}}, "got half; allowed: a number of replicas, or a percentage"),
+    (
+        {"auth": {"mode": "oidc", "oidc": {"issuer": "http://id.example.com"}}},
+        "auth.oidc.issuer: got http://id.example.com; allowed: a URL that begins with https://",
+    ),
 ]
 CONTRADICTIONS = [
     ({"replicas": 2}, "replicas: got 2 with SQLite, which one process at a time may hold; set replicas to 1, or name"),
@@ -103,8 +109,29 @@ CONTRADICTIONS = [
     ({"ingress": {"enabled": True}}, "ingress.hosts is empty; name at least one host"),
     ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty; name the Gateway"),
     (
-        {"auth": {"kubernetes": True}, "rbac": {"tokenReviews": False}},
-        "auth.kubernetes: users cannot be told apart without rbac.tokenReviews; set that to true",
+        {"auth": {"mode": "kubernetes"}, "rbac": {"tokenReviews": False}},
+        "auth.mode: users of kubernetes cannot be told apart without rbac.tokenReviews; set that to true",
+    ),
+    ({"auth": {"mode": "oidc"}}, "auth.mode: oidc needs auth.oidc.issuer; give it, or set auth.mode to another"),
+    ({"auth": {"mode": "tokens"}}, "auth.mode: tokens needs auth.tokens.existingSecret"),
+    ({"auth": {"mode": "proxy"}}, "auth.mode: proxy needs auth.proxy.existingSecret or auth.proxy.networks"),
+    (
+        {"auth": {"oidc": {"issuer": "https://id.example.com"}}},
+        "auth.oidc.issuer: it is of auth.mode oidc, which is token; set auth.mode to oidc, or leave it empty",
+    ),
+    (
+        {"auth": {"mode": "proxy", "proxy": {"networks": ["proxy.example.com"]}}},
+        "auth.proxy.networks: got proxy.example.com; allowed: networks such as 10.0.0.0/24",
+    ),
+    (
+        {"auth": {"mode": "oidc", "oidc": {"issuer": "https://a", "groups": ["a,b"]}}},
+        "auth.oidc.groups: got a,b; allowed: names of groups without spaces and commas",
+    ),
+    ({"auth": {"mode": "none"}}, "choose another mode, or say auth.openToAnyone=true"),
+    ({"auth": {"openToAnyone": True}}, "auth.openToAnyone: it is of auth.mode none, which is token; set it to false"),
+    (
+        {"auth": {"mode": "none", "openToAnyone": True, "existingSecret": "access"}},
+        "auth.existingSecret: got access with auth.mode none, where no token is asked for; leave it empty",
     ),
     ({"monitor": {"enabled": True}}, "put it into a Secret and name that in auth.existingSecret"),
     ({"service": {"nodePort": 30_080}}, "allowed: service.type NodePort or LoadBalancer"),

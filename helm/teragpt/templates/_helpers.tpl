@@ -164,6 +164,48 @@ resources:
     storage: {{ .size }}
 {{- end }}
 
+{{/* The variables that say who may call. Where no token is asked for, the API must know every name that it goes by. */}}
+{{- define "teragpt.access" -}}
+{{- $auth := .Values.auth }}
+{{- if ne $auth.mode "token" }}
+TERAGPT_AUTH: {{ $auth.mode }}
+{{- end }}
+{{- if eq $auth.mode "tokens" }}
+TERAGPT_TOKENS_FILE: /run/access/tokens
+{{- else if eq $auth.mode "oidc" }}
+TERAGPT_OIDC_ISSUER: {{ $auth.oidc.issuer | quote }}
+TERAGPT_OIDC_AUDIENCE: {{ $auth.oidc.audience | quote }}
+TERAGPT_OIDC_USER_CLAIM: {{ $auth.oidc.userClaim | quote }}
+TERAGPT_OIDC_GROUPS_CLAIM: {{ $auth.oidc.groupsClaim | quote }}
+TERAGPT_OIDC_GROUPS: {{ join "," $auth.oidc.groups | quote }}
+TERAGPT_OIDC_ALGORITHMS: {{ join "," $auth.oidc.algorithms | quote }}
+TERAGPT_OIDC_CLOCK_SKEW_S: {{ toJson $auth.oidc.clockSkewS | quote }}
+{{- else if eq $auth.mode "proxy" }}
+TERAGPT_PROXY_NETWORKS: {{ join "," $auth.proxy.networks | quote }}
+TERAGPT_PROXY_USER_HEADER: {{ $auth.proxy.userHeader | quote }}
+{{- if $auth.proxy.existingSecret }}
+TERAGPT_PROXY_SECRET_FILE: /run/access/secret
+{{- end }}
+{{- else if eq $auth.mode "none" }}
+TERAGPT_OPEN_TO_ANYONE: "true"
+{{- $service := include "teragpt.service" . }}
+{{- $within := printf "%s.%s" $service .Release.Namespace }}
+{{- $own := list $service $within (printf "%s.svc" $within) (printf "%s.svc.cluster.local" $within) }}
+TERAGPT_ALLOWED_HOSTS: {{ concat $own .Values.ingress.hosts .Values.httpRoute.hostnames | join "," | quote }}
+{{- end }}
+{{- end }}
+
+{{/* The Secret of what the control plane knows users by, its key, and the name of its file; empty where there is none. */}}
+{{- define "teragpt.accessSecret" -}}
+{{- if eq .Values.auth.mode "tokens" }}
+secretName: {{ .Values.auth.tokens.existingSecret }}
+items: [{key: {{ .Values.auth.tokens.existingSecretKey | quote }}, path: tokens}]
+{{- else if and (eq .Values.auth.mode "proxy") .Values.auth.proxy.existingSecret }}
+secretName: {{ .Values.auth.proxy.existingSecret }}
+items: [{key: {{ .Values.auth.proxy.existingSecretKey | quote }}, path: secret}]
+{{- end }}
+{{- end }}
+
 {{/* The control plane's own variables (docs/settings.md), by name. */}}
 {{- define "teragpt.environment" -}}
 TERAGPT_CLUSTER: kubernetes
@@ -176,9 +218,7 @@ TERAGPT_AUDIENCE: {{ .Values.auth.audience | quote }}
 TERAGPT_HOME: /data
 TERAGPT_HOST: 0.0.0.0
 TERAGPT_PORT: "8000"
-{{- if .Values.auth.kubernetes }}
-TERAGPT_KUBERNETES_USERS: "true"
-{{- end }}
+{{- include "teragpt.access" . }}
 {{- with .Values.runs.queue }}
 TERAGPT_QUEUE: {{ . | quote }}
 {{- end }}

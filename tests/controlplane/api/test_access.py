@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from controlplane.api.access import Access
+from controlplane.authentication import Authentication
 from controlplane.clusters.base import Unavailable
+from tests.controlplane.identity.issuer import TestIssuer, issuing
 from tests.controlplane.plane import Plane
 
 HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -117,7 +121,7 @@ def test_a_runs_own_token_is_left_to_its_route() -> None:
 
 def by_rights(plane: Plane) -> TestClient:
     """The API where users of the cluster are let in."""
-    plane.settings = replace(plane.settings, kubernetes_users=True)
+    plane.settings = replace(plane.settings, authentication=Authentication(auth="kubernetes"))
     plane.secret = TOKEN
     plane.cluster.users = {("a.d.a", "get"): "ada", ("b.o.b", "get"): "bob", ("b.o.b", "create"): "bob"}
     plane.cluster.users |= {("b.o.b", "delete"): "bob"}
@@ -155,6 +159,82 @@ def test_a_cluster_that_cannot_say_who_asks_is_no_refusal_for_good(plane: Plane)
 
 def test_without_users_of_the_cluster_their_tokens_open_nothing(plane: Plane) -> None:
     by_rights(plane)
-    plane.settings = replace(plane.settings, kubernetes_users=False)
+    plane.settings = replace(plane.settings, authentication=Authentication())
     client = TestClient(plane.app(), base_url="http://localhost:8000")
     assert client.get("/runs", headers=bearing("a.d.a")).status_code == 401
+
+
+@pytest.fixture
+def issuer() -> Iterator[TestIssuer]:
+    with issuing() as issuer:
+        yield issuer
+
+
+def by(plane: Plane, peer: str = "192.0.2.1", **means: Any) -> TestClient:
+    """The API where users are known by the means given."""
+    plane.settings = replace(plane.settings, authentication=Authentication(**means))
+    plane.secret = TOKEN
+    return TestClient(plane.app(), base_url="http://localhost:8000", client=(peer, 50_000))
+
+
+def actors(client: TestClient, run: str) -> set[str]:
+    """Whom the run and its events name, as the holder of the API's own token sees it."""
+    told = client.get(f"/runs/{run}/events", headers=bearing(TOKEN)).json()["items"]
+    named = {event["data"]["actor"] for event in told if "actor" in event["data"]}
+    return named | {client.get(f"/runs/{run}", headers=bearing(TOKEN)).json()["user"]}
+
+
+def test_a_user_of_the_issuer_is_named_wherever_they_act(plane: Plane, issuer: TestIssuer) -> None:
+    client, body = by(plane, auth="oidc", oidc_issuer=issuer.url), {"size": "tiny", "name": "mine"}
+    ada = bearing(issuer.token())
+    assert client.post("/runs", json=body).status_code == 401
+    assert client.post("/runs", headers=ada, json=body).status_code == 201
+    assert client.patch("/runs/mine", headers=ada, json={"notes": "hello"}).status_code == 200
+    assert actors(client, "mine") == {"ada"}
+
+
+def test_without_a_token_of_the_issuer_nothing_is_shown(plane: Plane, issuer: TestIssuer) -> None:
+    client = by(plane, auth="oidc", oidc_issuer=issuer.url)
+    late = issuer.token(exp=1.0)
+    for path in ("/runs", "/v1/runs", "/metrics", "/runs/events/stream", "/runs/x/logs/stream", "/store"):
+        for headers in ({}, bearing(late), bearing("a.b.c")):
+            reply = client.get(path, headers=headers)
+            assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized"), path
+            assert reply.headers["www-authenticate"] == "Bearer"
+    assert client.get("/livez").status_code == client.get("/docs").status_code == 200
+
+
+def test_an_issuer_that_is_away_is_no_refusal_for_good_and_no_open_door(plane: Plane, issuer: TestIssuer) -> None:
+    client, issuer.away = by(plane, auth="oidc", oidc_issuer=issuer.url), True
+    reply = client.get("/runs", headers=bearing(issuer.token()))
+    assert (reply.status_code, reply.json()["code"]) == (503, "issuer_unavailable")
+    assert reply.headers["retry-after"]
+    assert f"{issuer.url} cannot be asked for its keys" in reply.json()["detail"]
+    assert client.get("/runs", headers=bearing(TOKEN)).status_code == 200
+
+
+def test_a_user_whose_name_would_be_told_as_somebody_elses_is_refused(plane: Plane, issuer: TestIssuer) -> None:
+    client = by(plane, auth="oidc", oidc_issuer=issuer.url)
+    for name in ("local", "retention", "a\nb", "x" * 254):
+        reply = client.get("/runs", headers=bearing(issuer.token(sub=name)))
+        assert (reply.status_code, reply.json()["code"]) == (403, "forbidden"), name
+
+
+def test_a_token_of_the_file_names_its_user(plane: Plane) -> None:
+    digest = hashlib.sha256(b"of-bob").hexdigest()
+    client = by(plane, auth="tokens", tokens_file=f"bob sha256:{digest}")
+    assert client.get("/runs", headers=bearing("of-eve")).status_code == 401
+    assert client.post("/runs", headers=bearing("of-bob"), json={"size": "tiny", "name": "mine"}).status_code == 201
+    assert actors(client, "mine") == {"bob"}
+
+
+def test_a_proxy_names_the_user_and_nobody_else_can(plane: Plane) -> None:
+    means = {"auth": "proxy", "proxy_networks": "10.0.0.0/24"}
+    named = {"x-forwarded-user": "ada"}
+    client = by(plane, "10.0.0.7", **means)
+    assert client.post("/runs", headers=named, json={"size": "tiny", "name": "mine"}).status_code == 201
+    assert actors(client, "mine") == {"ada"}
+    twice = [("x-forwarded-user", "root"), ("x-forwarded-user", "ada")]
+    assert client.get("/runs", headers=twice).status_code == 401
+    for headers in (named, {**named, "x-forwarded-for": "10.0.0.7"}, {**named, "forwarded": "for=10.0.0.7"}):
+        assert by(plane, "10.0.1.7", **means).get("/runs", headers=headers).status_code == 401

@@ -14,7 +14,7 @@ from controlplane.cli.errors import CliError
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("TERAGPT_HOME", str(tmp_path / "home"))
-    for name in ("TERAGPT_URL", "TERAGPT_CONTEXT", "TERAGPT_TOKEN"):
+    for name in ("TERAGPT_URL", "TERAGPT_CONTEXT", "TERAGPT_TOKEN", "TERAGPT_TOKEN_COMMAND"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
@@ -50,6 +50,26 @@ def test_the_context_in_use_wins_over_this_machine_and_a_named_one_over_both(hom
     assert bearer(url="http://elsewhere", context="lab") == ("http://elsewhere", None)
     assert main(["context", "use"]) == 0
     assert bearer() == ("http://127.0.0.1:4321", None)
+
+
+def test_a_command_prints_the_token(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["context", "add", "lab", "--url", "https://lab", "--token-command", "echo 'a b'"]) == 0
+    assert bearer() == ("https://lab", "Bearer a b")
+    assert main(["context", "list"]) == 0
+    assert "by command" in capsys.readouterr().out
+    monkeypatch.setenv("TERAGPT_TOKEN_COMMAND", "echo t2")
+    assert bearer() == ("https://lab", "Bearer t2")
+    assert bearer(url="http://elsewhere") == ("http://elsewhere", "Bearer t2")
+    monkeypatch.setenv("TERAGPT_TOKEN", "t1")
+    assert bearer() == ("https://lab", "Bearer t1")
+    assert main(["context", "add", "lab", "--url", "https://lab", "--token", "t", "--token-command", "echo"]) == 2
+
+
+@pytest.mark.parametrize("command", ["false", "no-such-command-anywhere", "true", "echo '"])
+def test_a_command_that_prints_no_token_is_named(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERAGPT_TOKEN_COMMAND", command)
+    with pytest.raises(CliError, match="the command that prints the token"):
+        bearer()
 
 
 def test_options_win_over_the_environment_and_that_over_the_context_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Who calls, by what they show: an issuer's tokens, tokens of ours, a proxy's word. It knows no run and no server."""
