@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 NUMBERS = ("step_seconds", "tokens_per_second", "mfu", "peak_memory")
+BY_NUMBERS = "NAME:memory_gb=48,bf16_tflops=181,bandwidth_gbs=864"
 GPU = "h100"  # what a number of GPUs is of, unless they are named
 
 
@@ -46,7 +47,10 @@ def plan(
     gpus: Annotated[
         str | None, typer.Option("--gpus", metavar="N | N..M", help="GPUs in all, here or not; a range is swept.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help=f"Their kind: h100, a100, b200, ...; {GPU}.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help=f"Their kind: h100, a100, b200, ..., or its numbers as {BY_NUMBERS}; {GPU}."),
+    ] = None,
     gpu_hours: Annotated[
         float | None, typer.Option("--gpu-hours", help="A budget, in place of a size: what it trains best.")
     ] = None,

@@ -23,9 +23,11 @@ from controlplane.domain.fields import (
     Subdomain,
     Word,
 )
+from teragpt.plan.hardware import NUMBERS, known, misdescribed
 
 GPU_RESOURCE = "nvidia.com/gpu"
 PRODUCT_LABELS = {"nvidia.com": "nvidia.com/gpu.product", "amd.com": "amd.com/gpu.product-name"}
+TOLD = frozenset({"gpu_numbers"})  # what asks nothing of a cluster, and so holds on any
 Kind = Literal["PyTorchJob", "TrainJob", "Job"]
 
 
@@ -74,6 +76,11 @@ class Placement(Section):
     gpu: Word | None = Field(
         default=None, description="GPU type: the value of the nodes' product label.", examples=["NVIDIA-H100-80GB-HBM3"]
     )
+    gpu_numbers: dict[str, float] = Field(
+        default_factory=dict,
+        description=f"What a GPU that the planner does not know can do, to be planned by: {', '.join(NUMBERS)}.",
+        examples=[{"memory_gb": 48, "bf16_tflops": 181, "bandwidth_gbs": 864}],
+    )
     gpu_resource: Resource = Field(
         default=GPU_RESOURCE,
         description="Resource that a GPU is: nvidia.com/gpu, amd.com/gpu, a MIG slice such as nvidia.com/mig-1g.10gb.",
@@ -110,9 +117,12 @@ class Placement(Section):
     def _sound(self) -> Self:
         domain = self.gpu_resource.partition("/")[0]
         if self.gpu is not None and domain not in PRODUCT_LABELS:
-            known = " and ".join(PRODUCT_LABELS)
-            detail = f"got {self.gpu!r}; allowed: with a gpu_resource of {known}, else use node_selector"
+            labelled = " and ".join(PRODUCT_LABELS)
+            detail = f"got {self.gpu!r}; allowed: with a gpu_resource of {labelled}, else use node_selector"
             raise BadField("gpu", detail)
+        wrong = misdescribed(self.gpu_numbers, required=known(self.gpu) is None) if self.gpu_numbers else ()
+        for problem in wrong:
+            raise BadField("gpu_numbers", str(problem))
         return self
 
 
@@ -172,9 +182,9 @@ class SecretRef(Section):
 
 
 def given(section: Section) -> Iterator[tuple[str, object]]:
-    """Name and value of each field of this file's that is given, by section."""
+    """Name and value of each field of this file's that is given and asks something of a cluster, by section."""
     for model in (Placement, Scheduling, Kubernetes):
         if isinstance(section, model):
             defaults = model()
             names = (name for name in model.model_fields if getattr(section, name) != getattr(defaults, name))
-            yield from ((name, getattr(section, name)) for name in names)
+            yield from ((name, getattr(section, name)) for name in names if name not in TOLD)

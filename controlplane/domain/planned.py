@@ -15,7 +15,7 @@ from controlplane.domain.spec import Compute, RunSpec
 from teragpt.config import Config, ConfigError
 from teragpt.layout import OURS
 from teragpt.plan import Plan, TooSmall, cluster_of, plan
-from teragpt.plan.hardware import known
+from teragpt.plan.hardware import Device, device, known
 
 ELSEWHERE = frozenset({"start_from", "tokenizer", "loader", "model"})  # settings that no step depends on
 WIDE = frozenset({"fp32", "fp64"})  # precisions of which nobody has measured a step
@@ -41,7 +41,7 @@ def on_gpus(spec: RunSpec, config: Config, machine: Machine, lay: Lay) -> tuple[
 
 
 def _plan(spec: RunSpec, config: Config, layout: Layout, machine: Machine) -> Plan | ConfigError | None:
-    kind = known(spec.compute.gpu or machine.gpu_type)
+    kind = card(spec, machine)
     whole = layout.gpus_per_node == layout.processes_per_node
     if kind is None or not whole or config.model != OURS or config.precision in WIDE:
         return None
@@ -50,9 +50,15 @@ def _plan(spec: RunSpec, config: Config, layout: Layout, machine: Machine) -> Pl
     if spec.checkpoint.every_steps is not None:
         settings["checkpoint_every"] = spec.checkpoint.every_steps
     try:
-        return plan(settings, cluster_of(kind.name, layout.world_size, nodes=layout.nodes), exactly=True)
+        return plan(settings, cluster_of(kind, layout.world_size, nodes=layout.nodes), exactly=True)
     except ConfigError as error:
         return error
+
+
+def card(spec: RunSpec, machine: Machine) -> Device | None:
+    """What a run's GPUs can do: as the spec says, else as is known of their type; None where neither is."""
+    name, numbers = spec.compute.gpu or machine.gpu_type, spec.compute.gpu_numbers
+    return device({"name": name, **numbers}) if numbers else known(name)
 
 
 def told(found: Plan | ConfigError | None) -> dict[str, Any]:
@@ -64,6 +70,6 @@ def told(found: Plan | ConfigError | None) -> dict[str, Any]:
 
 def too_large(planned: Mapping[str, Any], state: int, spec: RunSpec, machine: Machine) -> Iterator[Problem]:
     """That a rank's exact state alone is more than its GPU has; what only may not fit is left to the trainer."""
-    kind = known(spec.compute.gpu or machine.gpu_type)
+    kind = card(spec, machine)
     if REFUSED in planned and kind is not None and state > kind.memory:
         yield Problem("/size", "does_not_fit", planned[REFUSED])

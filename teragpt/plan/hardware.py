@@ -7,8 +7,11 @@ data sheets, decimal: what a card shows is a little more, and that difference is
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from teragpt.config import ConfigError, Problem
 
@@ -21,8 +24,7 @@ class Device:
     """A GPU, or a core of a CPU: dense FLOP/s by precision, bytes of memory and bytes a second to it.
 
     `link`: bytes a second each way to the other devices of a node, of which there are usually `per_node`. `network`:
-    the link between nodes that such cards are sold with, a name of `LINKS`. `units`: cores that take tiles of a product
-    at once. `watts`: of the board at its limit.
+    the link between nodes that such cards are sold with, a name of `LINKS`. `watts`: of the board at its limit.
     """
 
     name: str
@@ -33,7 +35,6 @@ class Device:
     bandwidth: float
     link: float
     watts: float
-    units: int
     per_node: int
     network: str
     source: str
@@ -59,22 +60,9 @@ DEVICES = {
     one.name: one
     for one in (
         Device(
-            "a100-40gb",
-            "A100-SXM4-40GB",
-            312 * TERA,
-            312 * TERA,
-            40 * GB,
-            1555e9,
-            300e9,
-            400,
-            108,
-            8,
-            "ib-hdr",
-            NVIDIA_A100,
+            "a100-40gb", "A100-SXM4-40GB", 312 * TERA, 312 * TERA, 40 * GB, 1555e9, 300e9, 400, 8, "ib-hdr", NVIDIA_A100
         ),
-        Device(
-            "a100", "A100-SXM4-80GB", 312 * TERA, 312 * TERA, 80 * GB, 2039e9, 300e9, 400, 108, 8, "ib-hdr", NVIDIA_A100
-        ),
+        Device("a100", "A100-SXM4-80GB", 312 * TERA, 312 * TERA, 80 * GB, 2039e9, 300e9, 400, 8, "ib-hdr", NVIDIA_A100),
         Device(
             "h100",
             "H100 SXM",
@@ -84,7 +72,6 @@ DEVICES = {
             3352e9,
             450e9,
             700,
-            132,
             8,
             "ib-ndr",
             f"{NVIDIA_H100}; NVLink 4: 900 GB/s both ways",
@@ -98,7 +85,6 @@ DEVICES = {
             2000e9,
             64e9,
             350,
-            114,
             8,
             "ib-ndr",
             f"{NVIDIA_H100}; PCIe 5 x16: 128 GB/s both ways, no bridge",
@@ -112,7 +98,6 @@ DEVICES = {
             4800e9,
             450e9,
             700,
-            132,
             8,
             "ib-ndr",
             "NVIDIA H200 data sheet, 2024 (half of what it says with sparsity); NVLink 4: 900 GB/s both ways",
@@ -126,7 +111,6 @@ DEVICES = {
             7700e9,
             900e9,
             1000,
-            148,
             8,
             "ib-ndr",
             "NVIDIA HGX B200 data sheet, 2024 (half of what it says with sparsity); NVLink 5: 1,800 GB/s both ways",
@@ -140,7 +124,6 @@ DEVICES = {
             864e9,
             32e9,
             350,
-            142,
             8,
             "ethernet-100",
             "NVIDIA L40S data sheet, 2023 (half of what it says with sparsity); PCIe 4 x16: 64 GB/s both ways",
@@ -154,7 +137,6 @@ DEVICES = {
             5300e9,
             448e9,
             750,
-            304,
             8,
             "ib-ndr",
             "AMD Instinct MI300X data sheet, 2023; Infinity Fabric: seven links of 128 GB/s both ways",
@@ -190,13 +172,96 @@ class Cluster:
         return -(-self.gpus // self.per_node)
 
 
-def device(name: str) -> Device:
-    """The GPU of a name: ours, or what a driver or a node's label calls it. Raises ConfigError with the nearest."""
+# What a GPU may be described by: the table's column, and its unit there.
+NUMBERS = {
+    "memory_gb": ("memory", GB),
+    "memory_gib": ("memory", 1 << 30),
+    "bf16_tflops": ("bf16", TERA),
+    "fp8_tflops": ("fp8", TERA),
+    "bandwidth_gbs": ("bandwidth", 1e9),
+    "link_gbs": ("link", 1e9),
+    "watts": ("watts", 1),
+    "per_node": ("per_node", 1),
+}
+MOST = 1e6  # of any of them
+BY_NUMBERS = "NAME:memory_gb=48,bf16_tflops=181,bandwidth_gbs=864"
+
+
+def device(given: Device | str | Mapping[str, object]) -> Device:
+    """The GPU of a name, ours or a driver's or a node's label; of its numbers; or of both, as `h100:memory_gb=94`.
+
+    Raises ConfigError: with the nearest name, or with each number that cannot be.
+    """
+    if isinstance(given, Device):
+        return given
+    if not isinstance(given, str):
+        return described(given)
+    if given.lstrip().startswith("{"):
+        try:
+            return described(json.loads(given))
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                [Problem("gpu", given, f"a name, {BY_NUMBERS}, or such numbers in JSON ({error})")]
+            ) from None
+    name, colon, numbers = given.partition(":")
+    if colon:
+        pairs = (one.partition("=") for one in numbers.split(","))
+        return described({"name": name, **{key.strip(): number(value) for key, _, value in pairs}})
     if found := known(name):
         return found
     near = difflib.get_close_matches(name.lower(), DEVICES, n=1, cutoff=0.3)
     meant = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError([Problem("gpu", name, f"{meant}one of {', '.join(DEVICES)}")])
+    raise ConfigError([Problem("gpu", name, f"{meant}one of {', '.join(DEVICES)}; or its numbers, {BY_NUMBERS}")])
+
+
+def number(text: str) -> float | str:
+    """A number as it was written; as it is where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def described(numbers: Mapping[str, object]) -> Device:
+    """A GPU by its numbers (`NUMBERS`) and a `name`; the rest is that of the named one, else of the nearest known.
+
+    Raises ConfigError with each number that cannot be, or is missing.
+    """
+    name = str(numbers.get("name") or "GPU")
+    given = {key: value for key, value in numbers.items() if key != "name"}
+    base = known(name)
+    if problems := list(misdescribed(given, required=base is None)):
+        raise ConfigError(problems)
+    values = {NUMBERS[key][0]: float(str(value)) * NUMBERS[key][1] for key, value in given.items()}
+    base = base or min(DEVICES.values(), key=lambda one: distance(one, values))
+    values.setdefault("fp8", base.fp8 / base.bf16 * values.get("bf16", base.bf16))
+    whole: dict[str, int] = {key: int(values.pop(key)) for key in ("memory", "per_node") if key in values}
+    source = f"given: {', '.join(f'{key} {value}' for key, value in given.items())}; the rest as of {base.label}"
+    label = base.label if known(name) else name
+    return replace(
+        base, name=f"{name} by its numbers", label=f"{label} by its numbers", source=source, **values, **whole
+    )
+
+
+def misdescribed(given: Mapping[str, object], *, required: bool) -> Iterator[Problem]:
+    """What is wrong with a GPU's numbers; what is `required` of one whose name is not known."""
+    for key, value in given.items():
+        if key not in NUMBERS:
+            yield Problem(f"gpu.{key}", value, f"one of {', '.join(NUMBERS)}, name")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
+            yield Problem(f"gpu.{key}", value, f"a number above 0, up to {MOST:,.0f}")
+        elif key == "per_node" and value != int(value):
+            yield Problem(f"gpu.{key}", value, "a whole number")
+    if {"memory_gb", "memory_gib"} <= given.keys():
+        yield Problem("gpu.memory_gib", given["memory_gib"], "without memory_gb")
+    for need in (("memory_gb", "memory_gib"), ("bf16_tflops",), ("bandwidth_gbs",)) if required else ():
+        if not given.keys() & set(need):
+            yield Problem(f"gpu.{need[0]}", None, "a number: of a GPU that is not in the table it has to be given")
+
+
+def distance(one: Device, values: Mapping[str, float]) -> float:
+    """How far a card is from one with these numbers: doublings of products and of memory."""
+    return abs(math.log2(one.bf16 / values["bf16"])) + abs(math.log2(one.memory / values["memory"]))
 
 
 def known(name: str | None) -> Device | None:

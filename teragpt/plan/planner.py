@@ -64,7 +64,8 @@ class Plan:
         if self.speed.own:
             return f"measured on {self.speed.calibration.measured}"
         name, other = self.cluster.device.label, self.speed.measured_on.label
-        return f"not measured on {name}: the parts of its peaks that an {other} reaches"
+        given = f" ({self.cluster.device.source})" if self.cluster.device.name not in DEVICES else ""
+        return f"not measured on {name}: the parts of its peaks that an {other} reaches{given}"
 
     def to_json(self) -> dict[str, Any]:
         """As the API and `--json` show it."""
@@ -101,9 +102,14 @@ class Plan:
 
 
 def cluster_of(
-    gpu: str, gpus: int, *, nodes: int | None = None, network: str | None = None, memory: float | None = None
+    gpu: Device | str | Mapping[str, object],
+    gpus: int,
+    *,
+    nodes: int | None = None,
+    network: str | None = None,
+    memory: float | None = None,
 ) -> Cluster:
-    """GPUs by the name of their kind and their number; `memory` in GB where it is not the data sheet's.
+    """GPUs by the name or the numbers of their kind (`hardware.device`), and how many; `memory` in GB where it differs.
 
     Raises ConfigError that names the field.
     """

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.planned import too_large
 from controlplane.domain.resolve import ResolvedRun, lay_out
 from controlplane.domain.spec import RunSpec, parse_spec
@@ -51,6 +52,18 @@ def test_a_size_that_one_node_cannot_hold_gets_the_fewest_nodes_that_do() -> Non
     assert run.layout.nodes > 1
     assert run.planned["gpus_used"] == run.world_size == run.layout.nodes * 8
     assert "refused" in laid(Cards(gpus=512), size="70b", compute={"nodes": 1}).planned
+
+
+def test_a_gpu_that_nobody_knows_is_planned_by_its_numbers() -> None:
+    numbers = {"memory_gb": 80, "bf16_tflops": 500, "bandwidth_gbs": 2000}
+    unknown = Cards(gpu_type="ACME-9000")
+    assert not laid(unknown).planned
+    run = laid(unknown, compute={"gpu_numbers": numbers})
+    assert run.planned["gpu"] == "ACME-9000 by its numbers"
+    assert ResolvedRun.from_json(run.to_json()) == run
+    with pytest.raises(InvalidSpec) as caught:
+        asked(compute={"gpu_numbers": {**numbers, "watts": -1}})
+    assert [problem.pointer for problem in caught.value.problems] == ["/compute/gpu_numbers"]
 
 
 def test_what_was_given_stays_and_the_rest_is_found() -> None:

@@ -158,6 +158,13 @@ def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() ->
     ("named", "told"),
     [
         ({"gpu": "h10", "gpus": 8}, "gpu: got 'h10'; allowed: did you mean h100"),
+        ({"gpu": "h100:memory=94", "gpus": 8}, r"gpu.memory: got 94.0; allowed: one of memory_gb"),
+        ({"gpu": "h100:memory_gb=much", "gpus": 8}, r"gpu.memory_gb: got 'much'; allowed: a number above 0"),
+        ({"gpu": "h100:memory_gb=-1", "gpus": 8}, r"gpu.memory_gb: got -1.0"),
+        ({"gpu": "h100:per_node=1.5", "gpus": 8}, r"gpu.per_node: got 1.5; allowed: a whole number"),
+        ({"gpu": "mine:memory_gb=48", "gpus": 8}, r"gpu.bf16_tflops: got None; .*gpu.bandwidth_gbs: got None"),
+        ({"gpu": {"memory_gb": 1, "memory_gib": 1}, "gpus": 8}, r"gpu.memory_gib: got 1; allowed: without memory_gb"),
+        ({"gpu": '{"memory_gb": 48', "gpus": 8}, r"gpu: got .*; allowed: a name, NAME:memory_gb=48"),
         ({"gpu": "h100", "gpus": 0}, "gpus: got 0; allowed: a whole number from 1"),
         ({"gpu": "h100", "gpus": -8}, "gpus: got -8"),
         ({"gpu": "h100", "gpus": 2.5}, "gpus: got 2.5"),
@@ -185,6 +192,17 @@ def test_a_cluster_that_cannot_be_is_refused_by_its_field(named: dict[str, Any],
 )
 def test_a_card_is_known_by_what_drivers_and_nodes_call_it(label: str, name: str) -> None:
     assert cluster_of(label, 8).device.name == name
+
+
+def test_a_gpu_is_taken_by_its_numbers_and_the_rest_is_that_of_the_named_or_nearest() -> None:
+    of_l40s = {"memory_gb": 48, "bf16_tflops": 362, "bandwidth_gbs": 864}
+    mine, known = (plan({"size": "8b"}, cluster_of(gpu, 8)) for gpu in (of_l40s, "l40s"))
+    assert mine.best == known.best
+    assert (mine.speed.own, mine.forecast.low) == (False, known.forecast.low)
+    assert "bf16_tflops 362, bandwidth_gbs 864; the rest as of L40S" in mine.measured
+    same = [cluster_of(gpu, 8).device for gpu in ("h100:memory_gib=94", '{"name": "h100", "memory_gib": 94.0}')]
+    assert same[0] == same[1]
+    assert (same[0].memory, same[0].bf16) == (94 << 30, DEVICES["h100"].bf16)
 
 
 def test_a_plan_is_searched_for_once() -> None:
