@@ -24,7 +24,8 @@ from teragpt.config import EMBEDDED_VOCABULARY
 from teragpt.dataset_files import MANIFEST, TRAIN, fail, read_manifest
 from teragpt.prepare.documents import Document, Recipe
 from teragpt.storage import cache_folder, locked
-from teragpt.tokenizer import PIECES, train_bpe
+from teragpt.tokenizer import train_bpe
+from teragpt.tokenizer_pieces import PIECES
 
 VALIDATION = 0.05  # of some 400 modules
 SKIPPED = {

@@ -82,7 +82,7 @@ class SplitWriter:
         """Tokens written so far."""
         return int(self.counts.sum())
 
-    def append(self, ids: npt.NDArray[np.int64], documents: int) -> None:
+    def append(self, ids: npt.NDArray[np.unsignedinteger], documents: int) -> None:
         """Append the tokens of some documents, their separators included. Raises OSError."""
         self.documents += documents
         self.counts += np.bincount(ids, minlength=len(self.counts))
@@ -93,14 +93,14 @@ class SplitWriter:
             head, ids = ids[: self.room], ids[self.room :]
             self.room -= len(head)
             with self.shards[-1].open("ab") as file:
-                file.write(head.astype(self.dtype).tobytes())
+                file.write(head.astype(self.dtype, copy=False).data)
 
-    def take_tail(self, tokens: int) -> npt.NDArray[np.int64]:
+    def take_tail(self, tokens: int) -> npt.NDArray[np.unsignedinteger]:
         """Take the last `tokens` tokens off the last shard, or half of that shard if it holds fewer than twice that."""
         path = self.shards[-1]
         held = path.stat().st_size // self.dtype.itemsize
         kept = (held - min(tokens, held // 2)) * self.dtype.itemsize
-        tail = np.fromfile(path, self.dtype, offset=kept).astype(np.int64)
+        tail: npt.NDArray[np.unsignedinteger] = np.fromfile(path, self.dtype, offset=kept)
         os.truncate(path, kept)
         self.counts -= np.bincount(tail, minlength=len(self.counts))
         return tail

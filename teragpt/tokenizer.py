@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from teragpt.config import ConfigError, Problem
+from teragpt.tokenizer_engine import Engine, engine_for
 from teragpt.tokenizer_formats import foreign
+from teragpt.tokenizer_pieces import PIECES
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import tokenizers
 
 END = "<|end|>"
@@ -29,32 +33,6 @@ TEMPLATE_FILE = "chat_template.jinja"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 HUB_TIMEOUT_S = 5.0
 SOURCES = "a tokenizer.json, a folder that holds one, a SentencePiece or tiktoken file, or the hub's name of one"
-
-# What a token may span: pieces of Python that mean something by themselves. A line's end keeps the next line's
-# indentation, a name keeps the dot or underscore before it, and quotes and brackets stand alone, since a small model
-# has to learn which of them closes which.
-PIECES = (
-    r"(?:[ \t]*\r?\n)+[ \t]*",
-    r"[ .]?__[a-z]+__",
-    r"[ .]?_{0,2}\p{L}+",
-    r" ?\p{N}{1,3}",
-    r' ?(?:"""|\'\'\'|["\'])',
-    r" ?(?:\(\)|\[\]|\{\}|[()\[\]{}])",
-    r" ?[^\s\p{L}\p{N}\"'()\[\]{}._]+",
-    r" ?[._]+",
-    r"\s+",
-)
-
-# The same for text of any kind: a word keeps the space or sign before it, numbers come in groups of three digits, signs
-# stay together, and the end of lines is apart from what follows.
-PROSE_PIECES = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+",
-    r"\p{N}{1,3}",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"\s*[\r\n]+",
-    r"\s+(?!\S)",
-    r"\s+",
-)
 
 
 class TokenizerError(ConfigError):
@@ -100,9 +78,19 @@ class Tokenizer:
         """The tokens of a text, without special tokens."""
         return list(self._rules.encode(text, add_special_tokens=False).ids)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of several texts, on all cores."""
-        return [list(one.ids) for one in self._rules.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """The tokens of several texts: by tiktoken where they are the same, else by `tokenizers` on all cores."""
+        import numpy as np
+
+        made = [self.engine.encode(text) if self.engine else None for text in texts]
+        left = [text for text, ids in zip(texts, made, strict=True) if ids is None]
+        others = iter(self._rules.encode_batch_fast(left, add_special_tokens=False) if left else ())
+        return [np.array(next(others).ids, np.uint32) if ids is None else ids for ids in made]
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        """What makes the same tokens faster; None where nothing does for sure."""
+        return engine_for(self._rules)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens; separators show as what they are called."""
@@ -149,12 +137,24 @@ class Tokenizer:
         rules.encode_special_tokens = False
         return rules
 
+    def __getstate__(self) -> dict[str, Any]:
+        held = {**self.__dict__, "engine": self.engine}  # found once, not in each worker
+        held.pop("_chat_rules", None)
+        return held
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rules.encode_special_tokens = True  # which does not travel with them
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides which tokens a text becomes; the same for the same rules wherever they lie."""
         rules = json.loads(self._rules.to_str())
+        listed = {name: rules["model"].pop(name) for name in ("vocab", "merges") if name in rules["model"]}
         deciding = ("normalizer", "pre_tokenizer", "model", "decoder", "added_tokens")
-        said = json.dumps([self.end, {part: stated(rules[part]) for part in deciding}], sort_keys=True)
+        said_of = {part: stated(rules[part]) for part in deciding}
+        said_of["model"] |= listed  # in which no option stands
+        said = json.dumps([self.end, said_of], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
     def save(self, folder: Path | str) -> None:

@@ -20,7 +20,8 @@ from teragpt.prepare.assembly import published
 from teragpt.prepare.documents import DOCUMENT_BYTES, Document, Dropped, Recipe, read_segments
 from teragpt.prepare.parts import batches
 from teragpt.prepare.sources import Source, blocks, find_sources
-from teragpt.tokenizer import PROSE_PIECES, Tokenizer, train_bpe
+from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenizer_pieces import PROSE_PIECES
 
 EXAMPLES = 10  # of entries that no text used
 

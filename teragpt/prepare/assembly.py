@@ -94,9 +94,9 @@ def fill(
         kept = np.flatnonzero(code == KEPT)
         if len(kept) and not train.documents:
             held[kept[0]] = False  # something must be left to train on
-        tokens, of = part.read("tokens"), np.repeat(np.arange(len(lengths)), lengths)
+        tokens = part.read("tokens")
         for writer, mine in ((train, (code == KEPT) & ~held), (held_out, (code == KEPT) & held)):
-            writer.append(tokens[mine[of]].astype(np.int64), int(counts[mine].sum()))
+            writer.append(tokens if mine.all() else tokens[np.repeat(mine, lengths)], int(counts[mine].sum()))
         tally.add(sizes[kept], lengths[kept])
     if recipe.validation and not held_out.documents and train.tokens > 1:
         tail = train.take_tail(max(1, round(recipe.validation * train.tokens)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ BLOCK_BYTES = 8 << 20  # of text that becomes one part
 SHARD_TOKENS = 1 << 27  # 256 MiB of two-byte tokens
 TEXT, LINES, TABLE, BROKEN = "text", "jsonl", "table", "broken"  # kinds of segments
 FORMATS = ("auto", "text", "jsonl", "parquet", "arrow")
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can name half of a pair
 EXAMPLES = 5  # of what was dropped for one reason, that are named
 
 
@@ -89,7 +91,10 @@ class Recipe:
         wrong = [name for name, value in values.items() if not isinstance(value, str)]
         if wrong and not self.template:
             raise ValueError(f"text in column {wrong[0]!r} ({where} has a {type(values[wrong[0]]).__name__})")
-        return self.template.format_map(values) if self.template else values[self.column]
+        text: str = self.template.format_map(values) if self.template else values[self.column]
+        if half := not text.isascii() and SURROGATE.search(text):
+            raise ValueError(f"text ({where} has half a surrogate pair, \\u{ord(half[0]):x}, which is no character)")
+        return text
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,20 @@ class Document:
 
     parts: tuple[str, ...]
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Its text in bytes."""
-        return sum(len(part.encode()) for part in self.parts)
+        return self._measured[0]
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """SHA-256 of the content."""
-        return hashlib.sha256("\0".join(self.parts).encode()).digest()
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[int, bytes]:
+        content = "\0".join(self.parts).encode()
+        return len(content) - len(self.parts) + 1, hashlib.sha256(content).digest()
 
     @property
     def point(self) -> float:

@@ -29,7 +29,7 @@ from teragpt.shards import numpy_type
 from teragpt.tokenizer import Tokenizer
 
 ENCODED_BYTES = 1 << 20  # of text that is tokenized in one call: the library takes a hundred bytes a token meanwhile
-Ids = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,21 @@ def make_part(
 ) -> None:
     """Tokenize documents into the part at `path`. Raises OSError, and what reading the documents raises."""
     ids: list[Ids] = []
+    end = np.array([tokenizer.end], np.uint32)
     lengths: list[int] = []
     counts, sizes, digests, keys = [], [], [], []
     for batch in batches(documents):
         encoded = iter(tokenizer.encode_batch([part for document in batch for part in document.parts]))
         for document in batch:
-            mine = [np.array([*next(encoded), tokenizer.end], np.int64) for _ in document.parts]
-            ids += mine
-            lengths.append(sum(map(len, mine)))
+            before = len(ids)
+            for _ in document.parts:
+                ids += (next(encoded), end)
+            lengths.append(sum(map(len, ids[before:])))
             counts.append(len(document.parts))
             sizes.append(document.size)
             digests.append(np.frombuffer(document.digest[:16], ">u8"))
         keys.append(band_keys(batch, recipe.near_duplicates))
-    tokens = np.concatenate(ids or [np.empty(0, np.int64)])
+    tokens = np.concatenate(ids or [end[:0]])
     record = json.dumps({"block": block, "dropped": dropped.reasons}).encode()
     Part(path).write(
         tokens=tokens.astype(numpy_type(token_type(tokenizer.vocabulary))),
@@ -127,12 +129,12 @@ def batches(documents: Iterable[Document], size: int = ENCODED_BYTES) -> Iterato
 _worker: dict[str, Any] = {}  # what a worker process opens once
 
 
-def start_worker(tokenizer: str, recipe: Recipe) -> None:
+def start_worker(tokenizer: Tokenizer, recipe: Recipe) -> None:
     """Prepare a worker process: it takes one core, leaves interrupts to its parent, and ends with it."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(tokenizer=Tokenizer(tokenizer), recipe=recipe)
+    _worker.update(tokenizer=tokenizer, recipe=recipe)
 
 
 def end_with_parent() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from teragpt.dataset_files import TOKENIZER_FOLDER, Manifest, fail
+from teragpt.dataset_files import Manifest, fail
 from teragpt.prepare.assembly import PARTS, finish, publication
 from teragpt.prepare.documents import BLOCK_BYTES, Recipe
 from teragpt.prepare.minhash import signature_class
@@ -55,6 +55,6 @@ def prepare(
         publication(Path(out), tokenizer, recipe) as draft,
         tqdm(total=total, unit="B", unit_scale=True, desc="prepare", disable=None if progress else True) as bar,
     ):
-        with Workers(workers, draft / PARTS, tokenizer, draft / TOKENIZER_FOLDER, recipe) as pool:
+        with Workers(workers, draft / PARTS, tokenizer, recipe) as pool:
             parts = make_parts(found, pool, bar)
         return finish(parts, draft, tokenizer, recipe)

@@ -34,13 +34,13 @@ class Workers:
     As many blocks again may wait for them. `stop` tells readers that one of them has failed.
     """
 
-    def __init__(self, count: int, folder: Path, tokenizer: Tokenizer, saved: Path, recipe: Recipe) -> None:
+    def __init__(self, count: int, folder: Path, tokenizer: Tokenizer, recipe: Recipe) -> None:
         self.count, self.folder, self.tokenizer, self.recipe = count, folder, tokenizer, recipe
         self.slots, self.stop = BoundedSemaphore(2 * count), Event()
         self.processes = None
         if count > 1:
             context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
-            self.processes = ProcessPoolExecutor(count, context, start_worker, (str(saved), recipe))
+            self.processes = ProcessPoolExecutor(count, context, start_worker, (tokenizer, recipe))
 
     def __enter__(self) -> Self:
         return self

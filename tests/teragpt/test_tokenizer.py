@@ -42,7 +42,7 @@ def test_any_text_comes_back_and_none_becomes_the_separator(text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.end not in ids
-    assert tokenizer.encode_batch([text]) == [ids]
+    assert [one.tolist() for one in tokenizer.encode_batch([text])] == [ids]
 
 
 @settings(deadline=None)

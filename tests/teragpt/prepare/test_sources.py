@@ -164,6 +164,7 @@ BAD: dict[str, tuple[bytes, str, int]] = {  # a file's content, what is said of 
     "c.jsonl": (b'{"body": "x", "id": 1}\n', "a column 'text' \\(line 1 has body, id", 0),
     "d.jsonl": (b'{"text": 5}\n', "text in column 'text' \\(line 1 has a int", 0),
     "e.jsonl": (b'{"text": "good"}\n{"text": "\xff"}', "line 2: byte 0xff", 1),
+    "k.jsonl": (b'{"text": "good"}\n{"text": "\\ud83d!"}\n', r"line 2 has half a surrogate pair, \\ud83d", 1),
     "f.txt.gz": (gzip.compress(b"text" * 99)[:-9], "a readable text file \\(", 0),
     "g.txt.zst": (zstandard.compress(bytes(range(33, 127)) * 9)[:-9], "cut short", 0),
     "h.parquet": (b"PAR1 and then nothing", "a readable parquet file", 0),

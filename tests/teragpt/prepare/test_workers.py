@@ -18,8 +18,7 @@ def test_workers_outlive_the_thread_that_started_them(tmp_path: Path) -> None:
     recipe = Recipe()
     (block,) = blocks(find_sources([tmp_path / "x.txt"]), recipe)
     tokenizer = train_bpe(["some text\n"] * 10, 300)
-    tokenizer.save(tmp_path / "tokenizer")
-    with Workers(2, parts, tokenizer, tmp_path / "tokenizer", recipe) as workers:
+    with Workers(2, parts, tokenizer, recipe) as workers:
 
         def make(name: str) -> None:
             assert workers.submit(Part(parts / name), block).result(60) == ()
