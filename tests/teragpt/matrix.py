@@ -30,6 +30,7 @@ MESHES: dict[str, tuple[int, dict[str, int]]] = {
     "PP 2 x FSDP 2": (4, {"pp": 2}),
     "PP 2 x TP 2": (4, {"pp": 2, "tp": 2}),
 }
+ALL_DIMENSIONS = "PP 2 x CP 2 x TP 2"  # and FSDP, which shards over cp; 8 ranks, so that there is one a backend
 BACKENDS = {"eager": "", "inductor": "inductor"}
 LIMITS = {"fp64": (1e-10, 1e-10), "fp32": (1e-5, 1e-4), "bf16": (2e-3, float("inf"))}  # of losses, of gradients
 
@@ -65,6 +66,11 @@ def cells() -> Iterator[tuple[str, Cell]]:
                 if key not in {"depth", "precision", "steps"}
             ]
             yield ", ".join([mesh, precision, backend, *told]), Cell(count, sizes, chosen, used)
+
+    for backend, used in BACKENDS.items():
+        chosen = {"recompute": "selective", "tied": False, "packing": "documents", "depth": 4, "precision": "fp64"}
+        told = ["recompute selective", "tied false", "packing documents"]
+        yield ", ".join([ALL_DIMENSIONS, "fp64", backend, *told]), Cell(8, {"pp": 2, "cp": 2, "tp": 2}, chosen, used)
 
 
 def main(words: Sequence[str]) -> int:

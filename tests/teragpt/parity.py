@@ -1,7 +1,7 @@
 """Loss and every gradient on any mesh, beside one rank's: the cells of a matrix, all of one launch in its processes.
 
 As a rank: `python -m tests.teragpt.parity FOLDER CELL.json` computes the cells of the file and leaves each one's loss
-and whole gradients, at steps 1 and 5, in the folder.
+and whole gradients, at steps 1 and 5, in the folder. It fails where a graph breaks, or is compiled again after step 2.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from teragpt.config import Config, resolve
@@ -30,6 +31,7 @@ from teragpt.optim import Optimizer
 from teragpt.packing import confine
 from teragpt.parallel import build_model, compute_dtype, connect, forward_backward, materialize, parallelize
 
+COMPILED_BY = 2  # the step after which nothing is compiled again
 LOOKED_AT = (1, 5)  # steps whose gradients are compared; the loss is at every step
 SAME = {
     "tied",
@@ -103,6 +105,7 @@ def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
     materialize(model, config, device)
     optimizer = Optimizer(model, mesh, config)
     found: dict[str, Tensor] = {}
+    graphs = 0
     for step in range(config.steps):
         ids, targets = dataset.batch(
             step, config.sequences, config.context, config.seed, mesh.data_rank, mesh.data_ranks
@@ -112,8 +115,13 @@ def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
         found |= {f"{step + 1} loss": summary[0], f"{step + 1} norm": summary[1]}
         if step + 1 in LOOKED_AT:
             found |= whole(step + 1, optimizer, mesh)
+        if step + 1 == COMPILED_BY:
+            graphs = counters["stats"]["unique_graphs"]
         optimizer.schedule(step)
         optimizer.step(summary[1])
+    assert counters["stats"]["unique_graphs"] == graphs, "compiled again after step 2"
+    assert (graphs > 0) == (config.compile == "on")
+    assert not counters["graph_break"], counters["graph_break"]
     return found
 
 
@@ -138,6 +146,7 @@ def main(folder: Path, listed: Path) -> None:
         cell = Cell(dist.get_world_size(), mesh, settings, backend)
         torch.compile = functools.partial(compile_, backend=backend or "inductor")
         torch.compiler.reset()
+        counters.clear()
         gc.collect()
         given = {**SHAPE, **mesh, **settings, "compile": "on" if backend else "off"}
         found = numbers(resolve(given), device)
