@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from controlplane import logfmt
+from controlplane import logfmt, tracing
 from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import InvalidSpec, StoreError
 from controlplane.domain.retention import Retention
@@ -110,10 +110,10 @@ def address(settings: Settings, listener: socket.socket) -> str:
 def run(settings: Settings, listener: socket.socket) -> None:
     """Serve on `listener` until told to stop. Raises StoreError where the data folder cannot be used."""
     logfmt.configure(settings.log_level)
-    from controlplane.api.app import create_app
+    from controlplane.api.app import create_app, product_version
 
     url = address(settings, listener)
-    with opened(settings, url) as context:
+    with tracing.exported(os.environ, product_version()), opened(settings, url) as context:
         token = ensure_token(settings.home) if settings.token_required else None
         app = create_app(context, settings, token=token)
         part = nullcontext() if settings.database.role == "api" else leading(context, settings, app.state.measurements)

@@ -21,7 +21,7 @@ from tools.blocks import ROOT
 FOLDER = Path("deploy/locks")
 PYTHON = "3.11"  # the oldest that is supported, and Debian 12's
 LOCKS = {  # a file's name: the extras that it locks; without any, what builds a wheel
-    "controlplane": ("serve", "postgres"),
+    "controlplane": ("serve", "otel", "postgres"),
     "build": (),
 }
 HEAD = "# Written by `python -m tools.lock`, which reads pyproject.toml and constraints.txt.\n"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Response
 from pydantic import Field
 
+from controlplane import tracing
 from controlplane.api.body import JsonRoute
 from controlplane.api.plans import Resolved
 from controlplane.api.views import CREATED, OBJECT, RUN_ID, STARTED, IdempotencyKey, RunRef, Services, User, View
@@ -185,6 +186,7 @@ def show(run: RunView) -> Run:
 
 
 def _made(run: RunView, response: Response, *, replayed: bool) -> Run:
+    tracing.made(run.id)
     response.headers["location"] = f"/v1/runs/{run.id}"
     response.headers["idempotency-replayed"] = str(replayed).lower()
     response.status_code = 200 if replayed else 201

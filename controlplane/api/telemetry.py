@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from controlplane import tracing
 from controlplane.api.problems import Refusal, render
 from controlplane.domain.errors import StoreError
 from controlplane.logfmt import about
@@ -155,7 +156,8 @@ class Telemetry:
                 status, streams = message["status"], headers.get("content-type", "").startswith("text/event-stream")
             await send(message)
 
-        with about(request=scope["request_id"]):
+        traced = tracing.request(scope["method"], Headers(scope=scope))
+        with about(request=scope["request_id"]), traced as ended:
             try:
                 await self.app(scope, receive, named)
             except Exception:
@@ -165,9 +167,10 @@ class Telemetry:
                     await render(refusal, scope)(scope, receive, named)
             finally:
                 self._record(scope, status, time.perf_counter() - start, streams=streams)
+                ended(_route(scope), status, {"url.path": scope["path"], "teragpt.request": scope["request_id"]})
 
     def _record(self, scope: Scope, status: int, seconds: float, *, streams: bool) -> None:
-        route = getattr(scope.get("route"), "path", "(none)")
+        route = _route(scope)
         self.measurements.requests.labels(scope["method"], route, str(status)).inc()
         if not streams:
             self.measurements.seconds.labels(route).observe(seconds)
@@ -177,3 +180,7 @@ class Telemetry:
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
         run = scope.get("path_params", {}).get("run")
         log.log(level, "request", extra={**fields, **({"run": run} if run else {}), "request": scope["request_id"]})
+
+
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "(none)")

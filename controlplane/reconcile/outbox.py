@@ -26,6 +26,7 @@ from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Outbox, Run
 from controlplane.store.writer import Transaction
 from controlplane.submission import attempt_of
+from controlplane.tracing import of_run
 
 log = logging.getLogger(__name__)
 NODE_FAULTS = frozenset({"NodeLost", "Shutdown"})
@@ -75,7 +76,7 @@ class Worker:
         leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
         fault("rows leased")
         for row in leased:
-            with about(run=row.run_id, attempt=row.attempt):
+            with about(run=row.run_id, attempt=row.attempt), of_run(f"outbox {row.op}", row.run_id, row.attempt):
                 self._create(row, now) if row.op == CREATE else self._delete(row, now)
         return len(leased) == BATCH
 

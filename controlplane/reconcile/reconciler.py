@@ -27,6 +27,7 @@ from controlplane.reconcile.pace import Pace
 from controlplane.reconcile.witness import witnessed
 from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Outbox, Run
+from controlplane.tracing import of_run
 
 log = logging.getLogger(__name__)
 HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
@@ -171,7 +172,9 @@ class Reconciler:
             decision = decide(look)
             if decision is None:
                 return
-            if not apply(self._store, self._pace, look, witnessed(self._cluster, look, decision)):
+            with of_run("reconcile", run.id, attempt.number):
+                valid = apply(self._store, self._pace, look, witnessed(self._cluster, look, decision))
+            if not valid:
                 return
             with self._store.read() as session:
                 run = session.get_one(Run, run.id)

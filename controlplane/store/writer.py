@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from controlplane.domain.errors import StoreUnavailable
 from controlplane.faults import fault
 from controlplane.store.signals import Signals
+from controlplane.tracing import span
 
 T = TypeVar("T")
 LARGEST_GROUP = 64  # writes of one commit
@@ -76,7 +77,8 @@ class Writer:
             if self._closed:
                 raise StoreUnavailable("the control plane is shutting down")
             self._jobs.put((job, done))
-        result: T = done.result()
+        with span("store write"):
+            result: T = done.result()
         return result
 
     @contextmanager

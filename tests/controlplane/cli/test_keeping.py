@@ -88,16 +88,6 @@ def test_stacks_of_a_run_are_shown(teragpt: Teragpt, finished: str) -> None:
     assert rest[:3] == ["", "== rank 0", "    all_reduce"]
 
 
-def test_stacks_of_a_run_are_shown(teragpt: Teragpt, finished: str) -> None:
-    assert teragpt("stacks", "first") == "no stacks were kept\n"
-    folder = Path(json.loads(teragpt("stacks", finished, "--json"))["folder"])
-    (folder / "faults").mkdir()
-    (folder / "faults" / "attempt-1-stacks.txt").write_text("== rank 0\n    all_reduce\n")
-    head, *rest = teragpt("stacks", "first").splitlines()
-    assert head.startswith("attempt-1-stacks.txt, ")
-    assert rest[:3] == ["", "== rank 0", "    all_reduce"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.clusters.base import Stacks
 from controlplane.clusters.local import shim, stacks
 from tests.controlplane.clusters.local.conftest import Bench, until
 
@@ -47,12 +48,12 @@ def test_what_is_not_there_is_named(bench: Bench) -> None:
     assert bench.cluster.stacks("nobody").problem == "none of its Python processes is alive"
 
 
-def spy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> stacks.Stacks:
+def spy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Stacks:
     """What comes of one process of ours, with another program in py-spy's place."""
     program = tmp_path / "py-spy"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    monkeypatch.setattr(stacks.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(shim, "members", lambda _: iter([os.getpid()]))
     return stacks.stacks_of(["a"])
 
@@ -75,6 +76,6 @@ def test_a_process_that_cannot_be_read_holds_nobody_up(tmp_path: Path, monkeypat
 
 
 def test_without_py_spy_the_mend_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacks.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "pip install '.[stacks]'" in stacks.stacks_of([]).problem
