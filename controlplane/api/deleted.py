@@ -56,6 +56,6 @@ def restore(run: DeletedRun, response: Response, context: Services, user: User) 
 
 
 @router.delete("/deleted/{run}", summary="Purge a deleted run")
-def purge(run: DeletedRun, context: Services) -> Remains:
+def purge(run: DeletedRun, context: Services, user: User) -> Remains:
     """Remove a deleted run for good, with all that `GET` shows; what went."""
-    return Remains.model_validate(purges.purge(context, run))
+    return Remains.model_validate(purges.purge(context, run, actor=user))

@@ -131,21 +131,21 @@ def get(run: RunRef, response: Response, context: Services) -> Run:
 
 
 @router.post("/runs/{run}/cancel", status_code=202, summary="Cancel a run")
-def cancel(run: RunRef, context: Services) -> Run:
+def cancel(run: RunRef, context: Services, user: User) -> Run:
     """Ask for the run's end. It writes a checkpoint first; a run that has ended stays as it is."""
-    return show(runs.cancel_run(context, run))
+    return show(runs.cancel_run(context, run, actor=user))
 
 
 @router.post("/runs/{run}/suspend", status_code=202, summary="Suspend a run")
-def suspend(run: RunRef, context: Services) -> Run:
+def suspend(run: RunRef, context: Services, user: User) -> Run:
     """Stop the run for now: it writes a checkpoint, gives back what it holds, and can be resumed."""
-    return show(runs.suspend_run(context, run))
+    return show(runs.suspend_run(context, run, actor=user))
 
 
 @router.post("/runs/{run}/resume", status_code=202, summary="Resume a run")
-def resume(run: RunRef, context: Services) -> Run:
+def resume(run: RunRef, context: Services, user: User) -> Run:
     """Let a suspended run go on from its last checkpoint."""
-    return show(runs.resume_run(context, run))
+    return show(runs.resume_run(context, run, actor=user))
 
 
 @router.post("/runs/{run}/retry", status_code=201, summary="Try a run again", responses=MADE)

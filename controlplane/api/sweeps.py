@@ -107,9 +107,9 @@ def get(sweep: SweepRef, context: Services) -> SweepResults:
 
 
 @router.post("/sweeps/{sweep}/cancel", status_code=202, summary="Cancel a sweep")
-def cancel(sweep: SweepRef, context: Services) -> SweepResults:
+def cancel(sweep: SweepRef, context: Services, user: User) -> SweepResults:
     """Ask for the end of every run of it that goes on; each writes a checkpoint first."""
-    return _results(sweeps.cancel_sweep(context, sweep))
+    return _results(sweeps.cancel_sweep(context, sweep, actor=user))
 
 
 def _results(sweep: SweepTable) -> SweepResults:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.runs import Run, show
-from controlplane.api.views import Authorization, RunRef, Services, bearer
+from controlplane.api.views import Authorization, RunRef, Services, User, bearer
 from controlplane.services import tasks
 
 router = APIRouter(tags=["tasks"], route_class=JsonRoute)
@@ -54,9 +54,9 @@ class Asked(BaseModel):
 
 
 @router.post("/runs/{run}/tasks", status_code=201, summary="Do something with a trained model")
-def create(run: RunRef, body: Asked, context: Services) -> Run:
+def create(run: RunRef, body: Asked, context: Services, user: User) -> Run:
     """A new run that samples, exports or copies where the run's folder is. Its log is the sample."""
-    return show(tasks.create_task(context, run, body.task, body.arguments()))
+    return show(tasks.create_task(context, run, body.task, body.arguments(), principal=user))
 
 
 @files.put("/runs/{run}/output", status_code=204, summary="Hand back a task's files", include_in_schema=False)

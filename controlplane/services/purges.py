@@ -16,6 +16,7 @@ from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import ClusterSilent, NeededByRun, NotFound
 from controlplane.domain.phases import LIVE
 from controlplane.services.context import Context
+from controlplane.services.runs import LOCAL
 from controlplane.services.views import RemainsView
 from controlplane.store.tables import Attempt, Base, Event, MetricBlock, MetricPoint, Run
 from controlplane.store.writer import Transaction
@@ -45,8 +46,8 @@ def remains(context: Context, run_id: str) -> RemainsView:
     )
 
 
-def purge(context: Context, run_id: str) -> RemainsView:
-    """Remove a deleted run for good; what went.
+def purge(context: Context, run_id: str, *, actor: str = LOCAL) -> RemainsView:
+    """Remove a deleted run for good; what went. Its events go too: the log alone tells who did it.
 
     Raises NotFound, NeededByRun while a live run begins from its folder or works on it, and ClusterSilent.
     """
@@ -66,7 +67,8 @@ def purge(context: Context, run_id: str) -> RemainsView:
     while context.store.write(lambda transaction: _thin(transaction, run_id)):
         pass
     context.store.write(lambda transaction: _remove(transaction, run_id))
-    log.info("run %s (%s) is purged: %d attempts, %d points", run_id, left.name, left.attempts, left.points)
+    told = "run %s (%s) is purged by %s: %d attempts, %d points"
+    log.info(told, run_id, left.name, actor, left.attempts, left.points)
     return left
 
 

@@ -47,7 +47,7 @@ def enforce(context: Context) -> None:
             changes.delete_run(context, run_id, actor=ACTOR)
     for run_id in found.purges:
         try:
-            purges.purge(context, run_id)
+            purges.purge(context, run_id, actor=ACTOR)
         except NotFound:
             continue
         except (NeededByRun, ClusterSilent, OSError) as error:

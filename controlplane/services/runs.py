@@ -93,7 +93,7 @@ def get(context: Context, run_id: str) -> RunView:
     return view_of(context, wanted.where(Run.deleted_at.is_(None)), run_id)
 
 
-def cancel_run(context: Context, run_id: str) -> RunView:
+def cancel_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
     """Want the run's end; a run that has ended, or is being cancelled, stays as it is. Raises NotFound."""
     run_id = get(context, run_id).id
 
@@ -103,7 +103,8 @@ def cancel_run(context: Context, run_id: str) -> RunView:
             return
         run.desired, run.revision = Desired.CANCELLED, run.revision + 1
         transaction.session.flush()
-        add_event(transaction, run_id, "cancel", "a cancel was asked for", context.clock())
+        data = {"actor": actor}
+        add_event(transaction, run_id, "cancel", "a cancel was asked for", context.clock(), data=data)
         transaction.work = True
         fault("cancel wanted")
 
@@ -112,17 +113,17 @@ def cancel_run(context: Context, run_id: str) -> RunView:
     return get(context, run_id)
 
 
-def suspend_run(context: Context, run_id: str) -> RunView:
+def suspend_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
     """Want the run to stop for now, with a checkpoint, and to give back what it holds. Raises NotFound and NotAlive."""
-    return _want(context, run_id, Desired.SUSPENDED, "suspended")
+    return _want(context, run_id, Desired.SUSPENDED, "suspended", actor)
 
 
-def resume_run(context: Context, run_id: str) -> RunView:
+def resume_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
     """Want a suspended run to go on from its last checkpoint. Raises NotFound and NotAlive."""
-    return _want(context, run_id, Desired.RUNNING, "resumed")
+    return _want(context, run_id, Desired.RUNNING, "resumed", actor)
 
 
-def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView:
+def _want(context: Context, run_id: str, desired: Desired, verb: str, actor: str) -> RunView:
     run_id = get(context, run_id).id
 
     def job(transaction: Transaction) -> None:
@@ -133,7 +134,8 @@ def _want(context: Context, run_id: str, desired: Desired, verb: str) -> RunView
             run.desired, run.revision = desired, run.revision + 1
             transaction.session.flush()
             kind = "suspend" if desired == Desired.SUSPENDED else "resume"
-            add_event(transaction, run_id, kind, f"a {kind} was asked for", context.clock())
+            data = {"actor": actor}
+            add_event(transaction, run_id, kind, f"a {kind} was asked for", context.clock(), data=data)
             transaction.work = True
 
     context.store.write(job)

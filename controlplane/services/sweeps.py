@@ -82,7 +82,7 @@ def list_sweeps(context: Context, *, cursor: str | None = None, limit: int = 50)
     return SweepPage(views, cursor_after(views[-1].id) if more else None)
 
 
-def cancel_sweep(context: Context, sweep_id: str) -> SweepTable:
+def cancel_sweep(context: Context, sweep_id: str, *, actor: str = runs.LOCAL) -> SweepTable:
     """Want the end of every run of a sweep that goes on; one that has ended stays as it is. Raises NotFound."""
     with context.store.read() as session:
         sweep_id = _found(session, sweep_id).id
@@ -97,7 +97,8 @@ def cancel_sweep(context: Context, sweep_id: str) -> SweepTable:
         session.execute(update(Run).where(Run.id.in_(live)).values(**wanted))
         session.execute(update(Sweep).where(Sweep.id == sweep_id).values(cancelled_at=now))
         for run_id in live:
-            add_event(transaction, run_id, "cancel", "a cancel of its sweep was asked for", now)
+            told = "a cancel of its sweep was asked for"
+            add_event(transaction, run_id, "cancel", told, now, data={"actor": actor})
         transaction.work = True
 
     context.store.write(job)

@@ -29,7 +29,9 @@ COPIES = 4  # of the fp32 weights that a task holds at once, at most: as loaded,
 KEPT_S = 86_400
 
 
-def create_task(context: Context, run_id: str, task: Task, arguments: Sequence[str] = ()) -> RunView:
+def create_task(
+    context: Context, run_id: str, task: Task, arguments: Sequence[str] = (), *, principal: str = runs.LOCAL
+) -> RunView:
     """Have a task done with a run's newest checkpoint. Raises NotFound and NoCheckpoint."""
     parent = runs.get(context, run_id)
     if runs.last_step(parent) is None:
@@ -50,7 +52,7 @@ def create_task(context: Context, run_id: str, task: Task, arguments: Sequence[s
         name=f"{task}-{suffix(made)}",
         spec=RunSpec(size=parent.size, labels=parent.labels, limits=Limits(max_restarts=0)),
         resolved=alone,
-        principal=runs.LOCAL,
+        principal=principal,
         key=None,
         body_hash="",
         queue=runs.queue_of(context, alone),

@@ -193,6 +193,28 @@ def test_a_user_of_the_issuer_is_named_wherever_they_act(plane: Plane, issuer: T
     assert actors(client, "mine") == {"ada"}
 
 
+def test_whatever_a_user_does_to_a_run_bears_their_name(plane: Plane, caplog: pytest.LogCaptureFixture) -> None:
+    client = by(plane, "10.0.0.7", auth="proxy", proxy_networks="10.0.0.0/24")
+    ada, eve = {"x-forwarded-user": "ada"}, {"x-forwarded-user": "eve"}
+    made = client.post("/runs", headers=ada, json={"size": "tiny", "name": "mine"}).json()["id"]
+    for verb in ("suspend", "resume", "cancel"):
+        assert client.post(f"/runs/{made}/{verb}", headers=eve).status_code == 202
+    swept = {"spec": {"size": "tiny"}, "grid": {"/train/seed": [1, 2]}, "name": "two"}
+    assert client.post("/sweeps", headers=ada, json=swept).status_code == 201
+    assert client.post("/sweeps/two/cancel", headers=eve).status_code == 202
+    for run in (made, "two-0", "two-1"):
+        told = client.get(f"/runs/{run}/events", headers=eve).json()["items"]
+        done = [(event["kind"], event["data"]["actor"]) for event in told if "actor" in event["data"]]
+        assert done[0] == ("created", "ada")
+        assert ("cancel", "eve") in done
+        assert {actor for kind, actor in done if kind != "created"} == {"eve"}
+    plane.reconciler.step()
+    assert client.delete(f"/runs/{made}", headers=eve).status_code == 204
+    with caplog.at_level("INFO"):
+        assert client.delete(f"/deleted/{made}", headers=eve).status_code == 200
+    assert f"run {made} (mine) is purged by eve" in caplog.text
+
+
 def test_without_a_token_of_the_issuer_nothing_is_shown(plane: Plane, issuer: TestIssuer) -> None:
     client = by(plane, auth="oidc", oidc_issuer=issuer.url)
     late = issuer.token(exp=1.0)
