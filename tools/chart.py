@@ -40,12 +40,16 @@ def schema(tree: Node) -> str:
 
 
 def strict(node: Node) -> Node:
-    """A node that takes no key which is not there; the source's own words elsewhere."""
+    """A node that takes no key which is not there, and says which are; the source's own words elsewhere.
+
+    Helm shows what a constant should have been: the one place where JSON Schema lets us choose the words.
+    """
     if "properties" not in node or "default" in node:
         return plain(node)
     parts = {name: strict(part) for name, part in node["properties"].items()}
     rest = {key: value for key, value in node.items() if key not in {"properties", "$defs"}}
-    return rest | {"type": "object", "additionalProperties": False, "properties": parts}
+    told = f"left out, since there is no such key; allowed: {', '.join(parts)}"
+    return rest | {"type": "object", "additionalProperties": {"const": told}, "properties": parts}
 
 
 def plain(node: Node) -> Node:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -518,6 +520,22 @@ def test_the_service_leaves_the_name_of_the_runs_headless_one_alone() -> None:
 @pytest.mark.parametrize(("train", "spec"), [(True, {"size": "tiny", "train": {"steps": 20}}), (False, {})])
 def test_the_test_trains_unless_told_otherwise(train: bool, spec: dict[str, Any]) -> None:
     assert json.loads(one("ConfigMap", {"test": {"train": train}})["data"]["spec.json"]) == spec
+
+
+def test_the_test_of_what_is_stopped_says_so_at_once_and_waits_for_no_node_or_volume() -> None:
+    pod = one("Pod", case_of("stopped"))["spec"]
+    assert "affinity" not in pod
+    assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    program, *arguments = pod["containers"][0]["command"]
+    assert program == "python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: it is stopped (replicas: 0), so that nothing can be trained; set replicas")
+
+
+def test_stopping_rehearses_nothing() -> None:
+    assert not [each for each in objects(case_of("stopped"), "--is-upgrade") if each["kind"] == "Job"]
+    assert [each for each in objects({}, "--is-upgrade") if each["kind"] == "Job"]
 
 
 def test_openshift_chooses_the_user_where_none_is_given() -> None:
