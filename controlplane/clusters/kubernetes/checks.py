@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from controlplane.clusters.base import Check, Kind, Unavailable
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
@@ -22,6 +23,7 @@ from controlplane.clusters.kubernetes.resources import (
     Resource,
 )
 
+DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 OPERATORS: dict[Kind, str] = {"PyTorchJob": "training-operator", "TrainJob": "kubeflow-trainer-controller-manager"}
 NEEDED: tuple[tuple[str, Resource, str, str], ...] = (
     ("list", PODS, "", "see how runs go"),
@@ -117,9 +119,18 @@ def _storage(connection: Connection) -> Iterator[Check]:
         mend = "" if bound else "Make a claim (ReadWriteMany for several nodes), or use an object store."
         yield Check("claims", ok=True, detail=detail, mend=mend)
     if may(connection, "list", STORAGE_CLASSES, everywhere=True):
-        classes = [one["metadata"]["name"] for one in connection.call("GET", STORAGE_CLASSES.path()).get("items") or ()]
-        mend = "" if classes else "Install a provisioner, or bind claims to volumes by hand."
-        yield Check("storage classes", ok=bool(classes), detail=", ".join(classes) or "none", mend=mend)
+        yield _classes(connection.call("GET", STORAGE_CLASSES.path()).get("items") or ())
+
+
+def _classes(found: Sequence[Mapping[str, Any]]) -> Check:
+    """Whether claims that name no class are bound: those of the chart name none unless told."""
+    annotations = {one["metadata"]["name"]: one["metadata"].get("annotations") or {} for one in found}
+    usual = [name for name, notes in annotations.items() if notes.get(DEFAULT_CLASS) == "true"]
+    detail = f"{', '.join(annotations)}; default: {', '.join(usual) or 'none'}" if annotations else "none"
+    mend = "" if usual else "Mark one as the default, or name one in store.storageClass and runs.storage.storageClass."
+    if not annotations:
+        mend = "Install a provisioner, or bind claims to volumes by hand."
+    return Check("storage classes", ok=bool(annotations), detail=detail, mend=mend)
 
 
 def _nodes(connection: Connection) -> Iterator[Check]:

@@ -22,16 +22,32 @@ def test_a_cluster_that_has_everything(server: ApiServer, connection: Connection
     fill(server)
     deployment(server, "training-operator", 1)
     deployment(server, "kubeflow-trainer-controller-manager", 1)
-    server.create("/apis/storage.k8s.io/v1//storageclasses", {"metadata": {"name": "shared"}}, dry=False)
+    storage_class(server, "shared", default=True)
     claim = {"metadata": {"name": "runs"}, "spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}}
     server.create("/api/v1/default/persistentvolumeclaims", claim, dry=False)
     found = checks(connection)
     assert [check for check in found.values() if not check.ok or check.mend] == []
     assert found["api server"].detail == f"{server.url}, Kubernetes v1.36.3"
     assert found["operator of PyTorchJob"].detail == "training-operator: 1 ready"
+    assert found["storage classes"].detail == "shared; default: shared"
     assert found["claims"].detail == "1 of 1 claims bound; for several nodes: runs"
     assert found["gpus"].detail == "8 nvidia.com/gpu; types: NVIDIA-H100-80GB-HBM3"
     assert found["nodes"].detail == "2 of 3 take pods"
+
+
+def storage_class(server: ApiServer, name: str, *, default: bool = False) -> None:
+    notes = {"annotations": {"storageclass.kubernetes.io/is-default-class": "true"}} if default else {}
+    server.create("/apis/storage.k8s.io/v1//storageclasses", {"metadata": {"name": name, **notes}}, dry=False)
+
+
+def test_classes_of_which_none_is_the_default_are_good_for_who_names_one(
+    server: ApiServer, connection: Connection
+) -> None:
+    for name in ("fast", "slow"):
+        storage_class(server, name)
+    found = checks(connection)["storage classes"]
+    assert (found.ok, found.detail) == (True, "fast, slow; default: none")
+    assert found.mend.startswith("Mark one as the default, or name one in store.storageClass")
 
 
 def test_everything_that_lacks_says_how_it_is_mended(server: ApiServer, connection: Connection) -> None:
