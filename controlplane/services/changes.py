@@ -17,6 +17,7 @@ from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.placement import Scheduling
 from controlplane.domain.resolve import unhonoured
 from controlplane.domain.spec import Limits, RunSpec
+from controlplane.faults import fault
 from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
@@ -70,6 +71,7 @@ def delete_run(context: Context, run_id: str, *, revisions: Revisions = None, ac
         run.revision += 1
         transaction.session.flush()
         add_event(transaction, run_id, "delete", f"{actor} deleted it", context.clock(), data={"actor": actor})
+        fault("run hidden")
 
     context.store.write(job)
 

@@ -15,6 +15,7 @@ from sqlalchemy import Select, Table, delete, func, or_, select
 from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import ClusterSilent, NeededByRun, NotFound
 from controlplane.domain.phases import LIVE
+from controlplane.faults import fault
 from controlplane.services.context import Context
 from controlplane.services.runs import LOCAL
 from controlplane.services.views import RemainsView
@@ -60,10 +61,12 @@ def purge(context: Context, run_id: str, *, actor: str = LOCAL) -> RemainsView:
             context.cluster.forget(name)
     except ClusterError as error:
         raise ClusterSilent(str(error)) from None
+    fault("logs removed")
     for each in (run_id, *left.tasks):
         (context.home / "outputs" / f"{each}.tar").unlink(missing_ok=True)
     if left.folder_removed:
         shutil.rmtree(left.folder)
+    fault("folder removed")
     while context.store.write(lambda transaction: _thin(transaction, run_id)):
         pass
     context.store.write(lambda transaction: _remove(transaction, run_id))
@@ -113,6 +116,7 @@ def _thin(transaction: Transaction, run_id: str) -> bool:
         transaction.session.execute(
             delete(MetricPoint).where(*here, MetricPoint.seq >= min(seqs), MetricPoint.seq <= max(seqs))
         )
+    fault("points removed")
     return bool(some)
 
 
@@ -127,6 +131,7 @@ def _remove(transaction: Transaction, run_id: str) -> None:
         if _tells_of_runs(table):
             session.execute(delete(table).where(table.c.run_id.in_(family)))
     session.execute(delete(Run).where(Run.id.in_(family)))
+    fault("rows removed")
 
 
 def _tells_of_runs(table: Table) -> bool:

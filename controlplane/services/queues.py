@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from controlplane.domain.errors import NotFound
 from controlplane.domain.phases import LIVE, Phase
 from controlplane.domain.queues import DEFAULT_QUEUE, QueueState
+from controlplane.faults import fault
 from controlplane.services.context import Context
 from controlplane.services.runs import LOCAL
 from controlplane.services.views import moment
@@ -65,8 +66,10 @@ def set_state(
         session.add(row)
         session.flush()
         transaction.work = True
+        fault("queue changed")
 
     context.store.write(job)
+    fault("queue stored")
     log.info("queue %s is %s by %s%s", name, state, actor, f": {note}" if note else "")
     return next(one for one in queues(context) if one.name == name)
 

@@ -15,6 +15,7 @@ from controlplane.domain.errors import FolderInUse, InvalidSpec, NotFound, Probl
 from controlplane.domain.names import SWEEP_ID, fingerprint, new_sweep_id, suffix
 from controlplane.domain.phases import LIVE, Desired
 from controlplane.domain.sweeps import WAITS_FOR_SWEEP, SweepSpec, values_of, waits_for_sweep
+from controlplane.faults import fault
 from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.cursors import cursor_after, id_before
@@ -56,6 +57,7 @@ def create_sweep(
         created_at=round(context.clock(), 6),
     )
     stored, replayed = context.store.write(lambda transaction: _insert(transaction, sweep, requests, asker))
+    fault("sweep stored")
     return get(context, stored), replayed
 
 
@@ -100,6 +102,7 @@ def cancel_sweep(context: Context, sweep_id: str, *, actor: str = runs.LOCAL) ->
             told = "a cancel of its sweep was asked for"
             add_event(transaction, run_id, "cancel", told, now, data={"actor": actor})
         transaction.work = True
+        fault("sweep cancel wanted")
 
     context.store.write(job)
     return get(context, sweep_id)
@@ -146,6 +149,7 @@ def _insert(transaction: Transaction, sweep: Sweep, requests: list[Request], ask
         insert(transaction, request, sweep.created_at)
     session.merge(sweep)
     session.flush()
+    fault("sweep inserted")
     return sweep.id, False
 
 
