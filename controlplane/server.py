@@ -15,17 +15,19 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from controlplane import logfmt, tracing
-from controlplane.clusters.base import ClusterError
+from controlplane.clusters.base import Unavailable
 from controlplane.domain.errors import InvalidSpec, StoreError
 from controlplane.domain.retention import Retention
+from controlplane.execution import StartError, executing, further_of, parsed
 from controlplane.options import SettingsError
 from controlplane.settings import Listen, Settings, read
 
@@ -45,10 +47,6 @@ BACKLOG = 2048
 RETENTION_S = 3600.0  # between looks for what has been kept for long enough
 DRAIN_S = 1  # how long requests may go on after SIGTERM
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what to call for what is bound
-
-
-class StartError(Exception):
-    """The process cannot start; the text is one sentence that says why. Exit code 2."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,9 +123,9 @@ def run(settings: Settings, listener: socket.socket) -> None:
 
 @contextmanager
 def opened(settings: Settings, url: str) -> Generator[Context]:
-    """The store and the cluster. Raises StoreError and StartError."""
+    """The store and the clusters. Raises StoreError and StartError."""
     from controlplane.domain.defaults import parse_defaults
-    from controlplane.services.context import Context
+    from controlplane.services.context import Context, Place
     from controlplane.store.store import Store
 
     runs = settings.execution
@@ -135,81 +133,46 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
         defaults = parse_defaults(json.loads(runs.run_defaults))
     except InvalidSpec as error:
         raise StartError(f"--run-defaults: {error}") from None
-    database = settings.database
-    with closing(Store(settings.home, database.url, database.database_connections)) as store:
+    database, public, further = settings.database, runs.public_url or url, further_of(runs)
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(Store(settings.home, database.url, database.database_connections)))
+        installation = "" if store.shared else store.installation
         try:
-            cluster = cluster_of(settings, store, "" if store.shared else store.installation)
-        except (ClusterError, OSError) as error:
-            raise StartError(f"the {runs.cluster} cluster cannot be used: {error}") from None
-        with closing(cluster):
-            yield Context(
-                store,
-                cluster,
-                settings.home,
-                runs.public_url or url,
-                image=runs.image,
-                kind=runs.kind,
-                queue=runs.queue,
-                storage=runs.storage,
-                defaults=defaults,
-                destinations=destinations_of(settings.notifications),
-                retention=Retention(settings.delete_after_days, settings.purge_after_days),
-            )
+            clusters = stack.enter_context(executing(settings, further, store, installation))
+        except Unavailable as error:
+            raise StartError(str(error)) from None
+        yield Context(
+            store,
+            clusters[""],
+            settings.home,
+            public,
+            image=runs.image,
+            kind=runs.kind,
+            queue=runs.queue,
+            storage=runs.storage,
+            defaults=defaults,
+            destinations=destinations_of(settings.notifications),
+            retention=Retention(settings.delete_after_days, settings.purge_after_days),
+            further={
+                one.name: Place(clusters[one.name], str(one.public_url or public).rstrip("/"), one.storage)
+                for one in further
+            },
+        )
 
 
 def destinations_of(file: str) -> list[Destination]:
     """Where notifications go. Raises StartError."""
     from controlplane.domain.destinations import parse_destinations
 
-    try:
-        given = json.loads(Path(file).read_text("utf-8")) if file else {"destinations": []}
-        return parse_destinations(given)
-    except (OSError, ValueError) as error:
-        raise StartError(f"--notifications: {file} is no readable JSON ({error})") from None
-    except InvalidSpec as error:
-        raise StartError(f"--notifications: {file}: {error}") from None
-
-
-def cluster_of(settings: Settings, ledger: Ledger, installation: str) -> Cluster:
-    """What executes the runs, as objects of this installation. Raises ClusterError and OSError.
-
-    Logs and notes lie in the data folder, or in the `ledger` where several processes must read them.
-    """
-    runs = settings.execution
-    if runs.cluster == "local":
-        from controlplane.clusters.local import LocalCluster
-
-        return LocalCluster(settings.home / "cluster")
-    from controlplane.clusters.kubernetes import KubernetesCluster, Namespaces
-    from controlplane.clusters.shelf import Folder
-    from controlplane.store.shelf import StoreShelf
-
-    archive = StoreShelf(ledger) if settings.database.url else Folder(settings.home / "logs")
-
-    def within(namespace: str | None, others: tuple[str, ...] = ()) -> KubernetesCluster:
-        return KubernetesCluster(
-            name=runs.cluster,
-            kubeconfig=Path(runs.kubeconfig) if runs.kubeconfig else None,
-            namespace=namespace,
-            archive=archive,
-            audience=runs.audience,
-            kind=runs.kind,
-            instance=installation,
-            others=others,
-            quotas=runs.quotas,
-        )
-
-    if len(runs.namespaces) < 2:
-        return within(runs.namespace or None)
-    first, *others = runs.namespaces
-    return Namespaces(within(first, tuple(others)), {name: within(name) for name in others})
+    return parsed("--notifications", file, parse_destinations) if file else []
 
 
 @contextmanager
 def leading(context: Context, settings: Settings, measurements: Measurements) -> Generator[None]:
-    """The reconciler at work: always where this process alone has the store, else while it leads."""
+    """The reconcilers at work: always where this process alone has the store, else while it leads."""
     if not context.store.shared:
-        with reconciling(context, context.store, context.cluster, measurements):
+        clusters = {"": context.cluster} | {name: place.cluster for name, place in context.further.items()}
+        with reconciling(context, context.store, clusters, measurements):
             yield
         return
     from controlplane.reconcile.leader import Candidate
@@ -217,10 +180,14 @@ def leading(context: Context, settings: Settings, measurements: Measurements) ->
 
     @contextmanager
     def work(term: Term) -> Generator[None]:
-        with executing(context, term, settings) as cluster, reconciling(context, term, cluster, measurements):
+        own = context.cluster if settings.execution.cluster == "local" else None  # this machine's is one alone
+        driven = executing(
+            settings, further, term, context.store.installation, own
+        )  # apart from those that answer requests
+        with driven as clusters, reconciling(context, term, clusters, measurements):
             yield
 
-    name = f"{socket.gethostname()} {os.getpid()}"
+    further, name = further_of(settings.execution), f"{socket.gethostname()} {os.getpid()}"
     candidate = Candidate(context.store, name, settings.database.lease_s, work)
     measurements.leads(lambda: candidate.leads)
     candidate.start()
@@ -230,19 +197,11 @@ def leading(context: Context, settings: Settings, measurements: Measurements) ->
         candidate.stop()
 
 
-def executing(context: Context, ledger: Ledger, settings: Settings) -> AbstractContextManager[Cluster]:
-    """The cluster as its leader drives it, apart from the one that requests are answered from; this machine's is one.
-
-    Raises ClusterError, OSError and StoreUnavailable.
-    """
-    if settings.execution.cluster == "local":
-        return nullcontext(context.cluster)
-    return closing(cluster_of(settings, ledger, context.store.installation))
-
-
 @contextmanager
-def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements: Measurements) -> Generator[None]:
-    """The reconciler's thread at work; its looks are measured."""
+def reconciling(
+    context: Context, ledger: Ledger, clusters: Mapping[str, Cluster], measurements: Measurements
+) -> Generator[None]:
+    """A reconciler's thread at work for each cluster, its looks measured, and what else is done in the background."""
     from controlplane.reconcile.background import Background, Chore
     from controlplane.reconcile.notifier import Notifier
     from controlplane.reconcile.outbox import Site
@@ -250,16 +209,22 @@ def reconciling(context: Context, ledger: Ledger, cluster: Cluster, measurements
     from controlplane.reconcile.reconciler import Reconciler
     from controlplane.services.retention import enforce
 
-    class Measured(Reconciler):
-        def step(self) -> bool:
-            with measurements.look():
-                return super().step()
+    turn = threading.Lock()
 
-    reconciler = Measured(ledger, cluster, site=Site(context.url, context.image, context.queue))
+    def reconciler(name: str, cluster: Cluster) -> Reconciler:
+        class Measured(Reconciler):
+            def step(self) -> bool:
+                with measurements.look(name):
+                    return super().step()
+
+        site = Site(context.at(name).url, context.image, context.queue)
+        return Measured(ledger, cluster, site=site, of=name, turn=turn)
+
     packer = Packer(ledger)
     notifier = Notifier(ledger, context.destinations, context.url)
     retention = Chore("retention", lambda: enforce(context), RETENTION_S)
-    workers: list[Reconciler | Background] = [reconciler, packer, notifier, retention]
+    reconcilers = [reconciler(name, cluster) for name, cluster in clusters.items()]
+    workers: list[Reconciler | Background] = [*reconcilers, packer, notifier, retention]
     for worker in workers:
         worker.start()
     try:

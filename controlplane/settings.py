@@ -83,6 +83,9 @@ class Execution:
         "unless given.",
         labels,
     )
+    clusters: str = option(
+        "", "JSON file with further clusters that runs may name (docs/kubernetes-cluster.md); none unless given.", file
+    )
     gpu_quotas: str = option(
         "",
         "GPUs that runs of a namespace may hold at once where the cluster has no Kueue, as NAMESPACE=GPUS with commas; "

@@ -53,7 +53,7 @@ class Measurements:
         streams: Callable[[], float],
     ) -> None:
         self.registry = CollectorRegistry()
-        self._looked_at: float | None = None
+        self._looked_at: dict[str, float] = {}  # by reconciler
         self.requests = Counter(
             "teragpt_http_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
         )
@@ -77,21 +77,21 @@ class Measurements:
             self.registry.register(found)
 
     @contextmanager
-    def look(self) -> Generator[None]:
-        """Around one look of the reconciler."""
-        if self._looked_at is None:
-            self._looked_at = time.monotonic()
+    def look(self, cluster: str = "") -> Generator[None]:
+        """Around one look of the reconciler of this cluster."""
+        self._looked_at.setdefault(cluster, time.monotonic())
         with self.reconcile.time():
             yield
-        self._looked_at = time.monotonic()
+        self._looked_at[cluster] = time.monotonic()
 
     def rests(self) -> None:
         """This process does not reconcile any more."""
-        self._looked_at = None
+        self._looked_at = {}
 
     def _lag(self) -> dict[str, float]:
-        """None where this process does not reconcile."""
-        return {} if self._looked_at is None else {"": time.monotonic() - self._looked_at}
+        """Of the cluster that was looked at longest ago; none where this process does not reconcile."""
+        looked_at = [*self._looked_at.values()]
+        return {"": time.monotonic() - min(looked_at)} if looked_at else {}
 
     def leads(self, leads: Callable[[], bool]) -> None:
         """Show whether this process leads, where one of several does."""

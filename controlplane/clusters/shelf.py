@@ -40,6 +40,37 @@ class Shelf(Protocol):
         ...
 
 
+class Within:
+    """A folder of another shelf as a shelf of its own."""
+
+    def __init__(self, shelf: Shelf, folder: str) -> None:
+        self._shelf, self._folder = shelf, folder
+
+    def size(self, name: str) -> int:
+        """See `Shelf.size`."""
+        return self._shelf.size(f"{self._folder}/{name}")
+
+    def read(self, name: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        """See `Shelf.read`."""
+        return self._shelf.read(f"{self._folder}/{name}", offset, limit)
+
+    def append(self, name: str, data: bytes) -> None:
+        """See `Shelf.append`."""
+        self._shelf.append(f"{self._folder}/{name}", data)
+
+    def put(self, name: str, data: bytes) -> None:
+        """See `Shelf.put`."""
+        self._shelf.put(f"{self._folder}/{name}", data)
+
+    def names(self, folder: str) -> list[str]:
+        """See `Shelf.names`."""
+        return [name.removeprefix(f"{self._folder}/") for name in self._shelf.names(f"{self._folder}/{folder}")]
+
+    def remove(self, folder: str) -> None:
+        """See `Shelf.remove`."""
+        self._shelf.remove(f"{self._folder}/{folder}")
+
+
 class Folder:
     """A shelf of files below `root`."""
 

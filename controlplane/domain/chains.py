@@ -51,7 +51,12 @@ def does_not_fit(run: ResolvedRun, before: Mapping[str, Any]) -> Iterator[Proble
         told = ", ".join(f"{name} {config[name]!r} and not {other[name]!r}" for name in differing)
         detail = f"got {told}; allowed: the shape and optimizer of the run whose checkpoint it starts from"
         yield Problem(AFTER, "other_tensors", detail)
-    if run.namespace != before.get("namespace", run.namespace) and config["start_from"].startswith(MOUNT):
+    if run.cluster != before.get("cluster", "") and config["start_from"].startswith("/"):
+        detail = (
+            f"got {run.cluster or 'the own one'}; allowed: where the folder of that run's checkpoint is, or a bucket"
+        )
+        yield Problem("/compute/cluster", "other_cluster", detail)
+    elif run.namespace != before.get("namespace", run.namespace) and config["start_from"].startswith(MOUNT):
         detail = f"got {run.namespace}; allowed: {before['namespace']}, where the claim of that run's checkpoint is"
         yield Problem("/kubernetes/namespace", "other_namespace", detail)
     if run.steps <= before["steps"]:

@@ -41,7 +41,7 @@ class ResolvedRun:
 
     `folder` is the run folder as its user knows it; `config` holds paths as the pods see them, on `claims` that are
     mounted into each. `kind` and `namespace` (empty: the cluster's own) are those of its objects for all its life: what
-    is created again must be the same object.
+    is created again must be the same object. So is `cluster`, one of the further ones (empty: the installation's own).
     `secrets` are the variables that come from one; `command` is what pods run that do not train; `left_open` are
     settings that only the trainer can know, since only pods see the data: `config` holds a guess. `planned` is what the
     planner says of it, empty without known GPUs. Fields with a default may be absent in what an older version stored.
@@ -60,6 +60,7 @@ class ResolvedRun:
     claims: tuple[str, ...] = ()
     kind: Kind = "PyTorchJob"
     namespace: str = ""
+    cluster: str = ""
     runtime: str | None = None
     placement: Placement = field(default_factory=Placement)
     scheduling: Scheduling = field(default_factory=Scheduling)
@@ -110,13 +111,14 @@ def lay_out(
     kinds: Sequence[Kind] = ("PyTorchJob",),
     kind: Kind | Literal["auto"] = "auto",
     namespaces: Sequence[str] = (),
+    cluster: str = "",
 ) -> ResolvedRun:
     """The run that `spec` describes on `machine`, whether it fits there or not (`layout.misfits` says).
 
     Its run folder is `out` unless the spec names one. `shared_folders` where pods see this machine's files; elsewhere
     `out` and `start_from` are addresses as `controlplane.domain.storage` knows them, and an empty `out` means that the
     spec must name one. `kinds` of objects can be made, the best one first; `kind` is the installation's wish, the
-    spec's own goes first. `namespaces` are those that runs may live in.
+    spec's own goes first. `namespaces` are those that runs may live in, on the further `cluster` where that is named.
     Raises InvalidSpec with a pointer to every field that cannot be used.
     """
     problems = list(unhonoured(spec)) if shared_folders else []
@@ -146,6 +148,7 @@ def lay_out(
         claims=tuple(sorted({place.claim for place in places.values() if place.claim})),
         kind=chosen,
         namespace="" if shared_folders else spec.kubernetes.namespace or next(iter(namespaces), ""),
+        cluster=cluster,
         runtime=spec.kubernetes.runtime if chosen == "TrainJob" else None,
         placement=Placement.model_validate(spec.compute.model_dump(include=set(Placement.model_fields))),
         scheduling=spec.scheduling,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from controlplane.domain.errors import InvalidSpec, Problem
-from controlplane.domain.fields import BadField, Cpus, LabelKey, LabelValue, Section, Text
+from controlplane.domain.fields import BadField, Cpus, LabelKey, LabelValue, Namespace, Section, Text
 from controlplane.domain.placement import Kubernetes, Placement, Scheduling, SecretRef
 from teragpt.config import FIELDS
 from teragpt.sizes import SIZES, TINY
@@ -84,6 +84,11 @@ RunName = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterV
 class Compute(Placement):
     """Where it runs. What is left out follows from the machine: one process per GPU, without a GPU two CPU cores."""
 
+    cluster: Namespace | None = Field(
+        default=None,
+        description="The cluster that it runs on, one of the installation's (GET /clusters); the first unless given.",
+        examples=[None, "east"],
+    )
     nodes: int | None = Field(
         default=None,
         ge=1,

@@ -26,20 +26,21 @@ BATCH = 100  # runs of one transaction that are told what they wait for
 
 
 class Admission:
-    """Keeps the outbox from runs that have to wait. `contended` after each `hold`: whether a line has formed."""
+    """Keeps the outbox from runs `of` a cluster that wait. `contended` after each `hold`: whether a line has formed."""
 
-    def __init__(self, store: Ledger, cluster: Cluster) -> None:
-        self._store, self._cluster = store, cluster
+    def __init__(self, store: Ledger, cluster: Cluster, of: str) -> None:
+        self._store, self._cluster, self._ours = store, cluster, Run.cluster == of
         self.contended = False
 
     def hold(self, session: Session, due: ColumnElement[bool], now: float) -> list[ColumnElement[bool]]:
         """What keeps the outbox from rows that are `due` and still have to wait. Tells their runs for what they do."""
         held = [*queue_is_closed(session, due)]
-        held += upstream_goes_on(session, {one.run_id for one in held})
-        held += beyond_parallelism(session, {one.run_id for one in held})
+        held += upstream_goes_on(session, self._ours, {one.run_id for one in held})
+        held += beyond_parallelism(session, self._ours, {one.run_id for one in held})
         traits = self._cluster.traits()
-        held += beyond_quotas(session, due, {one.run_id for one in held}, traits.quotas, traits.namespace)
-        line = [] if traits.gang else in_line(session, due, {one.run_id for one in held})
+        elsewhere = {one.run_id for one in held}
+        held += beyond_quotas(session, due, self._ours, elsewhere, traits.quotas, traits.namespace)
+        line = [] if traits.gang else in_line(session, due, self._ours, {one.run_id for one in held})
         self.contended = bool(line)
         held += line
         self._tell([one for one in held if one.news], now)
@@ -70,13 +71,13 @@ def queue_is_closed(session: Session, due: ColumnElement[bool]) -> Iterator[Held
         yield Held(one.id, one.phase, REASONS[one.state], told, news=one.message != told)
 
 
-def upstream_goes_on(session: Session, elsewhere: Collection[str]) -> Iterator[Held]:
-    """Queued runs whose upstream has not succeeded; where it has failed, `decide` ends them."""
+def upstream_goes_on(session: Session, ours: ColumnElement[bool], elsewhere: Collection[str]) -> Iterator[Held]:
+    """Queued runs of `ours` whose upstream has not succeeded; where it has failed, `decide` ends them."""
     upstream = aliased(Run)
     waiting = (
         select(Run.id, Run.message, upstream.name, upstream.id.label("upstream"))
         .join(upstream, upstream.id == Run.after_id)
-        .where(Run.phase == Phase.QUEUED, upstream.phase != Phase.SUCCEEDED)
+        .where(ours, Run.phase == Phase.QUEUED, upstream.phase != Phase.SUCCEEDED)
     )
     for one in session.execute(waiting):
         if one.id in elsewhere:
@@ -85,8 +86,11 @@ def upstream_goes_on(session: Session, elsewhere: Collection[str]) -> Iterator[H
         yield Held(one.id, Phase.QUEUED, WAITS_FOR_RUN, told, news=one.message != told)
 
 
-def beyond_parallelism(session: Session, elsewhere: Collection[str]) -> Iterator[Held]:
-    """Queued runs of sweeps for which there is no room yet, the last points first; who waits `elsewhere` takes none."""
+def beyond_parallelism(session: Session, ours: ColumnElement[bool], elsewhere: Collection[str]) -> Iterator[Held]:
+    """Queued runs of sweeps for which there is no room yet, the last points first; who waits `elsewhere` takes none.
+
+    Room is taken by what goes on any cluster, and given to `ours`.
+    """
     under_way = (
         select(Run.sweep_id, func.count().label("several"))
         .where(Run.phase.in_([*UNDER_WAY]), Run.sweep_id.is_not(None))
@@ -97,7 +101,7 @@ def beyond_parallelism(session: Session, elsewhere: Collection[str]) -> Iterator
         select(Run.id, Run.sweep_id, Run.message, Sweep.name, Sweep.parallelism, under_way.c.several)
         .join(Sweep, Sweep.id == Run.sweep_id)
         .outerjoin(under_way, under_way.c.sweep_id == Run.sweep_id)
-        .where(Run.phase == Phase.QUEUED)
+        .where(ours, Run.phase == Phase.QUEUED)
         .order_by(Run.sweep_id, Run.sweep_point)
     )
     room: dict[str, int] = {}

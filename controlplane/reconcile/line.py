@@ -34,10 +34,12 @@ class Held:
     news: bool
 
 
-def in_line(session: Session, due: ColumnElement[bool], elsewhere: Collection[str]) -> list[Held]:
-    """The runs of several pods that are `due` and wait for another one; those that wait `elsewhere` do not count."""
+def in_line(
+    session: Session, due: ColumnElement[bool], ours: ColumnElement[bool], elsewhere: Collection[str]
+) -> list[Held]:
+    """The runs of several pods that are `due` and wait for another of `ours`; who waits `elsewhere` does not count."""
     first = session.scalar(
-        select(Run.name).where(Run.phase.in_([Phase.SUBMITTING, Phase.PENDING]), Run.nodes > 1).limit(1)
+        select(Run.name).where(ours, Run.phase.in_([Phase.SUBMITTING, Phase.PENDING]), Run.nodes > 1).limit(1)
     )
     line = waiting(session, due, elsewhere, Run.nodes > 1, Run.phase != Phase.SUBMITTING)
     if first is None and line:
@@ -50,16 +52,22 @@ def in_line(session: Session, due: ColumnElement[bool], elsewhere: Collection[st
 
 
 def beyond_quotas(
-    session: Session, due: ColumnElement[bool], elsewhere: Collection[str], quotas: Mapping[str, int], own: str
+    session: Session,
+    due: ColumnElement[bool],
+    ours: ColumnElement[bool],
+    elsewhere: Collection[str],
+    quotas: Mapping[str, int],
+    own: str,
 ) -> Iterator[Held]:
     """Queued runs that are `due` and for whose GPUs their namespace's quota has no room, or that stand behind one.
 
-    Runs that name no namespace are in the cluster's `own`. What is under way keeps its GPUs through its restarts.
+    `ours` are the cluster's runs; those that name no namespace are in its `own`. What is under way keeps its GPUs
+    through its restarts.
     """
     if not quotas:
         return
     where = case((Run.namespace == "", own), else_=Run.namespace)
-    under_way = select(where, func.sum(Run.gpus)).where(Run.phase.in_([*UNDER_WAY])).group_by(where)
+    under_way = select(where, func.sum(Run.gpus)).where(ours, Run.phase.in_([*UNDER_WAY])).group_by(where)
     taken: dict[str, int] = {namespace: int(gpus) for namespace, gpus in session.execute(under_way)}
     line = waiting(session, due, elsewhere, Run.phase == Phase.QUEUED, Run.gpus > 0, where.in_([*quotas]))
     places = dict.fromkeys(quotas, 0)

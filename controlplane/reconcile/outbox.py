@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased, undefer
 
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
@@ -43,17 +44,27 @@ class Site:
     queue: str = ""
 
 
-def void_leases(store: Ledger) -> None:
-    """Forget the leases of a process that is gone. Only for who reconciles alone, and works none off now."""
-    store.write(lambda t: t.session.execute(update(Outbox).values(lease=None, leased_until=None)))
+def void_leases(store: Ledger, cluster: str) -> None:
+    """Forget the leases of a process that is gone. Only for who reconciles this cluster, and works none off now."""
+    voided = update(Outbox).where(on_cluster(cluster)).values(lease=None, leased_until=None)
+    store.write(lambda transaction: transaction.session.connection().execute(voided))
+
+
+def on_cluster(name: str) -> ColumnElement[bool]:
+    """Whether an outbox row is of a run on this further cluster, or, where that is empty, on the installation's own."""
+    run = aliased(Run)
+    return exists().where(run.id == Outbox.run_id, run.cluster == name)
 
 
 class Worker:
-    """Works off what is due."""
+    """Works off what is due on one cluster, which is the installation's own or the further one that runs are `of`."""
 
-    def __init__(self, store: Ledger, cluster: Cluster, site: Site, pace: Pace) -> None:
+    def __init__(
+        self, store: Ledger, cluster: Cluster, site: Site, pace: Pace, *, of: str, turn: threading.Lock
+    ) -> None:
         self._store, self._cluster, self._site, self._pace = store, cluster, site, pace
-        self._admission = Admission(store, cluster)
+        self._of, self._turn = of, turn
+        self._admission = Admission(store, cluster, of)
 
     @property
     def contended(self) -> bool:
@@ -62,23 +73,30 @@ class Worker:
 
     def work(self, now: float) -> bool:
         """Work off one batch; whether there may be more. Raises StoreUnavailable."""
-        with self._store.read() as session:
-            free = or_(Outbox.leased_until.is_(None), Outbox.leased_until < now)
-            longest = max(self._pace.longest_backoff_s, self._pace.longest_submit_backoff_s)
-            due = or_(Outbox.due_at <= now, Outbox.due_at > now + longest)  # that far ahead: the clock was set back
-            if session.scalar(select(Outbox.run_id).where(due, free).limit(1)) is None:
-                self._admission.contended = False
-                return False
-            wanted = select(Outbox).where(due, free, *self._admission.hold(session, due, now))
-            rows = session.scalars(wanted.order_by(Outbox.due_at).limit(BATCH)).all()
-        if not rows:
-            return False
-        leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
-        fault("rows leased")
+        with self._turn:
+            leased = self._leased(now)
         for row in leased:
             with about(run=row.run_id, attempt=row.attempt), of_run(f"outbox {row.op}", row.run_id, row.attempt):
                 self._create(row, now) if row.op == CREATE else self._delete(row, now)
         return len(leased) == BATCH
+
+    def _leased(self, now: float) -> list[Outbox]:
+        """The next rows, taken from all others."""
+        with self._store.read() as session:
+            free = or_(Outbox.leased_until.is_(None), Outbox.leased_until < now)
+            longest = max(self._pace.longest_backoff_s, self._pace.longest_submit_backoff_s)
+            ripe = or_(Outbox.due_at <= now, Outbox.due_at > now + longest)  # that far ahead: the clock was set back
+            due = and_(ripe, on_cluster(self._of))
+            if session.scalar(select(Outbox.run_id).where(due, free).limit(1)) is None:
+                self._admission.contended = False
+                return []
+            wanted = select(Outbox).where(due, free, *self._admission.hold(session, due, now))
+            rows = session.scalars(wanted.order_by(Outbox.due_at).limit(BATCH)).all()
+        if not rows:
+            return []
+        leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
+        fault("rows leased")
+        return leased
 
     def _lease(self, transaction: Transaction, rows: list[Outbox], now: float) -> list[Outbox]:
         """Take those rows that are still free. A creation is taken only as transition 1: no cancel came before it."""

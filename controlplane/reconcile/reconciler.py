@@ -22,7 +22,7 @@ from controlplane.logfmt import about
 from controlplane.reconcile.apply import apply
 from controlplane.reconcile.decide import Look, Upstream, decide
 from controlplane.reconcile.listener import Listener
-from controlplane.reconcile.outbox import Site, Worker, void_leases
+from controlplane.reconcile.outbox import Site, Worker, on_cluster, void_leases
 from controlplane.reconcile.pace import Pace
 from controlplane.reconcile.witness import witnessed
 from controlplane.store.store import Ledger
@@ -36,7 +36,11 @@ FOLLOW_UPS = 8  # decisions about one run in one look, at most
 
 
 class Reconciler:
-    """Reconciles one cluster. `step` is one look; `start` and `stop` run it in a thread of its own."""
+    """Reconciles one cluster. `step` is one look; `start` and `stop` run it in a thread of its own.
+
+    Its runs are those `of` a further cluster, by name, or of the installation's own. `turn` is held while it decides
+    what is begun next: several clusters' reconcilers share one, since sweeps and queues are not one cluster's.
+    """
 
     def __init__(
         self,
@@ -44,37 +48,41 @@ class Reconciler:
         cluster: Cluster,
         *,
         site: Site,
+        of: str = "",
+        turn: threading.Lock | None = None,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._cluster, self._clock = store, cluster, clock
         self._pace = pace or Pace()
-        self._worker = Worker(store, cluster, site, self._pace)
+        self._of, self._work = of, store.signals.work.wait()
+        self._worker = Worker(store, cluster, site, self._pace, of=of, turn=turn or threading.Lock())
         self._listener = Listener(cluster)
         self._absent: dict[str, int] = {}  # looks in a row that missed a live attempt's object
         self._strangers: set[str] = set()
         self._trouble: str | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"reconciler {of}".strip(), daemon=True)
         self._begun = False
         self._begin()
 
     def _begin(self) -> None:
         """Take up what another process, or a look that broke off, has begun."""
-        void_leases(self._store)
+        void_leases(self._store, self._of)
         fault("leases voided")
         self._begun = True
 
     def start(self) -> None:
         """Begin to reconcile."""
-        self._cluster.watch(self._store.signals.work.set)
-        self._store.signals.work.set()
+        self._cluster.watch(self._work.set)
+        self._work.set()
         self._thread.start()
 
     def stop(self) -> None:
         """End after the step at hand. The runs go on."""
         self._stopping.set()
-        self._store.signals.work.set()
+        self._store.signals.work.leave(self._work)
+        self._work.set()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -84,7 +92,7 @@ class Reconciler:
             if not self._worker.work(self._clock()):
                 break
         else:  # a long outbox must not keep what runs from being seen
-            self._store.signals.work.set()
+            self._work.set()
         live = self._live()
         upstreams = self._upstreams(live)
         try:
@@ -103,7 +111,7 @@ class Reconciler:
         return any(run.phase != Phase.SUSPENDED for run, _ in live) or self._outbox_waits()
 
     def _run(self) -> None:
-        work, busy = self._store.signals.work, True
+        work, busy = self._work, True
         while not self._stopping.is_set():
             work.wait(self._pace.tick_s if busy else self._pace.idle_s)
             work.clear()
@@ -123,9 +131,9 @@ class Reconciler:
     def _live(self) -> list[tuple[Run, Attempt]]:
         """Every live run with its present attempt, by the index on phases."""
         joined = (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt)
-        wanted = select(Run, Attempt).join(Attempt, joined).where(Run.phase.in_([*LIVE])).order_by(Run.id)
+        wanted = select(Run, Attempt).join(Attempt, joined).where(Run.phase.in_([*LIVE]), Run.cluster == self._of)
         with self._store.read() as session:
-            return [(run, attempt) for run, attempt in session.execute(wanted)]
+            return [(run, attempt) for run, attempt in session.execute(wanted.order_by(Run.id))]
 
     def _upstreams(self, live: list[tuple[Run, Attempt]]) -> dict[str | None, Upstream]:
         """Those that queued runs come after, by their ids."""
@@ -138,7 +146,7 @@ class Reconciler:
 
     def _outbox_waits(self) -> bool:
         with self._store.read() as session:
-            return session.scalar(select(Outbox.run_id).limit(1)) is not None
+            return session.scalar(select(Outbox.run_id).where(on_cluster(self._of)).limit(1)) is not None
 
     def _count_absences(self, wanted: set[str], jobs: dict[str, ObservedJob]) -> None:
         self._absent = {name: self._absent.get(name, 0) + 1 for name in wanted - jobs.keys()}

@@ -14,7 +14,7 @@ from controlplane.domain.resolve import ResolvedRun
 from controlplane.render import render
 from controlplane.services import runs
 from controlplane.services.context import Context
-from controlplane.services.views import AttemptView, EventView, PodsView, view_attempt, view_event, view_pod
+from controlplane.services.views import AttemptView, EventView, PodsView, RunView, view_attempt, view_event, view_pod
 from controlplane.store.tables import Attempt, Event, Run
 from controlplane.submission import attempt_of
 
@@ -31,7 +31,10 @@ def attempts(context: Context, run_id: str) -> list[AttemptView]:
 
 def attempt(context: Context, run_id: str, number: int | None = None) -> AttemptView:
     """One attempt, the latest unless a number is given. Raises NotFound."""
-    run = runs.get(context, run_id)
+    return _attempt(context, runs.get(context, run_id), number)
+
+
+def _attempt(context: Context, run: RunView, number: int | None) -> AttemptView:
     with context.store.read() as session:
         row = session.get(Attempt, (run.id, number or run.attempt))
         if row is None:
@@ -44,8 +47,9 @@ def pods(context: Context, run_id: str, number: int | None = None) -> PodsView:
 
     As the cluster shows them; as last seen where the attempt is over, or the cluster does not answer. Raises NotFound.
     """
-    chosen = attempt(context, run_id, number)
-    job = None if chosen.finished_at else _seen(context, chosen.name)
+    run = runs.get(context, run_id)
+    chosen = _attempt(context, run, number)
+    job = None if chosen.finished_at else _seen(runs.where(context, run), chosen.name)
     items = chosen.pods if job is None else [view_pod(pod) for pod in job.pods]
     return PodsView(chosen.attempt, chosen.name, job is not None, items)
 
@@ -77,7 +81,7 @@ def manifest(context: Context, run_id: str, number: int | None = None) -> dict[s
         chosen.attempt,
         ResolvedRun.from_json(run.resolved),
         spec_hash=run.spec_hash,
-        url=context.url,
+        url=context.at(run.cluster).url,
         image=context.image,
         priority=priority,
         token="-",  # that there is one; the manifest names its secret, not the token
@@ -104,13 +108,14 @@ def authenticate(context: Context, run_id: str, token: str) -> int:
 
 def _attempt_of_pod(context: Context, run_id: str, token: str) -> int:
     """The live attempt one of whose pods holds this service-account token."""
-    try:
-        caller = context.cluster.authenticate(token)
-    except ClusterError as error:
-        raise ClusterSilent(str(error)) from None
     with context.store.read() as session:
         joined = (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt)
-        row = session.scalars(select(Attempt).join(Run, joined).where(Run.id == run_id)).one_or_none()
+        found = session.execute(select(Attempt, Run.cluster).join(Run, joined).where(Run.id == run_id)).one_or_none()
+    row, cluster = (None, "") if found is None else found
+    try:
+        caller = context.at(cluster).cluster.authenticate(token)
+    except ClusterError as error:
+        raise ClusterSilent(str(error)) from None
     if caller is None or row is None or row.finished_at is not None:
         raise Unauthorized
     if not any((pod["name"], pod["uid"]) == (caller.pod, caller.uid) for pod in row.pods):

@@ -36,8 +36,9 @@ def change_run(
     Limits hold from the next look on, a priority from the next object on. Raises NotFound, Changed, InvalidSpec, and
     NotAlive for limits or a priority of a run that has ended or is being cancelled.
     """
-    _honoured(context, changes)
-    run_id = runs.get(context, run_id).id
+    run = runs.get(context, run_id)
+    _honoured(runs.where(context, run), changes)
+    run_id = run.id
 
     def job(transaction: Transaction) -> None:
         run = _known(transaction, run_id, revisions)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +17,21 @@ from controlplane.submission import IMAGE
 
 
 @dataclass(frozen=True)
+class Place:
+    """A further cluster, and what the installation's `url` and `storage` are there."""
+
+    cluster: Cluster
+    url: str
+    storage: str
+
+
+@dataclass(frozen=True)
 class Context:
     """`home` is the data folder, `url` the control plane's as pods reach it, `clock` seconds since the epoch.
 
     `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else, and
-    `destinations` those of its notifications; `retention` is how long it keeps what has ended.
+    `destinations` those of its notifications; `retention` is how long it keeps what has ended. `further` are the
+    clusters beside `cluster` that runs may name.
     """
 
     store: Store
@@ -36,3 +46,12 @@ class Context:
     destinations: Sequence[Destination] = ()
     retention: Retention = field(default_factory=Retention)
     clock: Callable[[], float] = time.time
+    further: Mapping[str, Place] = field(default_factory=dict[str, Place])
+
+    def at(self, cluster: str) -> Context:
+        """What holds on the further cluster of this name; the installation's own for any other, such as one taken out.
+
+        So nothing is asked of a cluster that is not there, and what is stored of its runs can still be read.
+        """
+        place = self.further.get(cluster)
+        return self if place is None else replace(self, cluster=place.cluster, url=place.url, storage=place.storage)

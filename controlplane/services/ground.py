@@ -41,6 +41,7 @@ def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "")
     A number of nodes that nobody asked for is one where only one node can write the run's storage.
     """
     spec = context.defaults.under(spec)
+    context = context.at(_known(context, spec.compute.cluster))
     run, problems = _laid_out(context, spec, run_id, start_from)
     if spec.compute.nodes is None and any(problem.code == NOT_SHARED for problem in problems):
         alone = spec.model_copy(update={"compute": spec.compute.model_copy(update={"nodes": 1})})
@@ -60,6 +61,7 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> 
         kinds=traits.kinds,
         kind=context.kind,
         namespaces=traits.namespaces,
+        cluster=context.cluster.name if spec.compute.cluster in context.further else "",
     )
     ensure_renderable(run)
     large = too_large(run.planned, run.state_bytes["total"], spec, machine)
@@ -77,6 +79,15 @@ def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") 
     if problems:
         raise InvalidSpec(problems)
     return run
+
+
+def _known(context: Context, cluster: str | None) -> str:
+    """A cluster that a run may name. Raises InvalidSpec."""
+    names = (context.cluster.name, *context.further)
+    if cluster is not None and cluster not in names:
+        detail = f"got {cluster!r}; allowed: the installation's clusters, {', '.join(names)}"
+        raise InvalidSpec([Problem("/compute/cluster", "no_such_cluster", detail)])
+    return cluster or ""
 
 
 def _beyond_quota(traits: Traits, run: ResolvedRun) -> Iterator[Problem]:

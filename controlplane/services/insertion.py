@@ -139,6 +139,7 @@ def _values(request: Request, now: float, attempt: int) -> dict[str, Any]:
         "message": request.waits[1],
         "attempt": attempt,
         "namespace": request.resolved.namespace,
+        "cluster": request.resolved.cluster,
         "charged_restarts": 0,
         "restarts_since_checkpoint": 0,
         "free_restarts_since_checkpoint": 0,

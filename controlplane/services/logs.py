@@ -34,7 +34,7 @@ def logs(
     a run, attempt or rank that is not there.
     """
     run = runs.get(context, run_id)
-    chosen = get_attempt(context, run.id, attempt)
+    chosen, context = get_attempt(context, run.id, attempt), runs.where(context, run)
     per_node, nodes = run.resolved["processes_per_node"], run.resolved["nodes"]
     node = (rank or 0) // per_node
     if node >= nodes or (rank is not None and rank < 0):

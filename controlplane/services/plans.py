@@ -80,13 +80,15 @@ def plan(context: Context, spec: RunSpec) -> Plan:
     resolved, problems = laid_out(context, spec, "run_preview", before.folder if before else "")
     if before:
         problems += does_not_fit(resolved, before.resolved)
-    return Plan(spec.size, resolved, dataclasses.asdict(capacity_of(context)), tuple(problems))
+    machine = capacity_of(context.at(resolved.cluster))
+    return Plan(spec.size, resolved, dataclasses.asdict(machine), tuple(problems))
 
 
 def preview(context: Context, spec: RunSpec) -> Preview:
     """What `POST /runs` with this spec would create; nothing is created. Raises InvalidSpec."""
-    planned, traits, run_id = plan(context, spec), context.cluster.traits(), new_run_id()
-    run = planned.resolved
+    planned, run_id = plan(context, spec), new_run_id()
+    run, context = planned.resolved, context.at(planned.resolved.cluster)
+    traits = context.cluster.traits()
     attempt = attempt_of(
         run_id,
         object_name(spec.name or default_name(spec.size, run_id), run_id, 1),

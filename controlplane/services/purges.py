@@ -55,10 +55,11 @@ def purge(context: Context, run_id: str, *, actor: str = LOCAL) -> RemainsView:
     left = remains(context, run_id)
     _ensure_unneeded(context, left)
     with context.store.read() as session:
-        objects = [*session.scalars(select(Attempt.object_name).where(Attempt.run_id.in_(_family(run_id))))]
+        family = select(Attempt.object_name, Run.cluster).join(Run).where(Attempt.run_id.in_(_family(run_id)))
+        objects = session.execute(family).all()
     try:
-        for name in objects:
-            context.cluster.forget(name)
+        for name, cluster in objects:
+            context.at(cluster).cluster.forget(name)
     except ClusterError as error:
         raise ClusterSilent(str(error)) from None
     fault("logs removed")

@@ -251,6 +251,11 @@ def view_of(context: Context, wanted: Select[Run, str], run_id: str) -> RunView:
         return view_run(found[0], found[1], context.cluster.name, context.cluster.traits().namespace)
 
 
+def where(context: Context, run: RunView) -> Context:
+    """What holds on the run's own cluster."""
+    return context.at(run.kubernetes["cluster"])
+
+
 def whole() -> Select[Run, str]:
     """Runs in full, each with its latest object's name."""
     return (

@@ -31,6 +31,7 @@ class Component:
 def components(context: Context) -> dict[str, Component]:
     """Every part by name. An absent cluster stops no request: runs wait for it."""
     parts = {"store": _store(context), "cluster": _cluster(context)}
+    parts |= {f"cluster {name}": _cluster(context.at(name)) for name in context.further}
     return parts | ({"leader": _leader(context)} if context.store.shared else {"volume": _volume(context)})
 
 
@@ -49,7 +50,11 @@ class ClusterState:
 
 
 def clusters(context: Context) -> list[ClusterState]:
-    """Every cluster, looked at now."""
+    """Every cluster, looked at now, the installation's own first."""
+    return [_state(context), *(_state(context.at(name)) for name in context.further)]
+
+
+def _state(context: Context) -> ClusterState:
     cluster, traits = context.cluster, context.cluster.traits()
     checks = cluster.checks()
     kinds: list[Kind] = sorted(traits.kinds, key=lambda kind: kind != context.kind)  # stable: the best of the others
@@ -57,18 +62,16 @@ def clusters(context: Context) -> list[ClusterState]:
     if not storage:
         mend = "set --storage (TERAGPT_STORAGE), or give each run a checkpoint.uri"
         checks.append(Check("storage", ok=False, detail="runs without a checkpoint.uri have no place", mend=mend))
-    return [
-        ClusterState(
-            name=cluster.name,
-            namespace=traits.namespace,
-            ready=all(check.ok for check in checks),
-            kind=kinds[0] if kinds else None,
-            kinds={str(kind): why for kind, why in traits.reasons.items()},
-            storage=storage,
-            capacity=capacity_of(context),
-            checks=checks,
-        )
-    ]
+    return ClusterState(
+        name=cluster.name,
+        namespace=traits.namespace,
+        ready=all(check.ok for check in checks),
+        kind=kinds[0] if kinds else None,
+        kinds={str(kind): why for kind, why in traits.reasons.items()},
+        storage=storage,
+        capacity=capacity_of(context),
+        checks=checks,
+    )
 
 
 def runs_by_phase(context: Context) -> dict[str, int]:

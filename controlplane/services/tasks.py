@@ -42,7 +42,7 @@ def create_task(
     alone = dataclasses.replace(
         resolved,
         layout=_one_rank(resolved),
-        kind="Job" if "Job" in context.cluster.traits().kinds else resolved.kind,
+        kind="Job" if "Job" in runs.where(context, parent).cluster.traits().kinds else resolved.kind,
         runtime=None,
         command=command,
         folder="",

@@ -243,7 +243,7 @@ def moment(seconds: float | None) -> datetime | None:
 
 
 def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) -> RunView:
-    """A run's row, loaded in full, as a value; its objects live in `namespace` unless they have one of their own."""
+    """A run's row, loaded in full, as a value; `cluster` and `namespace` are for runs that have none of their own."""
     kind, where = run.resolved.get("kind", "PyTorchJob"), run.resolved.get("namespace") or namespace
     return RunView(
         id=run.id,
@@ -257,7 +257,7 @@ def view_run(run: tables.Run, object_name: str, cluster: str, namespace: str) ->
         spec=run.spec,
         resolved=run.resolved,
         progress=run.progress,
-        kubernetes={"cluster": cluster, "namespace": where, "kind": kind, "name": object_name},
+        kubernetes={"cluster": run.cluster or cluster, "namespace": where, "kind": kind, "name": object_name},
         folder=run.folder,
         labels=run.labels,
         restarts=run.charged_restarts,

@@ -1,4 +1,4 @@
-"""Who wants to know that something was stored: streams by run, and the reconciler. Hints within one process, no truth.
+"""Who wants to know that something was stored: streams by run, and reconcilers. Hints within one process, no truth.
 
 What other processes stored is told here too, where several share the store.
 
@@ -13,11 +13,37 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 
-class Signals:
-    """`work` is set when the reconciler has something to do; a run's listeners are called after its commits."""
+class Work:
+    """Wakes everyone who waits for something to do, each by an event of their own."""
 
     def __init__(self) -> None:
-        self.work = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: set[threading.Event] = set()
+
+    def wait(self) -> threading.Event:
+        """The event of one who waits from now on; theirs to clear."""
+        event = threading.Event()
+        with self._lock:
+            self._waiting.add(event)
+        return event
+
+    def leave(self, event: threading.Event) -> None:
+        """Wake this one no more."""
+        with self._lock:
+            self._waiting.discard(event)
+
+    def set(self) -> None:
+        """Wake them all."""
+        with self._lock:
+            for event in self._waiting:
+                event.set()
+
+
+class Signals:
+    """`work` is set when the reconcilers have something to do; a run's listeners are called after its commits."""
+
+    def __init__(self) -> None:
+        self.work = Work()
         self._lock = threading.Lock()
         self._listeners: defaultdict[str, list[Callable[[], None]]] = defaultdict(list)
 
@@ -42,7 +68,7 @@ class Signals:
             changed()
 
     def everyone(self) -> None:
-        """Tell all listeners, and the reconciler: nobody knows what was missed."""
+        """Tell all listeners, and the reconcilers: nobody knows what was missed."""
         with self._lock:
             called = [changed for listeners in self._listeners.values() for changed in listeners]
         for changed in called:

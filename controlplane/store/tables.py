@@ -110,7 +110,8 @@ class Run(Base):
     suspended, if it is; `suspended_s`: for how long it was before. `revision` grows with each change that a user makes;
     `search` is what a list is searched in; `gpus` and `cpus` are those of all nodes; `deleted_at`: since when it is
     hidden. `sweep_point`: its place among the points of the sweep that made it. `after_id`: the run that must
-    succeed first. `namespace`: where its objects live, empty for the cluster's own.
+    succeed first. `namespace`: where its objects live, empty for the cluster's own. `cluster`: a further one, by name,
+    empty for the installation's own.
     """
 
     __tablename__ = "runs"
@@ -152,6 +153,7 @@ class Run(Base):
     clone_of: Mapped[str | None] = mapped_column(index=True)
     queue: Mapped[str] = mapped_column(index=True, default="default", server_default="default")
     namespace: Mapped[str] = mapped_column(default="", server_default="")
+    cluster: Mapped[str] = mapped_column(default="", server_default="")
     after_id: Mapped[str | None] = mapped_column(index=True)
     sweep_id: Mapped[str | None] = mapped_column(index=True)
     sweep_point: Mapped[int | None]

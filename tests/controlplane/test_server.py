@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from controlplane.client import ApiError, Client
-from controlplane.server import StartError, address, bound, ensure_token, main, write_private
+from controlplane.execution import StartError
+from controlplane.server import address, bound, ensure_token, main, write_private
 from controlplane.settings import Listen, Settings
 
 DEADLINE_S = 60.0

@@ -60,12 +60,12 @@ LOGS_AT_MOST_S = 30.0
 class KubernetesCluster:
     """`controlplane.clusters.base.Cluster` on a Kubernetes API server.
 
-    `kubeconfig` None: the pod's own account, else $KUBECONFIG or ~/.kube/config; `namespace` None: the one that goes
-    with it. Logs are kept on the shelf `archive`. `audience` is that of the pods' tokens, `kind` "auto" or the
-    kind of object to prefer, `instance` the installation whose objects these are: others' in the namespace are left
-    alone. `others` are further namespaces whose pods are ours too, though they are looked after elsewhere; `quotas`
-    are the GPUs of namespaces, for as long as there is no Kueue. Raises Unavailable where there is no usable
-    configuration; a server that does not answer is waited for.
+    `kubeconfig` None: the pod's own account, else $KUBECONFIG or ~/.kube/config; `context` None: its current one;
+    `namespace` None: the one that goes with it. Logs are kept on the shelf `archive`. `audience` is that of the pods'
+    tokens, `kind` "auto" or the kind of object to prefer, `instance` the installation whose objects these are: others'
+    in the namespace are left alone. `others` are further namespaces whose pods are ours too, though they are looked
+    after elsewhere; `quotas` are the GPUs of namespaces, for as long as there is no Kueue. Raises Unavailable where
+    there is no usable configuration; a server that does not answer is waited for.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class KubernetesCluster:
         *,
         name: str,
         kubeconfig: Path | None,
+        context: str | None = None,
         namespace: str | None,
         archive: Shelf,
         audience: str = "teragpt",
@@ -83,7 +84,7 @@ class KubernetesCluster:
     ) -> None:
         self._quotas = quotas
         self._name, self._archive, self._audience, self._kind = name, archive, audience, kind
-        self._connection = Connection(kubeconfig, namespace)
+        self._connection = Connection(kubeconfig, namespace, context)
         self._namespace, self._others = self._connection.namespace, others
         self._submission = Submission(self._connection, archive, instance)
         self._callers = Callers(self._connection, audience, (self._namespace, *others))

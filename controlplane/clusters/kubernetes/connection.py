@@ -79,13 +79,14 @@ class Connection:
     """An API server and the namespace that is ours there.
 
     `kubeconfig` None: the pod's own account, else $KUBECONFIG or ~/.kube/config. `namespace` None: the account's or the
-    context's. Raises Unavailable where there is no usable configuration; the server itself is not asked.
+    context's; `context` None: the file's current one. Raises Unavailable where there is no usable configuration; the
+    server itself is not asked.
     """
 
-    def __init__(self, kubeconfig: Path | None, namespace: str | None) -> None:
+    def __init__(self, kubeconfig: Path | None, namespace: str | None, context: str | None = None) -> None:
         configuration = Configuration()
         try:
-            found = _configure(configuration, kubeconfig)
+            found = _configure(configuration, kubeconfig, context)
         except Exception as error:  # a file by hand can be wrong in every way
             where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
             raise Unavailable(f"kubeconfig {where}: {error}") from error
@@ -197,15 +198,22 @@ class Connection:
             raise Trouble(f"{self.host}: asked to be left alone for another {left:.0f} s")
 
 
-def _configure(configuration: Configuration, kubeconfig: Path | None) -> str | None:
+def _configure(configuration: Configuration, kubeconfig: Path | None, context: str | None) -> str | None:
     """Fill in where the server is and who we are; the namespace that goes with it."""
-    if kubeconfig is None and incluster_config.SERVICE_HOST_ENV_NAME in os.environ and ACCOUNT.is_dir():
+    if (
+        kubeconfig is None
+        and context is None
+        and incluster_config.SERVICE_HOST_ENV_NAME in os.environ
+        and ACCOUNT.is_dir()
+    ):
         incluster_config.load_incluster_config(configuration)
         return (ACCOUNT / "namespace").read_text("ascii").strip()
     file = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG") or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
-    kube_config.load_kube_config(file, client_configuration=configuration, persist_config=False)
-    _, context = kube_config.list_kube_config_contexts(file)
-    namespace: str | None = context["context"].get("namespace")
+    kube_config.load_kube_config(file, context, client_configuration=configuration, persist_config=False)
+    found: tuple[Any, Any] = kube_config.list_kube_config_contexts(file)
+    contexts, current = found
+    chosen = current if context is None else next(each for each in contexts if each["name"] == context)
+    namespace: str | None = chosen["context"].get("namespace")
     return namespace
 
 

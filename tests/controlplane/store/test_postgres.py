@@ -142,13 +142,21 @@ def test_writes_that_would_wait_for_each_other_are_done_one_by_one(pair: tuple[C
 def test_what_one_process_stores_wakes_the_others(pair: tuple[Context, Context]) -> None:
     run, _ = runs.create_run(pair[0], TINY)
     heard, signals = threading.Event(), pair[1].store.signals
-    eventually(signals.work.is_set)  # the listener is there
+    work, other = signals.work.wait(), signals.work.wait()
+
+    def told() -> bool:
+        runs.create_run(pair[0], TINY)
+        return work.wait(0.1)
+
+    eventually(told)  # the listener is there
     with signals.listen(run.id, heard.set):
-        signals.work.clear()
+        work.clear()
+        other.clear()
         heard.clear()
         runs.cancel_run(pair[0], run.id)
         assert heard.wait(20)
-        assert signals.work.wait(20)
+        assert work.wait(20)
+        assert other.wait(20)  # each reconciler's own
 
 
 def test_texts_and_numbers_that_postgres_itself_would_refuse_are_kept(pair: tuple[Context, Context]) -> None:
@@ -181,9 +189,7 @@ def test_a_database_that_goes_away_is_said_and_comes_back_with_everything(
     server.start()
     assert eventually(lambda: state.components(pair[1])["store"].ready)
     assert runs.cancel_run(pair[1], run.id).desired == "cancelled"
-    signals = pair[0].store.signals
-    signals.work.clear()
-    assert signals.work.wait(20)  # nobody knows what was missed meanwhile
+    assert pair[0].store.signals.work.wait().wait(20)  # nobody knows what was missed meanwhile
 
 
 def test_a_database_that_is_away_at_the_start_is_waited_for(

@@ -9,7 +9,7 @@ import pytest
 
 from controlplane.clusters.base import Caller, Unavailable
 from controlplane.clusters.kubernetes import KubernetesCluster, Namespaces
-from controlplane.server import cluster_of
+from controlplane.execution import cluster_of
 from controlplane.settings import build
 from controlplane.store.store import Store
 from tests.controlplane.clusters.kubernetes.hands import eventually, manifest, watched

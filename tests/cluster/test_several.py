@@ -1,0 +1,121 @@
+"""A control plane with two clusters, each reached by a kubeconfig and an account of its own, and a third one away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Cluster, Namespace, with_claim
+from tests.cluster.plane import Plane
+from tests.helm.rendered import one
+
+STEPS = {"steps": 6, "eval_every": 6, "log_every": 2}
+ALONE = {"nodes": 1, "processes_per_node": 1}
+
+
+@pytest.fixture(scope="module")
+def places(cluster: Cluster) -> Iterator[list[Namespace]]:
+    """What both clusters have: a namespace and its claim."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(with_claim(cluster)) for _ in range(2)]
+
+
+def account(place: Namespace, folder: Path) -> Path:
+    """A kubeconfig, of two contexts, with an account that has the chart's Role in this namespace, and tokenreviews."""
+    rules = one("Role", namespace=place.name)["rules"]
+    subjects = [{"kind": "ServiceAccount", "name": "teragpt", "namespace": place.name}]
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "teragpt"}
+    rbac = "rbac.authorization.k8s.io/v1"
+    place.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "teragpt"}},
+        {"apiVersion": rbac, "kind": "Role", "metadata": {"name": "teragpt"}, "rules": rules},
+        {
+            "apiVersion": rbac,
+            "kind": "RoleBinding",
+            "metadata": {"name": "teragpt"},
+            "roleRef": role,
+            "subjects": subjects,
+        },
+    )
+    config = json.loads(place.cluster.kubectl("config", "view", "--raw", "--output=json"))
+    (server,) = config["clusters"]
+    token = place.kubectl("create", "token", "teragpt", "--duration=2h").strip()
+    config["users"] = [{"name": "teragpt", "user": {"token": token}}]
+    away = {"name": "away", "cluster": {"server": "https://127.0.0.1:1"}}
+    config["clusters"] = [server, away]
+    config["contexts"] = [
+        {"name": each["name"], "context": {"cluster": each["name"], "user": "teragpt", "namespace": place.name}}
+        for each in config["clusters"]
+    ]
+    config["current-context"] = server["name"]
+    path = folder / f"{place.name}.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(places: list[Namespace], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    folder, cluster = tmp_path_factory.mktemp("several"), places[0].cluster
+    configs = [account(place, folder) for place in places]
+    (context,) = (each["name"] for each in json.loads(configs[1].read_text())["contexts"] if each["name"] != "away")
+    there = {"kubeconfig": str(configs[1]), "storage": f"pvc://{places[1].claim}/there"}
+    file = folder / "clusters.json"
+    file.write_text(
+        json.dumps(
+            {"clusters": [{"name": "east", "context": context, **there}, {"name": "west", "context": "away", **there}]}
+        )
+    )
+    settings = {
+        "cluster": "kubernetes",
+        "kubeconfig": str(configs[0]),
+        "image": cluster.image,
+        "storage": f"pvc://{places[0].claim}/here",
+        "clusters": str(file),
+    }
+    with auditors(places):
+        made = Plane(folder / "home", cluster.host_address, settings)
+        yield made
+        made.stop()
+
+
+@contextmanager
+def auditors(places: list[Namespace]) -> Generator[None]:
+    """While it lasts, both accounts may create tokenreviews, by which pods prove who they are."""
+    cluster, name, group = places[0].cluster, f"{places[0].name}-reviews", "rbac.authorization.k8s.io"
+    subjects = [{"kind": "ServiceAccount", "name": "teragpt", "namespace": place.name} for place in places]
+    role = {"apiGroup": group, "kind": "ClusterRole", "name": "system:auth-delegator"}
+    binding = {"apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name}}
+    cluster.apply({**binding, "roleRef": role, "subjects": subjects})
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", "clusterrolebinding", name)
+
+
+def happened(place: Namespace, name: str) -> list[str]:
+    """What Kubernetes told there of an object of this name and of its pods."""
+    events = place.read("events")["items"]
+    return [one["reason"] for one in events if one["involvedObject"]["name"].startswith(name)]
+
+
+def test_runs_train_on_the_clusters_that_they_name_while_another_is_away(plane: Plane, places: list[Namespace]) -> None:
+    asked = {"size": "tiny", "train": STEPS, "compute": ALONE}
+    lost = plane.client.create({**asked, "compute": {**ALONE, "cluster": "west"}})["id"]
+    runs = [plane.client.create({**asked, "compute": {**ALONE, **more}})["id"] for more in ({}, {"cluster": "east"})]
+    done = [plane.wait(run, "succeeded") for run in runs]
+    assert [run["kubernetes"]["cluster"] for run in done] == ["kubernetes", "east"]
+    assert [run["kubernetes"]["namespace"] for run in done] == [place.name for place in places]
+    assert [run["progress"]["step"] for run in done] == [6, 6], "pods of both clusters have proved who they are"
+    for run, place, other in zip(done, places, reversed(places), strict=True):
+        assert happened(place, run["kubernetes"]["name"])
+        assert not happened(other, run["kubernetes"]["name"])
+        assert "step" in plane.client.logs(run["id"])
+    assert plane.client.run(lost)["reason"] == "ClusterUnreachable"
+    shown = {each["name"]: each for each in plane.client.clusters()}
+    assert {*shown} == {"kubernetes", "east", "west"}
+    assert not shown["west"]["ready"]
+    assert shown["east"]["namespace"] == places[1].name
