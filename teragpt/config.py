@@ -166,6 +166,11 @@ class Config:
         "What backward computes again: nothing; all but products and attention (selective); whole blocks (full).",
         choices=("none", "selective", "full"),
     )
+    gathered: str = setting(
+        "auto",
+        "Weights stay gathered, and gradients whole, for all of a step; auto: where these take 4 GiB or less.",
+        choices=("auto", "on", "off"),
+    )
     dp_replicate: int = setting(1, "Replicas of the sharded model; must divide the world size.", low=1, high=1 << 20)
     tp: int = setting(1, "Ranks that share each matrix (tensor parallel); must divide kv_heads.", low=1, high=1024)
     cp: int = setting(1, "Ranks that share each sequence (context parallel).", low=1, high=1024)

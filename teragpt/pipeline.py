@@ -85,7 +85,7 @@ def build_pipeline(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dt
     return Pipeline(
         stages,
         twin,
-        stays_gathered(model),
+        stays_gathered(model, config),
         mesh.process_group("pp"),
         mesh.rank("pp"),
         mesh.size("pp"),
@@ -94,8 +94,10 @@ def build_pipeline(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dt
     )
 
 
-def stays_gathered(model: nn.Module) -> bool:
-    """Whether fp32 gradients of all that this rank's stages have fit beside them, which saves communication."""
+def stays_gathered(model: nn.Module, config: Config) -> bool:
+    """Whether fp32 gradients of all that this rank's stages have lie whole beside them, which saves communication."""
+    if config.gathered != "auto":
+        return config.gathered == "on"
     return sum(parameter.numel() for parameter in model.parameters()) * 4 <= GATHERED_BYTES
 
 

@@ -22,7 +22,7 @@ MEMORY = {
     "activations": "what blocks keep x layers of a stage x micro-batches alive",
     "one block's backward": "what is computed again, and slopes of the widest product",
     "copies of weights": "q, k, v and gate, up side by side in bf16, of all layers where nothing is computed again",
-    "weights in bf16": "all on a GPU that is alone; else two gathered blocks and the ends, or a stage of 4 GiB in fp32",
+    "weights in bf16": "all on a GPU that is alone; else two gathered blocks and the ends, or the whole stage",
     "gradients to be scattered": "two blocks in bf16 and fp32; the whole stage in fp32 where it stays gathered",
     "logits and loss": "a chunk of logits in bf16, the tokens' gradient, the head's in fp32 and in bf16 twice",
     "left free": f"{LEFT_FREE:.0%} of the data sheet's bytes, a policy: CUDA, NCCL, slack, errors of the above",

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from teragpt.config import ConfigError, Problem
 
@@ -183,6 +184,7 @@ NUMBERS = {
     "watts": ("watts", 1),
     "per_node": ("per_node", 1),
 }
+WHOLE = {"memory", "per_node"}
 MOST = 1e6  # of any of them
 BY_NUMBERS = "NAME:memory_gb=48,bf16_tflops=181,bandwidth_gbs=864"
 
@@ -235,12 +237,10 @@ def described(numbers: Mapping[str, object]) -> Device:
     values = {NUMBERS[key][0]: float(str(value)) * NUMBERS[key][1] for key, value in given.items()}
     base = base or min(DEVICES.values(), key=lambda one: distance(one, values))
     values.setdefault("fp8", base.fp8 / base.bf16 * values.get("bf16", base.bf16))
-    whole: dict[str, int] = {key: int(values.pop(key)) for key in ("memory", "per_node") if key in values}
+    changed: dict[str, Any] = {key: int(value) if key in WHOLE else value for key, value in values.items()}
     source = f"given: {', '.join(f'{key} {value}' for key, value in given.items())}; the rest as of {base.label}"
     label = base.label if known(name) else name
-    return replace(
-        base, name=f"{name} by its numbers", label=f"{label} by its numbers", source=source, **values, **whole
-    )
+    return replace(base, name=f"{name} by its numbers", label=f"{label} by its numbers", source=source, **changed)
 
 
 def misdescribed(given: Mapping[str, object], *, required: bool) -> Iterator[Problem]:

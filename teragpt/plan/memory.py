@@ -27,12 +27,16 @@ HELD_BLOCKS = 2  # gathered at once: the one that computes and the next one
 
 @dataclass(frozen=True)
 class Cut:
-    """A step cut over ranks: the mesh, sequences of a micro-batch, micro-batches of a step, what is computed again."""
+    """A step cut over ranks: the mesh, sequences of a micro-batch, micro-batches of a step, what is computed again.
+
+    `gathered`: whether weights stay whole for all of it; None where the trainer goes by their size.
+    """
 
     stages: Layout
     micro_batch: int
     count: int
     recompute: str
+    gathered: bool | None = None
 
     def tokens(self, context: int) -> int:
         """Tokens of a micro-batch on a rank, before `tp` cuts them between a layer's halves."""
@@ -102,6 +106,12 @@ class Ledger:
     def hopeless(self, cut: Cut) -> bool:
         """Whether that is too much already."""
         return self.floor(cut) > self.limit
+
+    def may_gather(self, cut: Cut) -> bool:
+        """Whether the first stage's weights could stay gathered beside that, and its gradients whole."""
+        each = BF16 + (FP32 if cut.count > 1 else 0)
+        blocks = layers_of(self.config.depth, cut.stages, 0) * block_parameters(self.config, cut.stages.tp)
+        return self.floor(cut) + each * blocks <= self.limit
 
     def kept(self, cut: Cut) -> float:
         """Bytes that a micro-batch keeps in a layer until its backward."""
@@ -177,6 +187,8 @@ def block_parameters(config: Config, tp: int) -> int:
 
 def stays_gathered(config: Config, cut: Cut, layers: int) -> bool:
     """Whether a stage's parameters stay whole for all of a step."""
+    if cut.gathered is not None:
+        return cut.gathered
     whole = layers * block_parameters(config, cut.stages.tp) + ends_parameters(config, cut.stages.tp)
     return whole * FP32 <= STAYS_GATHERED
 
@@ -195,7 +207,7 @@ def buffers(config: Config, cut: Cut, layers: int, ends: int) -> tuple[int, int]
     held_ends = min(ends, 1 if config.tied else 2) * vocabulary
     if stays_gathered(config, cut, layers):
         whole = layers * block + held_ends
-        return BF16 * whole, (FP32 * whole if cut.count > 1 else HELD_BLOCKS * FP32 * block)
+        return BF16 * whole, FP32 * ((whole if cut.count > 1 else 0) + HELD_BLOCKS * block)
     return BF16 * (HELD_BLOCKS * block + held_ends), HELD_BLOCKS * (BF16 + FP32) * block
 
 

@@ -22,7 +22,7 @@ from teragpt.plan.step import Clock
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 MOST = 1 << 20
-CHOSEN = frozenset({*DIMENSIONS, "micro_batch", "recompute", "pipeline_schedule", "pipeline_chunks"})
+CHOSEN = frozenset({*DIMENSIONS, "micro_batch", "recompute", "gathered", "pipeline_schedule", "pipeline_chunks"})
 # Bounds of a step's seconds, as parts of what is predicted. One H100: five steps that fixed no constant were within 5%
 # of it. Several: other frameworks' published steps take 1.23 as long at the median (tests/teragpt/plan). Another kind
 # of GPU: nothing of ours was ever measured on it.
@@ -82,6 +82,7 @@ class Plan:
                 "micro_batch": self.best.cut.micro_batch,
                 "micro_batches": self.best.cut.count,
                 "recompute": self.best.cut.recompute,
+                "gathered": self.best.settings["gathered"],
                 "precision": self.config.precision,
             },
             "settings": self.settings,

@@ -23,6 +23,11 @@ def table(plan: Plan) -> list[Row]:
         ("GPUs", f"{stages.ranks:,} x {cluster.device.label}, {cluster.per_node} a node, {cluster.network.name}{idle}"),
         ("layout", f"{stages}"),
         ("micro-batches", f"{cut.count:,} of {cut.micro_batch}, recompute {cut.recompute}, {config.precision}"),
+        *(
+            [("weights", "gathered once a step" if cut.gathered else "gathered for each use")]
+            if stages.fsdp > 1
+            else []
+        ),
         ("memory", f"{giga(plan.best.memory.peak)} of {giga(plan.best.memory.limit)} at {plan.best.memory.where}"),
         *((f"  {kind}", giga(taken)) for kind, taken in kinds),
         ("step", f"{seconds(whole.step_seconds)} ({seconds(whole.low)} to {seconds(whole.high)})"),

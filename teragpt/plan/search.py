@@ -54,7 +54,9 @@ class Option:
             "pp": stages.pp,
         }
         pipeline: dict[str, int | str] = {"pipeline_schedule": schedule, "pipeline_chunks": stages.chunks}
-        return {**sizes, **pipeline, "micro_batch": self.cut.micro_batch, "recompute": self.cut.recompute}
+        gathered = "auto" if self.cut.gathered is None else "on" if self.cut.gathered else "off"
+        again = {"recompute": self.cut.recompute, "gathered": gathered}
+        return {**sizes, **pipeline, "micro_batch": self.cut.micro_batch, **again}
 
 
 class Entry(NamedTuple):
@@ -139,11 +141,12 @@ class Search:
             for batch in self.batches(stages):
                 for again in self.recomputes:
                     cut = Cut(stages, *batch, again)
+                    if self.ledger.hopeless(cut):
+                        continue
                     bound = self.clock.computing(cut)
                     if bound >= limit:
                         break  # what computes more again is slower
-                    if not self.ledger.hopeless(cut):
-                        yield Entry(bound, next(order), cut)
+                    yield Entry(bound, next(order), cut)
 
     def bound(self, entry: Entry) -> float:
         """As the entry's own, with what no division of its data-parallel ranks hides of weights and gradients."""
@@ -152,7 +155,9 @@ class Search:
             ways = [self.clock.way(one) for one in self.divisions(stages)]
             sums = ((way.around, way.around + way.gather, way.ends) for way in ways)
             self.ways[stages] = tuple(map(min, zip(*sums, strict=True)))
-        return entry.bound + self.clock.shown_at_least(entry.cut, *self.ways[stages])
+        may = [gathered for gathered in self.gathers if not gathered or self.ledger.may_gather(entry.cut)]
+        cut = replace(entry.cut, gathered=may[0] if may else False)
+        return entry.bound + self.clock.shown_at_least(cut, *self.ways[stages])
 
     def meshes(self, gpus: int) -> Iterator[Layout]:
         """Layouts in which all data-parallel ranks are shards; `divided` makes copies of them."""
@@ -200,6 +205,15 @@ class Search:
         """What may be computed again, the least first."""
         return (self.config.recompute,) if "recompute" in self.pinned else RECOMPUTES
 
+    @cached_property
+    def gathers(self) -> tuple[bool | None, ...]:
+        """Whether weights stay gathered for all of a step, the quicker first."""
+        return (
+            ({"auto": None, "on": True, "off": False}[self.config.gathered],)
+            if "gathered" in self.pinned
+            else (True, False)
+        )
+
     def batches(self, stages: Layout) -> list[tuple[int, int]]:
         """Sequences of a micro-batch and how many a step has, the fewest first; none where the batch is too small."""
         key = stages.data_ranks, stages.pp, stages.chunks
@@ -231,14 +245,17 @@ class Search:
         """The quickest division of the data-parallel ranks into shards and copies that fits."""
         best: Option | None = None
         for stages in self.divisions(cut.stages):
-            one = Cut(stages, cut.micro_batch, cut.count, cut.recompute)
-            step = self.clock.step(one)
-            if step.seconds >= (best.seconds if best else limit):
-                continue
-            taken = self.ledger.memory(one)
-            if not taken.fits:
-                break  # nor do more copies
-            best = Option(one, step, taken)
+            for gathered in self.gathers:
+                one = Cut(stages, cut.micro_batch, cut.count, cut.recompute, gathered)
+                step = self.clock.step(one)
+                if step.seconds >= (best.seconds if best else limit):
+                    break  # nor is what is gathered again quicker
+                taken = self.ledger.memory(one)
+                if taken.fits:
+                    best = Option(one, step, taken)
+                    break
+            else:
+                break  # nor do more copies fit
         return best
 
     def divisions(self, stages: Layout) -> Iterator[Layout]:
@@ -276,7 +293,7 @@ class Search:
         """Of each mesh of so many GPUs, the cut that needs the fewest bytes."""
         for stages in self.meshes(gpus):
             if batches := self.batches(stages):
-                yield Cut(next(self.divisions(stages)), *batches[-1], self.recomputes[-1])
+                yield Cut(next(self.divisions(stages)), *batches[-1], self.recomputes[-1], self.gathers[-1])
 
 
 def blamed(*names: str) -> tuple[str, object]:

