@@ -151,6 +151,16 @@ def test_unknown_keys_cause_few_questions_however_many_there_are(issuer: TestIss
     assert issuer.asked.count("/keys") == 1
 
 
+def test_callers_who_come_at_once_cause_one_question_and_all_are_known(issuer: TestIssuer) -> None:
+    door, shown = Door(issuer), Shown(issuer.token(), "get", lambda _: [], "")
+
+    async def crowd() -> list[str]:
+        return await asyncio.gather(*(door.issuer.user(shown) for _ in range(20)))
+
+    assert asyncio.run(crowd()) == ["ada"] * 20
+    assert issuer.asked.count("/keys") == 1
+
+
 def test_a_key_that_was_withdrawn_is_not_good_for_long(issuer: TestIssuer) -> None:
     door = Door(issuer)
     stolen = issuer.token()
