@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from controlplane.clusters.base import Caller, Traits, Unavailable
 from controlplane.domain.errors import InvalidSpec, Unauthorized
@@ -164,7 +165,7 @@ def test_a_sweep_over_clusters_keeps_its_parallelism(plane: Plane) -> None:
 def test_leases_are_void_where_a_cluster_is_taken_up_anew_and_nowhere_else(plane: Plane) -> None:
     ids = {plane.ask(): "", plane.ask("east"): "east"}
     store = plane.context.store
-    store.write(lambda transaction: [setattr(row, "lease", "x") for row in transaction.session.query(Outbox)])
+    store.write(lambda transaction: transaction.session.execute(update(Outbox).values(lease="x")))
     void_leases(store, "east")
     with store.read() as session:
         leases = {ids[row.run_id]: row.lease for row in session.query(Outbox)}
