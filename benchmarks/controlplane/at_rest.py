@@ -2,7 +2,7 @@
 
 `python benchmarks/controlplane/at_rest.py [SECONDS]` starts one on a fresh folder, fills it through its API, and prints
 its time to ready (limit 2 s), resident memory (150 MB), and share of a core over SECONDS (1%), with and without live
-runs. It imports no torch.
+runs. It imports no torch. It takes twice SECONDS (60), and what filling takes: stderr tells how far it is.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from pathlib import Path
 import httpx
 import psutil
 
-FINISHED, LIVE = 1000, 2
+from controlplane.replies import TERMINAL
+
+FINISHED, LIVE, SHOWN = 1000, 2, 100
 REST_S = 10.0  # after the last of what was asked of it
+BEGUN = time.perf_counter()
 LIMITS = {"ready_s": 2.0, "resident_mb": 150, "core_percent": 1.0}
 
 
@@ -45,15 +48,24 @@ def create(client: httpx.Client, spec: dict[str, object]) -> str:
 
 
 def wait_for(client: httpx.Client, run: str, *phases: str) -> None:
-    """Wait until a run is in one of the phases."""
-    while client.get(f"/runs/{run}").json()["phase"] not in phases:
+    """Wait until a run is in one of the phases; one that ends otherwise ends the measurement."""
+    while (found := client.get(f"/runs/{run}").json())["phase"] not in phases:
+        if found["phase"] in TERMINAL:
+            raise SystemExit(f"run {run} has {found['phase']}: {found['reason']}: {found['message']}")
         time.sleep(0.2)
 
 
 def settle(client: httpx.Client, gauge: str, value: float) -> None:
     """Wait until one of the control plane's own metrics has a value; looking costs it something, so seldom."""
-    while f"{gauge} {value:.1f}" not in client.get("/metrics").text.splitlines():
+    while f"{gauge} {value:.1f}" not in (lines := client.get("/metrics").text.splitlines()):
+        now = next((line.rpartition(" ")[2] for line in lines if line.startswith(f"{gauge} ")), "0")
+        tell(f"{gauge} is {float(now):g}, and will be {value:g}")
         time.sleep(2)
+
+
+def tell(what: str) -> None:
+    """Say on stderr how far it is."""
+    print(f"{time.perf_counter() - BEGUN:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def share(process: psutil.Process, seconds: float) -> float:
@@ -75,22 +87,27 @@ def main(seconds: float) -> None:
         client = ready(server, home)
         ready_s = time.perf_counter() - start
         process = psutil.Process(server.pid)
+        tell(f"ready in {ready_s:.2f} s; {LIVE} runs that train and {FINISHED} others are asked for")
         one_core = {"processes_per_node": 1, "cpus_per_node": 1}
         live = [create(client, {"compute": one_core, "train": {"steps": 10**6}}) for _ in range(LIVE)]
-        finished = [create(client, {"compute": one_core}) for _ in range(FINISHED)]
-        for run in finished:
-            client.post(f"/runs/{run}/cancel")
+        for number in range(1, FINISHED + 1):
+            run = create(client, {"compute": one_core})
+            client.post(f"/runs/{run}/cancel").raise_for_status()
+            if number % SHOWN == 0:
+                tell(f"{number} of {FINISHED} runs are asked for and cancelled")
         for run in live:
             wait_for(client, run, "running")
         settle(client, "teragpt_outbox_rows", 0)
         settle(client, 'teragpt_runs{phase="cancelled"}', FINISHED)
         time.sleep(REST_S)
+        tell(f"measures {seconds:g} s beside {LIVE} live runs")
         with_live = share(process, seconds)
         resident = process.memory_info().rss / 1e6
         for run in live:
             client.post(f"/runs/{run}/cancel")
             wait_for(client, run, "cancelled")
         time.sleep(REST_S)
+        tell(f"measures {seconds:g} s without a live run")
         without = share(process, seconds)
         torch_free = not any("libtorch" in mapped.path for mapped in process.memory_maps())
         server.terminate()
