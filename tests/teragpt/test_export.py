@@ -5,8 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,6 +45,21 @@ def test_transformers_opens_the_export_with_our_logits(trained: Path, tmp_path: 
     assert theirs.config.model_type == "qwen3"
     assert theirs.config.vocab_size == config.num_tokens
     assert theirs.config.tie_word_embeddings is tied
+
+
+def test_gguf_knows_every_tensor_and_the_vocabulary(trained: Path, tmp_path: Path) -> None:
+    """The package that llama.cpp's converter is built on; the converter itself is in none."""
+    folder = export(trained, tmp_path / "export")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        given = {one: names.get_name(one, try_suffixes=(".weight",)) for one in weights.keys()}  # noqa: SIM118
+    assert None not in given.values()
+    assert len(set(given.values())) == len(given) > 11 * config["num_hidden_layers"]
+    vocabulary = gguf.SpecialVocab(folder, load_merges=True)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    assert vocabulary.merges == [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+    assert vocabulary.special_token_ids["eos"] == config["eos_token_id"]
 
 
 def test_transformers_goes_on_from_20_prompts_as_we_do_for_200_tokens(tmp_path: Path) -> None:
