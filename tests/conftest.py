@@ -6,8 +6,10 @@ only raise what all tests execute: those whose lines others execute too are mark
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections.abc import Generator
 
 import pytest
 from coverage import Coverage
@@ -32,6 +34,7 @@ LONGEST = (
 
 MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes processes measure themselves that a measured one starts
 COVERAGE, CONFIG = Coverage.current(), os.environ.get(MEASURE, "")
+GARBAGE = 20_000  # objects more than before, instead of 700, that are looked through
 OTHERS = "tests/deploy", "tests/helm", "tests/tools"  # of other things than the two packages
 
 # A test run started in the background inherits ignored signals, and so would every process that it starts.
@@ -42,6 +45,18 @@ for _signal, _handler in (
 ):
     if signal.getsignal(_signal) == signal.SIG_IGN:
         signal.signal(_signal, _handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays, and is not looked through for garbage; nor are tests as often as Python would."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
