@@ -155,7 +155,11 @@ def bench(
 def named(size: str | None) -> str:
     """The size. Raises CliError where there is none."""
     if size is None:
-        raise CliError("SIZE: got nothing; allowed: a named size", Code.BAD_INPUT, next="teragpt sizes")
+        raise CliError(
+            "SIZE: got nothing; allowed: a named size, any of whose dimensions --set changes",
+            Code.BAD_INPUT,
+            next="teragpt sizes",
+        )
     return size
 
 
@@ -210,7 +214,7 @@ def budget(size: str | None, gpu_hours: float, where: Elsewhere, shown: Shown) -
     if shown.json:
         output.json({**{name: getattr(found, name) for name in BUDGET}, "plan": found.plan.to_json()})
     else:
-        output.details(dict(rows(found)))
+        told(rows(found))
 
 
 BUDGET = ("gpu_hours", "parameters", "tokens", "mfu", "size")
@@ -238,6 +242,12 @@ def there(size: str | None, settings: dict[str, object], where: Elsewhere, shown
     show(plans, shown, swept=len(numbers) > 1)
 
 
+def told(rows: Sequence[tuple[str, str]]) -> None:
+    """Print a plan's rows, of which the longest name takes 27 places."""
+    for name, value in rows:
+        print(f"{name:28}{value}")
+
+
 def show(plans: Sequence[Plan], shown: Shown, *, swept: bool) -> None:
     """Print plans: a table of several, one in whole."""
     from teragpt.plan.explain import explain
@@ -250,8 +260,7 @@ def show(plans: Sequence[Plan], shown: Shown, *, swept: bool) -> None:
         head, *lines = rows(plans)
         output.table(head, lines, right=head)
     else:
-        for name, value in table(plans[0]):
-            print(f"{name:26} {value}")
+        told(table(plans[0]))
     if shown.explain:
         print()
         for line in explain(plans[-1]):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TypeAlias
 
+from teragpt.config import Config
 from teragpt.plan.planner import Budget, Plan, named
+from teragpt.sizes import SIZES, Shape
 
 Row: TypeAlias = tuple[str, str]
 
@@ -18,7 +21,7 @@ def table(plan: Plan) -> list[Row]:
     parts = sorted(plan.best.step.parts.items(), key=lambda one: -one[1])
     kinds = [(kind, taken) for kind, taken in plan.best.memory.kinds.items() if taken and kind != "left free"]
     return [
-        ("size", f"{config.size}: {count(config.shape.parameters(config.num_tokens))} parameters"),
+        ("size", f"{model(config)}: {count(config.shape.parameters(config.num_tokens))} parameters"),
         ("trains on", f"{count(whole.tokens)} tokens: {whole.steps:,} steps of {config.global_batch_tokens:,}"),
         ("GPUs", f"{stages.ranks:,} x {cluster.device.label}, {cluster.per_node} a node, {cluster.network.name}{idle}"),
         ("layout", f"{stages}"),
@@ -39,6 +42,15 @@ def table(plan: Plan) -> list[Row]:
         *((f"next best {at}", f"{named(option)}: {why}") for at, (option, why) in enumerate(plan.others, 1)),
         ("rests on", plan.measured),
     ]
+
+
+def model(config: Config) -> str:
+    """The size, and what of its shape is another."""
+    named, shape = SIZES[config.size], config.shape
+    changed = [f"{one.name} {getattr(shape, one.name)}" for one in fields(Shape)]
+    same = {f"{one.name} {getattr(named, one.name)}" for one in fields(Shape)}
+    others = ", ".join(one for one in changed if one not in same)
+    return f"{config.size} with {others}" if others else config.size
 
 
 def rows(plans: Sequence[Plan]) -> list[list[str]]:

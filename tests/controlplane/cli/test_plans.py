@@ -13,7 +13,7 @@ from teragpt.plan import cluster_of, plan
 def test_gpus_that_nobody_has_are_planned_for_without_a_control_plane(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "8b", "--gpus", "64", "--price", "2", "--explain", "--all"]) == 0
     printed = capsys.readouterr().out
-    assert "GPUs                       64 x H100 SXM, 8 a node, ib-ndr" in printed
+    assert "GPUs                        64 x H100 SXM, 8 a node, ib-ndr" in printed
     assert "in money" in printed
     assert "products: 6 FLOPs a weight and token" in printed
     assert "rope_theta" in printed

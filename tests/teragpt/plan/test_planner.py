@@ -219,6 +219,9 @@ def test_a_plan_is_searched_for_once() -> None:
 def test_a_plan_is_told_as_a_table_as_json_as_formulas_and_as_a_picture() -> None:
     found = plan({"size": "175b", "pp": 2}, cluster_of("b200", 512), price=4)
     rows = dict(table(found))
+    assert rows["size"].startswith("175b: ")
+    own = dict(table(plan({"size": "8b", "dim": 3072, "heads": 24}, cluster_of("h100", 8))))
+    assert own["size"].startswith("8b with dim 3072, heads 24: ")
     assert rows["GPUs"] == "512 x B200, 8 a node, ib-ndr"
     assert "in money" in rows["takes"]
     assert rows["rests on"] == "not measured on B200: the parts of its peaks that an H100 SXM reaches"
