@@ -112,7 +112,7 @@ def preview(context: Context, spec: RunSpec) -> Preview:
         manifest=manifest,
         companions=tuple(companions_of(manifest)),
         environment=environment_of(manifest, MOST_PODS),
-        dry_run=_dry_run(context, manifest, spec) if planned.fits else DryRun("unknown", detail="it does not fit"),
+        dry_run=_dry_run(context, manifest, spec),
         warnings=tuple(_warnings(planned)),
     )
 

@@ -191,3 +191,14 @@ def test_attempts_and_events_are_listed_in_order(context: Context, run: RunView)
 def test_a_token_that_is_unknown_is_refused(context: Context, run: RunView) -> None:
     with pytest.raises(Unauthorized):
         authenticate(context, run.id, "guess")
+
+
+def test_a_preview_of_what_does_not_fit_is_shown_to_the_cluster_all_the_same(
+    context: Context, cluster: MemoryCluster
+) -> None:
+    spec = on_cluster(compute={"nodes": 1, "cpus_per_node": 640, "processes_per_node": 1})
+    assert plans.preview(context, spec).dry_run.result == "accepted"
+    cluster.refuse = Rejected([Refusal("spec.unheardOf", 1, "nothing")])
+    shown = plans.preview(context, spec)
+    assert shown.plan.problems
+    assert shown.dry_run.result == "refused"
