@@ -106,6 +106,11 @@ class Config:
     optimizer: str = setting(
         "adamw", "What updates the blocks' matrices; adamw updates all else.", choices=("adamw", "muon")
     )
+    state_dtype: str = setting(
+        "fp32",
+        "What weights and AdamW's moments are kept in; bf16, rounded at random, takes half the memory.",
+        choices=("fp32", "bf16"),
+    )
     learning_rate: float = setting(0.0, "Peak learning rate.", low=1e-9, high=10.0)
     final_learning_rate: float = setting(
         0.1, "Learning rate at the last step, as a part of the peak.", low=0.0, high=1.0
@@ -283,7 +288,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
             "tokens", given["tokens"], f"{config.tokens}, which {config.steps} steps take; give one of the two"
         )
     yield from mesh_misfits(config, blame)
-    yield from fp8_misfits(config, blame)
+    yield from precision_misfits(config, blame)
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
     if not {name.strip() for name in config.trackers.split(",")} <= {"", *TRACKERS}:
@@ -315,8 +320,11 @@ def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> It
         yield Problem("pipeline_chunks", config.pipeline_chunks, allowed)
 
 
-def fp8_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:
-    """Widths and lengths that fp8's products cannot take on each rank."""
+def precision_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:
+    """What cannot be kept in bf16, and widths and lengths that fp8's products cannot take on each rank."""
+    if config.state_dtype == "bf16" and (config.optimizer == "muon" or config.precision == "fp64"):
+        name, value = blame("state_dtype", "optimizer", "precision")
+        yield Problem(name, value, "state_dtype fp32 with optimizer muon or precision fp64")
     widths = {"dim": config.tp, "kv_heads": config.tp, "ffn": config.tp, "context": config.cp}
     for name, ranks in widths.items() if config.precision == "fp8" else ():
         each = config.dim // config.heads if name == "kv_heads" else 1

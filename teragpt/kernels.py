@@ -335,13 +335,56 @@ def _adamw(
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = at < count
-    rate = tl.load(rates)
-    slope = tl.load(grad + at, mask=here, other=0.0).to(tl.float32) * tl.load(clip).to(tl.float32)
-    first = tl.load(mean + at, mask=here, other=0.0) * beta1 + slope * (1 - beta1)
-    second = tl.load(square + at, mask=here, other=0.0) * beta2 + slope * slope * (1 - beta2)
-    value = tl.load(master + at, mask=here, other=0.0) * (1 - rate * decay)
-    value -= rate / tl.load(rates + 1) * first / (tl.sqrt(second) / tl.load(rates + 2) + eps)
+    value, first, second = _moved(master, mean, square, grad, clip, rates, decay, beta1, beta2, eps, at, here)
     tl.store(mean + at, first, mask=here)
     tl.store(square + at, second, mask=here)
     tl.store(master + at, value, mask=here)
     tl.store(copy + at, value.to(copy.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _moved(master, mean, square, grad, clip, rates, decay, beta1, beta2, eps, at, here):
+    rate = tl.load(rates)
+    slope = tl.load(grad + at, mask=here, other=0.0).to(tl.float32) * tl.load(clip).to(tl.float32)
+    first = tl.load(mean + at, mask=here, other=0.0).to(tl.float32) * beta1 + slope * (1 - beta1)
+    second = tl.load(square + at, mask=here, other=0.0).to(tl.float32) * beta2 + slope * slope * (1 - beta2)
+    value = tl.load(master + at, mask=here, other=0.0).to(tl.float32) * (1 - rate * decay)
+    value -= rate / tl.load(rates + 1) * first / (tl.sqrt(second) / tl.load(rates + 2) + eps)
+    return value, first, second
+
+
+def rounded_adamw_(
+    weight: Tensor, mean: Tensor, square: Tensor, grad: Tensor, clip: Tensor, rates: Tensor, seed: int, decay: float,
+    betas: tuple[float, float], eps: float,
+) -> None:  # fmt: skip
+    """rounding.adamw_ in one pass."""
+    grid = (triton.cdiv(weight.numel(), BLOCK // 4),)
+    state = weight, mean, square, grad, clip, rates
+    _rounded_adamw[grid](*state, seed, decay, *betas, eps, weight.numel(), BLOCK // 4)
+
+
+@triton.jit
+def _rounded_adamw(
+    weight, mean, square, grad, clip, rates, seed, decay, beta1, beta2, eps, count, BLOCK: tl.constexpr
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = at < count
+    value, first, second = _moved(weight, mean, square, grad, clip, rates, decay, beta1, beta2, eps, at, here)
+    thrown = _dice(at, tl.load(rates + 3).to(tl.int64) + seed)
+    tl.store(mean + at, first.to(mean.dtype.element_ty), mask=here)
+    tl.store(square + at, _rounded(second, thrown >> 16).to(square.dtype.element_ty), mask=here)
+    tl.store(weight + at, _rounded(value, thrown & 0xFFFF).to(weight.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def _dice(at, seed):
+    word = (at + (seed & 0xFFFFFFFF) * 0x9E3779B9) & 0xFFFFFFFF
+    word = ((word ^ (word >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
+    word = ((word ^ (word >> 15)) * 0x735A2D97) & 0xFFFFFFFF
+    return word ^ (word >> 15)
+
+
+@triton.jit
+def _rounded(value, bits):
+    whole = value.to(tl.int32, bitcast=True).to(tl.int64) + bits
+    return (whole & ~0xFFFF).to(tl.int32).to(tl.float32, bitcast=True)

@@ -65,7 +65,7 @@ def layout(config: Config, ranks: int) -> Layout:
 
 @dataclass(frozen=True)
 class State:
-    """Exact bytes of a rank's state, by kind: fp32 masters, their gradients, AdamW's two moments."""
+    """Exact bytes of a rank's state, by kind: parameters, their gradients, what the optimizer holds beside them."""
 
     parameters: int
     gradients: int
@@ -124,8 +124,8 @@ def state(config: Config, ranks: int = 1, rank: int | None = None) -> State:
 
     `tp` cuts a matrix evenly and leaves vectors whole; FSDP cuts what is left into pieces of ceil(rows / ranks) rows,
     and every rank has room for a whole piece of parameters and gradients, whatever there is left for it. Moments have
-    the rows that are there. Masters are fp32, in fp64 runs fp64; four bytes a tensor, AdamW's count of steps, are not
-    counted.
+    the rows that are there. Masters are fp32, in fp64 runs fp64; with `state_dtype` bf16 all is bf16, but vectors have
+    masters and moments in fp32. Four bytes a tensor, AdamW's count of steps, are not counted.
     """
     stages = layout(config, ranks)
     if rank is None:
@@ -136,13 +136,19 @@ def state(config: Config, ranks: int = 1, rank: int | None = None) -> State:
 
 def held(config: Config, stages: Layout, pp_rank: int, fsdp_rank: int) -> State:
     """As `state`, for a place in the mesh; ranks of `tp` hold as much as each other."""
+    each, apart = element_bytes(config), 0 if config.state_dtype == "fp32" else 12
     room = moments = 0
     for kind in kinds(config, stages, pp_rank):
         piece, there, columns = share(kind, stages, fsdp_rank)
-        room += kind.count * piece * columns
-        moments += kind.count * there * columns * (1 if kind.momentum else 2)
-    each = 8 if config.precision == "fp64" else 4
-    return State(room * each, room * each, moments * each)
+        room += kind.count * piece * columns * each
+        beside = apart if apart and kind.columns == 1 else each * (1 if kind.momentum else 2)
+        moments += kind.count * there * columns * beside
+    return State(room, room, moments)
+
+
+def element_bytes(config: Config) -> int:
+    """Bytes of a parameter's element, which its gradient has too."""
+    return 8 if config.precision == "fp64" else 2 if config.state_dtype == "bf16" else 4
 
 
 def needed(config: Config, ranks: int) -> int:

@@ -3,13 +3,15 @@
 The optimizer sees plain local tensors: AdamW's step is elementwise, so shards need no communication, and DTensor's
 dispatch (slow, and leaking in torch 2.11's fused AdamW, pytorch#188174) stays out of it. The shards are fp32 masters:
 the model's own parameters where FSDP gathers them in the dtype of its products; on a GPU that is alone the model gets
-copies in that dtype, and each step writes both.
+copies in that dtype, and each step writes both. With `state_dtype` bf16 matrices are their own masters, rounded at
+random (rounding.py), and only vectors, which are few, have others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from teragpt import rounding
 from teragpt.batches import to_device
 from teragpt.config import Config
 from teragpt.mesh import Mesh
@@ -48,20 +51,28 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype = torch.float32) -> None:
         """Take the initial weights as masters. The model's products are in `dtype`."""
-        self.mesh, self.config = mesh, config
-        self.joints: list[tuple[Tensor, list[Tensor]]] = []
+        self.mesh, self.config, self.rounds = mesh, config, config.state_dtype == "bf16"
         self.parameters = dict(model.named_parameters())
-        self.shards = {name: nn.Parameter(local(value.detach())) for name, value in self.parameters.items()}
-        self.copied = mesh.devices.size() == 1 and all(
-            fused(one) and one.dtype != dtype for one in self.shards.values()
-        )
-        if self.copied:
-            self.rates = torch.zeros(3, device=mesh.devices.device_type)
-            wide = torch.float32 if config.sequences > config.micro_batch else dtype  # what micro-batches add up in
+        self.rates = torch.zeros(4, device=mesh.devices.device_type)
+        alone = mesh.devices.size() == 1 and all(fused(one) for one in self.parameters.values())
+        self.copied = {
+            name
+            for name, one in self.parameters.items()
+            if (one.ndim < 2 if self.rounds else alone and one.dtype != dtype)
+        }  # whose masters stand apart
+        masters = {name: local(self.parameters[name].detach()).float() for name in self.copied}
+        self.alone = alone and bool(self.copied)
+        self.joints: list[tuple[Tensor, list[Tensor]]] = []
+        if self.alone:
+            several = config.sequences > config.micro_batch and not self.rounds
+            wide = torch.float32 if several else dtype  # what micro-batches add up in
             for parameter in self.parameters.values():
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data if self.rounds else parameter.data.to(dtype)
                 parameter.grad_dtype = wide
             self.joints = list(join(model, wide))
+        self.shards = {
+            name: nn.Parameter(masters.get(name, local(one.detach()))) for name, one in self.parameters.items()
+        }
         self.repeated: frozenset[str] = getattr(model, "repeated", frozenset())  # another pipeline stage counts them
         self.shared = set() if mesh.size("tp") == 1 else {n for n, p in self.parameters.items() if not cut_by_tp(p)}
         matrices = {name: value for name, value in self.parameters.items() if value.ndim >= 2}
@@ -81,8 +92,8 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.rate
         corrections = 1 - self.config.beta1 ** (step + 1), (1 - self.config.beta2 ** (step + 1)) ** 0.5
-        if self.copied:
-            self.rates.copy_(to_device(torch.tensor([self.rate, *corrections]), self.rates.device))
+        if self.alone or self.rounds:
+            self.rates.copy_(to_device(torch.tensor([self.rate, *corrections, step + 1]), self.rates.device))
 
     def reduce(self, loss: Tensor, asked: Tensor) -> Tensor:
         """Sum over all ranks, in one collective: the loss's shares, the squared gradient norm, what each asks of all.
@@ -133,16 +144,18 @@ class Optimizer:
         scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
         for name, grad in self.gradients():
             self.parameters[name].grad = None
-            if self.copied and name in self.plain:
+            if self.rounds and name not in self.copied:
+                self.rounded_step(name, grad, scale)
+            elif self.alone and name in self.plain:
                 self.fused_step(name, grad, scale)
             else:
                 self.shards[name].grad = grad.to(self.shards[name].dtype).mul_(scale.to(grad.dtype))
-        if not self.copied:
+        if not self.alone:
             self.adamw.step()
         self.muon.step(self.rate)
         for name, shard in self.shards.items():
-            if self.copied and shard.grad is not None:
-                self.parameters[name].data.copy_(shard)
+            if name in self.copied and shard.grad is not None:
+                self.copy(name)
             shard.grad = None
 
     def fused_step(self, name: str, grad: Tensor, scale: Tensor) -> None:
@@ -151,6 +164,16 @@ class Optimizer:
         moments, decay = self.moments(shard), config.weight_decay if self.parameters[name].ndim >= 2 else 0.0
         state = shard.data, self.parameters[name].data, moments["exp_avg"], moments["exp_avg_sq"]
         kernels.adamw_(*state, grad, scale, self.rates, decay, (config.beta1, config.beta2), config.epsilon)
+
+    def rounded_step(self, name: str, grad: Tensor, scale: Tensor) -> None:
+        """AdamW's step of a matrix that is its own master in bf16, with the same dice on each rank that holds it."""
+        shard, config = self.shards[name].data, self.config
+        moments = self.moments(self.shards[name])
+        update = kernels.rounded_adamw_ if fused(shard) else rounding.adamw_
+        seed = int.from_bytes(blake2b(f"{config.seed}:{name}".encode(), digest_size=4).digest())
+        state = shard, moments["exp_avg"], moments["exp_avg_sq"]
+        betas = config.beta1, config.beta2
+        update(*state, grad, scale, self.rates, seed, config.weight_decay, betas, config.epsilon)
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter's name and its local gradient."""
@@ -184,9 +207,13 @@ class Optimizer:
         """Go on with masters and moments that were loaded, the latter after so many steps."""
         for shard in self.plain.values():
             self.moments(shard)["step"].fill_(float(steps))
-        if self.copied:
-            for name, shard in self.shards.items():
-                self.parameters[name].data.copy_(shard)
+        for name in self.copied:
+            self.copy(name)
+
+    @torch.no_grad()
+    def copy(self, name: str) -> None:
+        """Give a parameter what its master holds."""
+        local(self.parameters[name].detach()).copy_(self.shards[name])
 
 
 def join(model: nn.Module, grad_dtype: torch.dtype) -> Iterator[tuple[Tensor, list[Tensor]]]:

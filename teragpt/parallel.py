@@ -137,7 +137,7 @@ def shard(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype, *, g
 
     On GPU each block is compiled and sharded by itself, so that its parameters travel while others compute. On CPU,
     where nothing overlaps, a model that stays gathered is one graph and one group: one collective each way a step.
-    Masters stay fp32 (fp64 in fp64 runs); FSDP gathers them in `dtype` and averages gradients in fp32.
+    Masters have the `state_dtype` (fp64 in fp64 runs); FSDP gathers them in `dtype` and averages gradients in fp32.
     """
     blocks = list(cast("nn.ModuleList", getattr(model, "layers", nn.ModuleList())))
     fp8(blocks, config, mesh.devices.device_type)
@@ -163,7 +163,7 @@ def materialize(model: nn.Module, config: Config, device: torch.device) -> None:
 
     Values are drawn in fp32 and cast, so that every precision starts from the same weights.
     """
-    wide = torch.float64 if config.precision == "fp64" else torch.float32
+    wide = torch.float64 if config.precision == "fp64" else PRECISIONS[config.state_dtype]
     pipeline: Pipeline | None = getattr(model, "pipeline", None)
     for stage in pipeline.stages if pipeline else [model]:
         stage.to(wide).to_empty(device=device)

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 
 from teragpt.activations import activation_bytes
 from teragpt.config import Config
-from teragpt.layout import Layout, State, alive, held, spread
+from teragpt.layout import Layout, State, alive, element_bytes, held, spread
 from teragpt.sizes import padded
 
 # Of the data sheet's bytes: half for CUDA, NCCL and the allocator's slack (beside what a card shows beyond its data
@@ -96,7 +96,7 @@ class Ledger:
         if key not in self.matrices:
             blocks = layers_of(config.depth, stages, 0) * block_parameters(config, stages.tp)
             self.matrices[key] = blocks + padded(config.num_tokens) * config.dim // stages.tp
-        return (2 if config.optimizer == "muon" else 3) * FP32 * self.matrices[key] // stages.fsdp
+        return (2 if config.optimizer == "muon" else 3) * element_bytes(config) * self.matrices[key] // stages.fsdp
 
     def floor(self, cut: Cut) -> int:
         """Bytes below the peak: what is quick to count of state, and what blocks keep on the first stage."""
@@ -149,9 +149,12 @@ class Ledger:
         gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
         copies = 0 if alone else joined_copies(config, cut, layers)  # the copy lies joined
-        working = state.parameters * BF16 // FP32 if alone else gathered
+        element = element_bytes(config)
+        copied = state.parameters * BF16 // FP32 if element > BF16 else 0
+        working = copied if alone else gathered
         always = {"parameters": state.parameters, "optimizer": state.optimizer, "weights in bf16": working}
-        summed = {"gradients": state.gradients * (BF16 if alone and cut.count == 1 else FP32) // FP32}
+        wide = min(element, BF16 if cut.count == 1 else FP32) if alone else element
+        summed = {"gradients": state.gradients * wide // element}
         before = summed if cut.count > 1 else {}  # of the micro-batches before
         whole = {"activations": kept, "copies of weights": copies}
         last = {"activations": kept // layers, "copies of weights": copies // layers}

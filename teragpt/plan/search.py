@@ -15,7 +15,7 @@ from itertools import count
 from math import ceil, inf
 from typing import NamedTuple
 
-from teragpt.config import Config, fp8_misfits, mesh_misfits
+from teragpt.config import Config, mesh_misfits, precision_misfits
 from teragpt.layout import Layout
 from teragpt.plan.memory import Cut, Ledger, Memory
 from teragpt.plan.step import Clock, Step
@@ -194,7 +194,7 @@ class Search:
         """Whether the shape can be cut so."""
         schedule = "interleaved" if chunks > 1 else "1f1b"
         other = replace(self.config, tp=tp, cp=cp, pp=pp, pipeline_chunks=chunks, pipeline_schedule=schedule)
-        return not any(mesh_misfits(other, blamed)) and not any(fp8_misfits(other, blamed))
+        return not any(mesh_misfits(other, blamed)) and not any(precision_misfits(other, blamed))
 
     def copies_at_least(self) -> int:
         """Whole copies that are asked for."""

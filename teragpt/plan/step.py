@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from teragpt.config import Config
-from teragpt.layout import Layout
+from teragpt.layout import Layout, element_bytes
 from teragpt.plan.calibration import HOP_SECONDS, NETWORK_PART, NVLINK_PART, Speed
 from teragpt.plan.hardware import Cluster
 from teragpt.plan.memory import BF16, FP32, Cut, block_parameters, layers_of, stays_gathered
@@ -273,4 +273,5 @@ class Clock:
         stages = cut.stages
         whole = self.layers(cut)[0] * block_parameters(self.config, stages.tp)
         whole += padded(self.config.num_tokens) * self.config.dim // stages.tp
-        return UPDATE_BYTES * whole / stages.fsdp / self.speed.copy_rate + self.latency(stages.ranks)
+        moved = UPDATE_BYTES * element_bytes(self.config) / FP32 * whole / stages.fsdp
+        return moved / self.speed.copy_rate + self.latency(stages.ranks)

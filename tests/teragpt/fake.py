@@ -25,7 +25,7 @@ from teragpt.metrics import memory_bytes
 from teragpt.model import TeraGPT
 from teragpt.ops import local
 from teragpt.optim import Optimizer
-from teragpt.parallel import build_model, compute_dtype, forward_backward, materialize, parallelize
+from teragpt.parallel import PRECISIONS, build_model, compute_dtype, forward_backward, materialize, parallelize
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def world(ranks: int, rank: int) -> Iterator[None]:
 def laid_out(config: Config, constructor: Callable[..., nn.Module] = TeraGPT) -> tuple[nn.Module, Mesh]:
     """This rank's part of the model, on the meta device."""
     mesh, dtype = build_mesh(config, CPU), compute_dtype(config, CPU)
-    model = build_model(constructor, config, dtype)
+    model = build_model(constructor, config, dtype).to(PRECISIONS[config.state_dtype])
     parallelize(model, mesh, config, dtype)
     return model, mesh
 
@@ -73,8 +73,10 @@ def trained(config: Config, ranks: int, rank: int) -> State:
 
 
 def moments(optimizer: Optimizer) -> Iterator[Tensor]:
-    """What the optimizer holds beside the masters."""
-    return (value for name, value in optimizer.state().items() if name not in optimizer.shards)
+    """What the optimizer holds beside the parameters."""
+    return (
+        value for name, value in optimizer.state().items() if name not in optimizer.shards or name in optimizer.copied
+    )
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teragpt import kernels, ops, optim
+from teragpt import kernels, ops, optim, rounding
 from teragpt.config import resolve
 from teragpt.environment import World
 from teragpt.fp8 import E4M3
@@ -77,6 +77,17 @@ def adamw() -> Iterator[float]:
     yield off(copy, master)
 
 
+def rounded_adamw() -> Iterator[float]:
+    # the first moment stays in fp32, since the interpreter does not round to the nearest bf16
+    kernel, plain = ([torch.ones(5000).bfloat16(), torch.zeros(5000), torch.zeros(5000).bfloat16()] for _ in range(2))
+    for step in (1, 2, 3):
+        grad, rates = torch.randn(5000), torch.tensor([1e-2, 1 - 0.9**step, (1 - 0.95**step) ** 0.5, step])
+        for (weight, mean, square), update in ((kernel, kernels.rounded_adamw_), (plain, rounding.adamw_)):
+            clip, seed = torch.tensor(0.5), 3_000_000_000
+            update(weight, mean, square, grad, clip, rates, seed, 0.1, (0.9, 0.95), 1e-8)
+    yield from (off(one, other) for one, other in zip(kernel, plain, strict=True))
+
+
 def block() -> Iterator[float]:
     """A block as a GPU would run it, eager and compiled to one graph."""
     found: dict[str, list[Tensor]] = {}
@@ -130,6 +141,7 @@ CASES = {
     "norm_rotary": lambda: norm_rotary(4, 2, 48),
     "cast_both": cast_both,
     "adamw": adamw,
+    "rounded_adamw": rounded_adamw,
     "block": block,
     "swiglu": swiglu,
     "joined": joined,

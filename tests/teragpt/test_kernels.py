@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="this torch has no Triton")
-CASES = ["cross_entropy", "cross_entropy of few", "norm_rotary", "cast_both", "adamw", "block", "swiglu", "joined"]
+CASES = [
+    "cross_entropy", "cross_entropy of few", "norm_rotary", "cast_both", "adamw", "rounded_adamw", "block", "swiglu",
+    "joined",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,10 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(monkeypatch: pytest.Mo
             "stride": count, "limit": "fp32", "SIDE": 64,
         },
         kernels._adamw: {**state, "copy": half, "grad": half, **scalars, "count": count, "BLOCK": 1024},
+        kernels._rounded_adamw: {
+            **dict.fromkeys(("weight", "mean", "square", "grad"), half), "clip": wide, "rates": wide, "seed": "i64",
+            **scalars, "count": count, "BLOCK": 1024,
+        },
     }  # fmt: skip
     for kernel, types in signatures.items():
         assert set(kernel.arg_names) == set(types), kernel.__name__

@@ -18,13 +18,14 @@ from teragpt.model import Attention, TeraGPT
 from tests.teragpt import fake, ranks
 
 # a mesh that each size is trained on, from 8 ranks to 4,096
-MESHES = [
+MESHES: list[tuple[str, int, dict[str, object]]] = [
     ("13b", 8, {}),
     ("13b", 48, {"dp_replicate": 2, "tp": 2}),
     ("70b", 512, {"tp": 8}),
     ("70b", 256, {"tp": 8, "cp": 4}),
     ("175b", 768, {"tp": 8, "dp_replicate": 2}),
     ("405b", 2048, {"tp": 8, "cp": 4}),
+    ("405b", 1024, {"tp": 8, "state_dtype": "bf16"}),
     ("1t", 4096, {"tp": 8, "pp": 16}),
 ]
 
@@ -32,7 +33,7 @@ MESHES = [
 @pytest.mark.unmeasured
 @pytest.mark.parametrize(("size", "count", "mesh"), MESHES)
 def test_the_first_and_last_rank_of_every_large_size_hold_what_is_planned(
-    size: str, count: int, mesh: dict[str, int]
+    size: str, count: int, mesh: dict[str, object]
 ) -> None:
     config, _ = asked(["--ranks", str(count), *ranks.arguments({"size": size, **mesh})])
     for rank in (0, count - 1):
@@ -65,7 +66,8 @@ def worlds(draw: st.DrawFn) -> tuple[Config, int, set[int]]:
         "num_tokens": draw(st.integers(2, 700)),
         "tied": draw(st.booleans()),
     }
-    rest = {"optimizer": draw(st.sampled_from(["adamw", "muon"])), "context": 32, "global_batch_tokens": 32 * 60}
+    rest: dict[str, object] = {"context": 32, "global_batch_tokens": 32 * 60}
+    rest |= draw(st.sampled_from([{}, {"optimizer": "muon"}, {"state_dtype": "bf16"}]))
     rest |= {"pipeline_chunks": chunks, "pipeline_schedule": "interleaved" if chunks > 1 else "1f1b"}
     mesh = {"tp": tp, "cp": cp, "dp_replicate": replicas, "pp": pp}
     count = tp * cp * replicas * pp * draw(st.integers(1, 3))
@@ -91,6 +93,8 @@ def test_any_rank_of_any_world_holds_what_is_planned(world: tuple[Config, int, s
         (6, {"tp": 2, "tied": False}),
         (6, {"dp_replicate": 2, "optimizer": "muon"}),
         (6, {"cp": 2, "precision": "fp64"}),
+        (1, {"state_dtype": "bf16"}),
+        (6, {"tp": 2, "state_dtype": "bf16"}),
     ],
 )
 def test_a_rank_that_trains_holds_what_is_planned(count: int, given: dict[str, object]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,3 +73,35 @@ def test_the_state_names_every_master_and_moment_and_shares_its_memory() -> None
     assert float(optimizer.state()["weight.exp_avg"].sum()) == 36.0
     optimizer.resume(7)
     assert {float(optimizer.adamw.state[shard]["step"]) for shard in optimizer.shards.values()} == {7.0}
+
+
+def test_what_is_kept_in_bf16_follows_fp32_and_vectors_have_masters_of_their_own() -> None:
+    config = resolve({"steps": 10_000, "warmup_steps": 0, "learning_rate": 1e-4, "weight_decay": 0.0})
+    half = replace(config, state_dtype="bf16")
+    torch.manual_seed(0)
+    models = [nn.Linear(64, 32) for _ in range(3)]
+    for model in models[1:]:
+        model.load_state_dict(models[0].bfloat16().state_dict())
+    wide, *others = [Optimizer(models[0].float(), build_mesh(config, CPU), config)] + [
+        Optimizer(model.bfloat16(), build_mesh(half, CPU), half) for model in models[1:]
+    ]
+    for step in range(200):
+        slopes = torch.randn(32, 64) + 1.0, torch.randn(32) + 1.0
+        for optimizer in (wide, *others):
+            for parameter, slope in zip(optimizer.parameters.values(), slopes, strict=True):
+                parameter.grad = slope.to(parameter.dtype)
+            optimizer.schedule(step)
+            optimizer.step(torch.tensor(0.5, dtype=torch.float64))
+    one, other, reference = (model.weight.detach().float() for model in (*models[1:], models[0]))
+    assert torch.equal(one, other), "the dice are thrown by the step and the place"
+    moved = (reference - one).mean().abs() / 200e-4
+    assert moved < 0.02, "steps of less than bf16 can tell apart are not lost"
+    state = others[0].state()
+    assert {name: value.dtype for name, value in state.items()} == {
+        name: torch.bfloat16 if name.startswith("weight") else torch.float32 for name in state
+    }
+    assert torch.allclose(state["bias"], wide.state()["bias"], atol=2e-3)
+    assert torch.equal(models[1].bias.detach(), state["bias"].bfloat16())
+    state["bias"].zero_()
+    others[0].resume(7)
+    assert not models[1].bias.detach().any(), "a loaded master is copied to its parameter"

@@ -68,6 +68,23 @@ def test_other_numbers_of_ranks_have_the_same_curve(
     assert all(abs(loss - expected[step]) <= 1e-3 for step, loss in losses(output).items())
 
 
+def test_a_run_kept_in_bf16_has_the_curve_of_fp32_goes_on_in_it_and_back(tmp_path: Path) -> None:
+    constant = {"schedule": "wsd", "decay_fraction": 0.0}
+    code, whole = ranks.train({**constant, "out": tmp_path / "whole"})
+    assert code == 0, whole
+    printed = ""
+    for steps, kept_in, count in ((4, "bf16", 2), (8, "fp32", 1), (12, "bf16", 1)):
+        settings = {**constant, "out": tmp_path / "run", "steps": steps, "state_dtype": kept_in}
+        code, output = ranks.train(settings, count)
+        assert code == 0, output
+        assert not printed or f"resumed from step {steps - 4}" in output
+        printed += output
+    found, expected = losses(printed), losses(whole)
+    assert found.keys() == expected.keys()
+    assert found != expected
+    assert all(abs(loss - expected[step]) <= 0.02 for step, loss in found.items())
+
+
 def test_the_file_itself_runs_and_finds_its_package(tmp_path: Path) -> None:
     process = ranks.start([str(FOLDER / "train.py"), *ranks.arguments({**ranks.SMALL, "out": tmp_path, "steps": 2})])
     output, _ = process.communicate(timeout=ranks.PATIENCE_S)
