@@ -308,6 +308,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
         "database": {"existingSecret": "database"},
         "auth": {"existingSecret": "access"},
         "notifications": {"existingSecret": "destinations"},
+        "clusters": {"existingSecret": "clusters"},
     }
     given = environment(chosen)
     for mode in ("oidc", "tokens", "proxy", "open"):
@@ -323,6 +324,7 @@ def test_the_control_plane_takes_its_environment(case: Path, tmp_path: Path) -> 
 
     given = environment(values(case))
     files = {"NOTIFICATIONS": "[]", "TOKENS_FILE": f"ada sha256:{'0' * 64}", "PROXY_SECRET_FILE": "hush"}
+    files |= {"CLUSTERS": '{"clusters": []}'}
     for name in {f"TERAGPT_{each}" for each in files} & given.keys():  # that a Secret brings
         given[name] = str(tmp_path / name)
         (tmp_path / name).write_text(files[name.removeprefix("TERAGPT_")])
