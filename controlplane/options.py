@@ -111,15 +111,7 @@ def database_url(value: str) -> str:
 
 def database_url_file(value: str) -> str:
     """Reads the URL of a Postgres database from the file that it stands in; empty is none."""
-    if not value:
-        return ""
-    try:
-        url = Path(file(value)).read_text("utf-8").strip()
-    except OSError as error:
-        raise ValueError(f"the path of a file that can be read ({error.strerror})") from None
-    if not url:
-        raise ValueError("the path of a file that holds a URL; this one is empty")
-    return database_url(url)
+    return database_url(file_text(value, holding="a URL"))
 
 
 def text(value: str) -> str:
@@ -212,7 +204,7 @@ def secure_url(value: str) -> str:
     return value
 
 
-def file_text(value: str) -> str:
+def file_text(value: str, holding: str = "something") -> str:
     """Reads what stands in a file, less the spaces around it; empty is none."""
     if not value:
         return ""
@@ -221,7 +213,7 @@ def file_text(value: str) -> str:
     except OSError as error:
         raise ValueError(f"the path of a file that can be read ({error.strerror})") from None
     if not content:
-        raise ValueError("the path of a file that holds something; this one is empty")
+        raise ValueError(f"the path of a file that holds {holding}; this one is empty")
     return content
 
 

@@ -20,6 +20,7 @@ from teragpt.sizes import REFERENCE_VOCABULARY, padded
 GIVEN = ("pp", "dp_replicate", "cp", "tp")  # the dimensions that settings name; what they leave is `dp_shard`
 OURS = Config().model  # the model whose parameters are known here
 LEAST_BYTES = {"fp64": 8, "fp32": 4, "fp8": 1}  # of an activation; bf16's where nothing else is sure
+VECTOR_BYTES = 12  # of a vector's element beside a parameter in bf16: its master and two moments, in fp32
 SHOWN = ("parameters", "gradients", "optimizer", "total")
 
 
@@ -136,12 +137,12 @@ def state(config: Config, ranks: int = 1, rank: int | None = None) -> State:
 
 def held(config: Config, stages: Layout, pp_rank: int, fsdp_rank: int) -> State:
     """As `state`, for a place in the mesh; ranks of `tp` hold as much as each other."""
-    each, apart = element_bytes(config), 0 if config.state_dtype == "fp32" else 12
+    each, apart = element_bytes(config), config.state_dtype == "bf16"
     room = moments = 0
     for kind in kinds(config, stages, pp_rank):
         piece, there, columns = share(kind, stages, fsdp_rank)
         room += kind.count * piece * columns * each
-        beside = apart if apart and kind.columns == 1 else each * (1 if kind.momentum else 2)
+        beside = VECTOR_BYTES if apart and kind.columns == 1 else each * (1 if kind.momentum else 2)
         moments += kind.count * there * columns * beside
     return State(room, room, moments)
 

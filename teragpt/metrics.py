@@ -257,13 +257,13 @@ class Poster:
     def close(
         self, ends_by: float, seconds_left: Callable[[], float], say: Callable[[str], None], *, patient: bool
     ) -> None:
-        """Wait for the last acknowledgements until `ends_by`, and longer for a control plane that is away if `patient`.
+        """Once it is `closing`, wait for the last acknowledgements until `ends_by`, or longer.
 
-        Only a pod's token is in a file, and only a pod's record is out of the control plane's reach.
+        If `patient`, a pod waits for a control plane that is away, up to 15 minutes in all. Only a pod's token is in a
+        file, and only a pod's record is out of the control plane's reach.
         """
-        self.closing.set()
         longest = ends_by + LAST_POSTS_AWAY - LAST_POSTS if patient and os.environ.get(TOKEN_FILE) else ends_by
-        reminded = time.monotonic() - 0.9 * REMIND_EVERY
+        reminded = time.monotonic() - 0.9 * REMIND_EVERY  # so that the first comes soon
         while self.thread.is_alive():
             now = time.monotonic()
             left = min((longest if self.away else ends_by) - now, seconds_left())

@@ -12,7 +12,7 @@ from controlplane.api.streams import Batch, EventStream, Message, Position, Sour
 from controlplane.api.views import Authorization, LastEventId, RunRef, Services, Streams, View, bearer
 from controlplane.domain.errors import Unauthorized
 from controlplane.domain.phases import Phase
-from controlplane.services import attempts, checkpoints, metrics, runs
+from controlplane.services import attempts, metrics, runs
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 
@@ -86,8 +86,8 @@ def add(run: RunRef, body: NewPoints, context: Services, authorization: Authoriz
     if attempts.authenticate(context, run, bearer(authorization)) != body.attempt:
         raise Unauthorized
     points = [point.model_dump() for point in body.points]
-    stored = metrics.add_metrics(context, run, body.attempt, points)
-    return Acknowledged(acknowledged=stored, save=checkpoints.requested(context, run, body.attempt))
+    heard = metrics.add_metrics(context, run, body.attempt, points)
+    return Acknowledged(acknowledged=heard.seq, save=heard.save)
 
 
 @router.get("/runs/{run}/metrics", summary="Show a run's curve")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from controlplane import runfolder
@@ -28,7 +28,7 @@ def checkpoints(context: Context, run_id: str) -> CheckpointsView:
     """Its complete checkpoints, oldest first. Raises NotFound."""
     run = runs.get(context, run_id)
     folder = Path(run.folder)
-    if run.folder and folder.is_absolute():
+    if folder.is_absolute():
         found = [
             CheckpointView(one.step, one.attempt, moment(one.time), one.size, one.ranks, str(one.folder))
             for one in runfolder.checkpoints(folder)
@@ -59,11 +59,9 @@ def request_checkpoint(context: Context, run_id: str, *, actor: str = runs.LOCAL
     return runs.of_id(context, run_id)
 
 
-def requested(context: Context, run_id: str, attempt: int) -> int:
+def requested(session: Session, run_id: str, attempt: int) -> int:
     """The number of the newest checkpoint that was asked for of an attempt; 0 where there is none."""
-    with context.store.read() as session:
-        last = _last_request(session, run_id, attempt)
-        return last.seq if last else 0
+    return session.scalar(select(func.max(Event.seq)).where(*_requests(run_id, attempt))) or 0
 
 
 def _deaf(run: Run, *, reported: bool) -> str | None:
@@ -76,5 +74,9 @@ def _deaf(run: Run, *, reported: bool) -> str | None:
 
 
 def _last_request(session: Session, run_id: str, attempt: int) -> Event | None:
-    here = (Event.run_id == run_id, Event.attempt == attempt, Event.kind == SAVE)
-    return session.scalars(select(Event).where(*here).order_by(Event.seq.desc()).limit(1)).first()
+    wanted = select(Event).where(*_requests(run_id, attempt)).order_by(Event.seq.desc())
+    return session.scalars(wanted.limit(1)).first()
+
+
+def _requests(run_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
+    return Event.run_id == run_id, Event.attempt == attempt, Event.kind == SAVE

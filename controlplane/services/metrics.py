@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
 
 from controlplane.faults import fault
 from controlplane.services import runs
+from controlplane.services.checkpoints import requested
 from controlplane.services.context import Context
 from controlplane.store.history import PLACE, drawn, points_of
 from controlplane.store.points import add_points, newest_seq
 from controlplane.store.tables import MetricBlock, MetricPoint
+from controlplane.store.writer import Transaction
 
 SHAPE_KEYS = ("loss", "val_loss")  # whose extremes a thinned curve keeps, where no keys were asked for
 LARGEST_BATCH = 5000
 
 
-def add_metrics(context: Context, run_id: str, attempt: int, points: Sequence[Mapping[str, Any]]) -> int:
-    """Add points of an attempt; returns the highest `seq` stored. A point that is there already changes nothing.
+class Heard(NamedTuple):
+    """What a trainer is told of its points: the highest `seq` stored, and the number of the newest wish to `save`."""
+
+    seq: int
+    save: int
+
+
+def add_metrics(context: Context, run_id: str, attempt: int, points: Sequence[Mapping[str, Any]]) -> Heard:
+    """Add points of an attempt. A point that is there already changes nothing.
 
     Each needs `seq`, `step` and `time`. Without any, nothing is written. Raises NotFound.
     """
     if not points:
         with context.store.read() as session:
-            return newest_seq(session, run_id, attempt)
-    newest = context.store.write(lambda transaction: add_points(transaction, run_id, attempt, points))
+            return Heard(newest_seq(session, run_id, attempt), requested(session, run_id, attempt))
+
+    def job(transaction: Transaction) -> Heard:
+        newest = add_points(transaction, run_id, attempt, points)
+        return Heard(newest, requested(transaction.session, run_id, attempt))
+
+    heard = context.store.write(job)
     fault("points stored")
-    return newest
+    return heard
 
 
 def points_after(

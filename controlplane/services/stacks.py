@@ -14,7 +14,7 @@ def stacks(context: Context, run_id: str) -> StacksView:
     """The stacks that were kept, oldest first. Raises NotFound."""
     run = runs.get(context, run_id)
     folder = Path(run.folder)
-    if not (run.folder and folder.is_absolute()):
+    if not folder.is_absolute():
         return StacksView(run.folder, seen=False, items=[])
     items = [StackFile(one.file, moment(one.time), one.text) for one in runfolder.stacks(folder)]
     return StacksView(run.folder, seen=True, items=items)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -69,6 +70,15 @@ class Plane:
         """Let an object's first pod write."""
         key = f"{object_name}/{object_name}-master-0"
         self.cluster.written[key] = self.cluster.written.get(key, b"") + text.encode()
+
+
+@contextmanager
+def opened(home: Path, migrated: Path, *, token: str | None = None) -> Generator[Plane]:
+    """A control plane in `home`, whose tables are copied from where they are made."""
+    shutil.copytree(migrated, home)
+    plane = Plane(home, token=token)
+    with closing(plane.store):
+        yield plane
 
 
 @contextmanager

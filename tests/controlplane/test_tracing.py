@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from starlette.testclient import TestClient
 from ulid import ULID
 
 from controlplane import tracing
-from tests.controlplane.plane import BASE, Plane
+from tests.controlplane.plane import BASE, Plane, opened
 
 CALLER = "0af7651916cd43dd8448eb211c80319c"
 
@@ -62,10 +61,8 @@ def receiver() -> Generator[Receiver]:
 
 @pytest.fixture
 def plane(tmp_path: Path, migrated: Path) -> Generator[Plane]:
-    shutil.copytree(migrated, tmp_path / "home")
-    plane = Plane(tmp_path / "home")
-    yield plane
-    plane.store.close()
+    with opened(tmp_path / "home", migrated) as plane:
+        yield plane
 
 
 def known(span: Any) -> dict[str, Any]:

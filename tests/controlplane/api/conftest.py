@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.controlplane.plane import BASE, Plane
+from tests.controlplane.plane import BASE, Plane, opened
 
 
 @pytest.fixture
 def plane(tmp_path: Path, migrated: Path) -> Generator[Plane]:
-    shutil.copytree(migrated, tmp_path / "home")
-    plane = Plane(tmp_path / "home")
-    yield plane
-    plane.store.close()
+    with opened(tmp_path / "home", migrated) as plane:
+        yield plane
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import TypeVar
@@ -9,17 +8,15 @@ from typing import TypeVar
 import pytest
 
 from controlplane.client import ApiError, AsyncClient, Unreachable
-from tests.controlplane.plane import Plane, serving
+from tests.controlplane.plane import Plane, opened, serving
 
 T = TypeVar("T")
 
 
 @pytest.fixture
 def plane(tmp_path: Path, migrated: Path) -> Generator[Plane]:
-    shutil.copytree(migrated, tmp_path / "home")
-    plane = Plane(tmp_path / "home", token="a-token")
-    yield plane
-    plane.store.close()
+    with opened(tmp_path / "home", migrated, token="a-token") as plane:
+        yield plane
 
 
 async def all_of(told: AsyncIterator[T]) -> list[T]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import http.server
-import shutil
 import socket
 import threading
 import time
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from controlplane.client import ApiError, Client, Messages, ServerEvent, Unreachable
-from tests.controlplane.plane import Plane, serving
+from tests.controlplane.plane import Plane, opened, serving
 
 TOKEN = "a-token"
 DEADLINE_S = 60.0
@@ -21,10 +20,8 @@ DEADLINE_S = 60.0
 
 @pytest.fixture
 def plane(tmp_path: Path, migrated: Path) -> Generator[Plane]:
-    shutil.copytree(migrated, tmp_path / "home")
-    plane = Plane(tmp_path / "home", token=TOKEN)
-    yield plane
-    plane.store.close()
+    with opened(tmp_path / "home", migrated, token=TOKEN) as plane:
+        yield plane
 
 
 @pytest.fixture

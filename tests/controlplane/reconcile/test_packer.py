@@ -43,7 +43,7 @@ def point(seq: int, **values: Any) -> dict[str, Any]:
 
 
 def report(stage: Stage, attempt: int, points: list[dict[str, Any]]) -> int:
-    return metrics.add_metrics(stage.context, stage.id, attempt, points)
+    return metrics.add_metrics(stage.context, stage.id, attempt, points).seq
 
 
 def end(stage: Stage) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.domain.errors import NotFound, NotReporting
 from controlplane.services import attempts
-from controlplane.services.checkpoints import request_checkpoint, requested
+from controlplane.services.checkpoints import request_checkpoint
 from controlplane.services.context import Context
 from controlplane.services.metrics import add_metrics
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
@@ -29,22 +29,27 @@ def report(stage: Stage, seq: int, **values: Any) -> None:
     add_metrics(stage.context, stage.id, stage.run.attempt, [point])
 
 
+def requested(stage: Stage, attempt: int) -> int:
+    """What the attempt's trainer hears when it has nothing to tell."""
+    return add_metrics(stage.context, stage.id, attempt, []).save
+
+
 def asked(stage: Stage) -> list[dict[str, Any]]:
     return [one.data for one in attempts.events(stage.context, stage.id) if one.kind == "save"]
 
 
 def test_asking_twice_before_the_next_report_is_asking_once(stage: Stage) -> None:
     report(stage, 1, loss=4.0)
-    assert requested(stage.context, stage.id, 1) == 0
+    assert requested(stage, 1) == 0
     before = stage.run
     request_checkpoint(stage.context, stage.id, actor="ada")
     after = request_checkpoint(stage.context, stage.id, actor="ada")
     assert (after.phase, after.desired, after.revision) == (before.phase, before.desired, before.revision)
-    first = requested(stage.context, stage.id, 1)
+    first = requested(stage, 1)
     assert first > 0
     report(stage, 2, checkpoint=2)
     request_checkpoint(stage.context, stage.id, actor="bob")
-    assert requested(stage.context, stage.id, 1) > first
+    assert requested(stage, 1) > first
     assert asked(stage) == [{"actor": "ada", "point": 1}, {"actor": "bob", "point": 2}]
 
 
@@ -64,7 +69,7 @@ def test_nobody_is_asked_before_the_attempt_has_reported(stage: Stage) -> None:
     assert stage.run.attempt == 2
     with pytest.raises(NotReporting, match="has not reported a step yet"):
         request_checkpoint(stage.context, stage.id)
-    assert requested(stage.context, stage.id, 2) == 0  # what the first attempt was asked for is not asked of this one
+    assert requested(stage, 2) == 0  # what the first attempt was asked for is not asked of this one
 
 
 def test_a_run_that_is_to_stop_writes_its_checkpoint_anyway(stage: Stage) -> None:

@@ -25,10 +25,10 @@ def second_attempt(context: Context, run: RunView) -> None:
 
 
 def test_points_are_added_once_and_acknowledged_by_the_highest(context: Context, run: RunView) -> None:
-    assert add_metrics(context, run.id, 1, [point(1, 1, loss=5.0), point(2, 2, loss=4.0)]) == 2
-    assert add_metrics(context, run.id, 1, [point(2, 2, loss=99.0), point(3, 3, loss=3.0)]) == 3
-    assert add_metrics(context, run.id, 1, [point(1, 1, loss=99.0)]) == 3
-    assert add_metrics(context, run.id, 1, []) == 3
+    assert add_metrics(context, run.id, 1, [point(1, 1, loss=5.0), point(2, 2, loss=4.0)]).seq == 2
+    assert add_metrics(context, run.id, 1, [point(2, 2, loss=99.0), point(3, 3, loss=3.0)]).seq == 3
+    assert add_metrics(context, run.id, 1, [point(1, 1, loss=99.0)]).seq == 3
+    assert add_metrics(context, run.id, 1, []).seq == 3
     assert [one["loss"] for one in curve(context, run.id)] == [5.0, 4.0, 3.0]
 
 
