@@ -238,7 +238,7 @@ def test_the_script_for_kind_does_the_rest_on_a_cluster_that_exists_with_jobs_an
         "KUBECONFIG": str(release.namespace.cluster.kubeconfig),
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }
-    script = [str(CHECKOUT / "deploy/kind.sh"), "operator", "chart", "check"]
+    script = [str(CHECKOUT / "deploy/kind/cluster.sh"), "operator", "chart", "check"]
     done = subprocess.run(script, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr + release.log()
     assert "deployment.apps/training-operator condition met" in done.stdout

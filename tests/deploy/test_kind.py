@@ -11,7 +11,7 @@ import yaml
 
 from tools.blocks import ROOT
 
-SCRIPT = ROOT / "deploy/kind.sh"
+SCRIPT = ROOT / "deploy/kind/cluster.sh"
 
 
 def run(*steps: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
@@ -37,6 +37,6 @@ def test_a_program_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_the_cluster_has_two_workers_and_a_way_in_from_this_machine_alone() -> None:
-    nodes = yaml.safe_load((ROOT / "deploy/kind.yaml").read_text("utf-8"))["nodes"]
+    nodes = yaml.safe_load((ROOT / "deploy/kind/cluster.yaml").read_text("utf-8"))["nodes"]
     assert [node["role"] for node in nodes] == ["control-plane", "worker", "worker"]
     assert {port["listenAddress"] for port in nodes[0]["extraPortMappings"]} == {"127.0.0.1"}

@@ -2,14 +2,14 @@
 # TeraGPT on a kind cluster of this machine: makes the cluster, builds both images and loads them, installs the Kubeflow
 # training operator and the chart, and trains a first run by `helm test`. Run it again after a change.
 #
-#   deploy/kind.sh                   every step
-#   deploy/kind.sh chart check       these steps alone, on the cluster that kubectl speaks to
-#   deploy/kind.sh down              removes the cluster
+#   deploy/kind/cluster.sh                every step
+#   deploy/kind/cluster.sh chart check    these steps alone, on the cluster that kubectl speaks to
+#   deploy/kind/cluster.sh down           removes the cluster
 #
 # Steps: cluster, images, operator, chart, check. Needs docker, kind, kubectl and helm.
 # NAMESPACE (teragpt) is where it goes, HELM_FLAGS are more flags for `helm`, such as --values FILE.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 NAMESPACE=${NAMESPACE:-teragpt}
 OPERATOR=${OPERATOR:-github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4}
@@ -19,13 +19,13 @@ read -ra flags <<<"${HELM_FLAGS:-}"
 needs() {
     local program
     for program; do
-        command -v "$program" >/dev/null || { echo "kind.sh: $program is not on PATH; install it and run this again." >&2; exit 1; }
+        command -v "$program" >/dev/null || { echo "cluster.sh: $program is not on PATH; install it and run this again." >&2; exit 1; }
     done
 }
 
 cluster() {
     needs docker kind
-    kind get clusters 2>/dev/null | grep -qx teragpt || kind create cluster --config deploy/kind.yaml --wait 2m
+    kind get clusters 2>/dev/null | grep -qx teragpt || kind create cluster --config deploy/kind/cluster.yaml --wait 2m
     kubectl config use-context kind-teragpt
 }
 
@@ -63,7 +63,7 @@ down() {
 for step; do
     case $step in
         cluster | images | operator | chart | check | down) ;;
-        *) echo "kind.sh: got step $step; allowed: cluster, images, operator, chart, check, down." >&2; exit 2 ;;
+        *) echo "cluster.sh: got step $step; allowed: cluster, images, operator, chart, check, down." >&2; exit 2 ;;
     esac
 done
 for step; do
