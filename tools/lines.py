@@ -34,7 +34,7 @@ NOTE = """Lines of code as [scc](https://github.com/boyter/scc) counts them: com
 out. (scc takes a quote inside a docstring for its end and so counts some lines of docstrings as code; by Python's own
 tokenizer `model.py` and `train.py` have {tokens} lines.) `python -m tools.lines` prints this table from a fresh count,
 and a test fails when it is stale."""
-SHORT_RUN = ("--size", "tiny", "--steps", "4", "--checkpoint_every", "2", "--eval_every", "2")
+SHORT_RUN = ("--size", "tiny", "--steps", "4", "--checkpoint_every", "2", "--eval_every", "2", "--eval_sequences", "2")
 
 
 def count(*files: str) -> int:

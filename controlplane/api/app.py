@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
 from controlplane.api import (
     attempts,
@@ -80,20 +82,27 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
         streams=lambda: hub.open,
     )
     problems.install(app)
-    nouns = APIRouter()
-    for noun in (health,) if settings.database.role == "reconciler" else NOUNS:
-        nouns.include_router(noun.router)
-    if settings.database.role != "reconciler":
-        nouns.include_router(tasks.files)
-    app.include_router(nouns, prefix="/v1", responses=REFUSALS)
-    app.include_router(nouns, include_in_schema=False)
-    for prefix in ("", "/v1"):
-        app.include_router(docs.router, prefix=prefix)
+    app.router.routes += routes(whole=settings.database.role != "reconciler")
     everywhere = settings.listen.host in {"0.0.0.0", "::"}
     known = users.users_of(context, settings.authentication)
     app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=known)
     app.add_middleware(Telemetry, measurements=app.state.measurements)
     return app
+
+
+@cache
+def routes(*, whole: bool) -> list[BaseRoute]:
+    """Every address, or only those of health; what FastAPI reads of each is read once a process, not once an app."""
+    nouns, everything = APIRouter(), APIRouter()
+    for noun in NOUNS if whole else (health,):
+        nouns.include_router(noun.router)
+    if whole:
+        nouns.include_router(tasks.files)
+    everything.include_router(nouns, prefix="/v1", responses=REFUSALS)
+    everything.include_router(nouns, include_in_schema=False)
+    for prefix in ("", "/v1"):
+        everything.include_router(docs.router, prefix=prefix)
+    return everything.routes
 
 
 def product_version() -> str:

@@ -71,7 +71,8 @@ def test_train_alone_trains_and_samples(installed: Path, tmp_path: Path) -> None
     python = installed / "python"
     missing = "import importlib.util as u; print([n for n in ('fastapi', 'sqlalchemy', 'uvicorn') if u.find_spec(n)])"
     assert run(python, "-c", missing, cwd=tmp_path).strip() == "[]"
-    run(python, "-m", "teragpt.train", "--size", "tiny", "--steps", "1", "--out", "run", cwd=tmp_path)
+    short = ["--size", "tiny", "--steps", "1", "--eval_sequences", "2"]
+    run(python, "-m", "teragpt.train", *short, "--out", "run", cwd=tmp_path)
     sample = "import sys, teragpt.sample as s; sys.stdout.write('|'.join(s.stream('run', 'def ', tokens=3, seed=1)))"
     assert run(python, "-c", sample, cwd=tmp_path)
 
