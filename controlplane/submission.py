@@ -52,6 +52,7 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
         gpus_per_node=layout.gpus_per_node,
         cpus_per_node=layout.cpus_per_node,
         memory_per_node=layout.memory_per_node,
+        memory_limited=layout.memory_given or audience is not None,
         image=run.placement.image or image,
         spec=settings(run),
         run_url=f"{url.rstrip('/')}/v1/runs/{run_id}",

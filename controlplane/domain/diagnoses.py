@@ -33,7 +33,7 @@ ENDED = {  # why an attempt or a run is over, as the ranks themselves, the clust
         "Give the pods more memory (compute.memory_per_node), fewer processes a node, or a smaller micro_batch.",
     ),
     "OOMKilled": Diagnosis(
-        "The kernel killed the container at its memory limit.",
+        "A process was killed because its pod held more memory than its limit.",
         "Raise compute.memory_per_node, or start fewer processes on each node.",
     ),
     "CudaOutOfMemory": Diagnosis(

@@ -59,13 +59,17 @@ class Machine(Protocol):
 
 @dataclass(frozen=True)
 class Layout:
-    """Pods and ranks of a run: what each node gets. CPUs may be parts of one, memory is in bytes."""
+    """Pods and ranks of a run: what each node gets. CPUs may be parts of one, memory is in bytes.
+
+    Where nobody gave the memory, it is an estimate.
+    """
 
     nodes: int
     processes_per_node: int
     gpus_per_node: int
     cpus_per_node: float
     memory_per_node: int
+    memory_given: bool = False
 
     @property
     def world_size(self) -> int:
@@ -82,7 +86,8 @@ def layout_on_machine(compute: Compute, machine: Machine, config: Config) -> Lay
     processes = compute.processes_per_node or gpus or cpu_ranks
     cpus = compute.cpus_per_node or max(1, min(processes, machine.cpus // nodes))
     on_rank = PROCESS_BYTES + (0 if gpus else state(config, nodes * processes).total)
-    return Layout(nodes, processes, gpus, cpus, compute.memory_per_node or processes * on_rank)
+    memory, given = processes * on_rank, compute.memory_per_node
+    return Layout(nodes, processes, gpus, cpus, given or memory, memory_given=given is not None)
 
 
 def layout_on_cluster(compute: Compute, machine: Machine, config: Config) -> Layout:
@@ -96,7 +101,8 @@ def layout_on_cluster(compute: Compute, machine: Machine, config: Config) -> Lay
     derived = _whole(processes * TINY_CPUS) if tiny else processes
     kept = state(config, nodes * processes)
     memory = processes * (POD_RANK_BYTES if tiny else _pod_bytes(kept, with_gpu=gpus > 0))
-    return Layout(nodes, processes, gpus, compute.cpus_per_node or derived, compute.memory_per_node or memory)
+    given = compute.memory_per_node
+    return Layout(nodes, processes, gpus, compute.cpus_per_node or derived, given or memory, given is not None)
 
 
 def _cluster_gpus(compute: Compute, machine: Machine, size: str) -> int:

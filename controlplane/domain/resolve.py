@@ -87,7 +87,7 @@ class ResolvedRun:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ResolvedRun:
         """The run that `to_json` wrote, also that of an older version."""
-        layout = Layout(**{one.name: value[one.name] for one in dataclasses.fields(Layout)})
+        layout = Layout(**{one.name: value[one.name] for one in dataclasses.fields(Layout) if one.name in value})
         others = {one.name: value[one.name] for one in dataclasses.fields(cls) if one.name in value}
         others |= {name: model.model_validate(value.get(name, {})) for name, model in SECTIONS.items()}
         others["folder"] = value.get("folder", value["config"]["out"])

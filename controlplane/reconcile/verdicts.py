@@ -130,6 +130,7 @@ def _message(pod: ObservedPod, rank: int | None, code: int | None, name: str | N
     ended += f" with exit code {code}" if code is not None else ""
     ended += f" ({name})" if name else ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), None) or pod.message
+    last = pod.message if pod.reason == "OOMKilled" and pod.message else last
     return f"{ended}: {last}"[:LONGEST_MESSAGE] if last else ended
 
 

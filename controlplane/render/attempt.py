@@ -43,11 +43,12 @@ RESERVED_VARIABLES = frozenset(
 class Attempt:
     """Everything that an attempt's object says.
 
-    `name` is the object's, `memory_per_node` bytes, `spec` the settings of `teragpt.config` that the run resolves to,
-    `env` the user's own variables and `secrets` those that a Secret holds, `run_url` where rank 0 reports, `run_token`
-    its bearer there (in no manifest and no repr), `grace_s` seconds between SIGTERM and SIGKILL. With an `audience`,
-    pods show a token of their service account instead. `claims` are mounted; `avoid_nodes` (by host name) get no pod;
-    `runtime` is a TrainJob's, where it is not ours. What is None or 0 is not asked of the cluster.
+    `name` is the object's, `memory_per_node` bytes, and the most that there may be where it is `memory_limited`; `spec`
+    the settings of `teragpt.config` that the run resolves to, `env` the user's own variables and `secrets` those that a
+    Secret holds, `run_url` where rank 0 reports, `run_token` its bearer there (in no manifest and no repr), `grace_s`
+    seconds between SIGTERM and SIGKILL. With an `audience`, pods show a token of their service account instead.
+    `claims` are mounted; `avoid_nodes` (by host name) get no pod; `runtime` is a TrainJob's, where it is not ours. What
+    is None or 0 is not asked of the cluster.
     """
 
     run_id: str
@@ -78,6 +79,7 @@ class Attempt:
     pod_overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
     ttl_after_finish_s: int | None = None
     runtime: str | None = None
+    memory_limited: bool = True
 
 
 def secret_of(attempt: Attempt) -> dict[str, str]:

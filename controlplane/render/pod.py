@@ -90,7 +90,7 @@ class Port(Shape):
 
 
 class Resources(Shape):
-    """Limits, and requests that equal them, which makes the pod's share guaranteed."""
+    """Limits, and what is requested: the same, unless there is no limit."""
 
     limits: dict[ResourceName, Quantity] = Field(default_factory=dict[ResourceName, Quantity])
     requests: dict[ResourceName, Quantity] | None = None

@@ -172,6 +172,8 @@ def _resources(attempt: Attempt) -> pod.Resources | None:
     requests = dict(limits)
     if attempt.audience:  # on Kubernetes: a rank that is throttled is waited for by all, so that CPUs are no limit
         limits.pop("cpu", None)
+    if not attempt.memory_limited:
+        limits.pop("memory", None)
     return pod.Resources(limits=limits, requests=requests)
 
 

@@ -127,6 +127,20 @@ def test_a_run_names_its_own_image_and_queue_or_takes_the_installations() -> Non
     assert manifest(own, queue="all")["metadata"]["labels"][queue] == "research"
 
 
+@pytest.mark.parametrize(
+    ("compute", "audience", "limited"),
+    [({}, None, False), ({"memory_per_node": 3 << 30}, None, True), ({}, "teragpt", True)],
+)
+def test_memory_that_was_given_is_a_limit_and_on_a_cluster_what_was_derived_too(
+    compute: dict[str, int], audience: str | None, limited: bool
+) -> None:
+    here = Unknown(cpus=8, memory=64 << 30, known=True)
+    run = resolve(parse_spec({"size": "tiny", "compute": compute}), here, "/runs/x")
+    resources = container(manifest(run, namespace=None, audience=audience))["resources"]
+    assert resources["requests"]["memory"] == ("3Gi" if compute else "1586964Ki")
+    assert ("memory" in resources["limits"]) is limited
+
+
 def test_the_trainer_gets_paths_of_its_pod() -> None:
     made = manifest(resolved(data={"uri": "pvc://datasets/books"}))
     sent = json.loads(variables(made)["TERAGPT_SPEC"])

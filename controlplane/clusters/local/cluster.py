@@ -6,6 +6,7 @@ enough to go on after a kill at any instant: `docs/local-cluster.md` walks throu
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -34,7 +35,7 @@ from controlplane.clusters.local.line import Claim, giving_way, in_order
 from controlplane.clusters.local.machine import Machine, this_machine
 from controlplane.clusters.local.objects import LocalObject
 from controlplane.clusters.local.pod import LocalPod
-from controlplane.clusters.local.share import Share, lacks, total, whole
+from controlplane.clusters.local.share import Share, lacks, total, whole, whole_cores
 from controlplane.clusters.local.stacks import stacks_of
 from controlplane.clusters.local.watcher import Watcher
 from controlplane.render import Identity, PyTorchJob, identity_of, pods_of
@@ -271,9 +272,11 @@ class LocalCluster:
         """Write down that the object is admitted, then start it; why that could not be, otherwise."""
         free = iter(self._free_gpus())
         gpus = {pod.pod.name: [next(free) for _ in range(int(pod.share.gpus))] for pod in found.pods}
+        unused = iter(self._free_cores())
+        cores = {pod.pod.name: list(itertools.islice(unused, whole_cores(pod.share))) for pod in found.pods}
         try:
             found.reservation = ports.reserve()
-            admitted = {"port": found.reservation.getsockname()[1], "gpus": gpus}
+            admitted = {"port": found.reservation.getsockname()[1], "gpus": gpus, "cores": cores}
             shim.write_atomically(str(found.folder / ADMITTED), admitted)
         except OSError as error:
             found.release()
@@ -293,12 +296,14 @@ class LocalCluster:
         def launch(pod: LocalPod) -> tuple[dict[str, Any], int | None]:
             port, held = admitted["port"], found.reservation
             record = launch_record(found.job, pod.pod, pod.folder, self._environment, found.secret, port)
+            record["cores"] = pod.cores
             if self._machine.gpus:
                 record["env"]["CUDA_VISIBLE_DEVICES"] = ",".join(pod.gpus)
             return record, held.fileno() if held else None
 
         for pod in found.pods:
             pod.gpus = tuple(admitted["gpus"][pod.pod.name])
+            pod.cores = tuple(admitted.get("cores", {}).get(pod.pod.name, ()))
         for pod in found.pods:
             pod.start(launch)
 
@@ -311,6 +316,10 @@ class LocalCluster:
     def _free_gpus(self) -> list[str]:
         taken = {gpu for pod in self._admitted_pods() for gpu in pod.gpus}
         return [gpu for gpu in self._machine.gpus if gpu not in taken]
+
+    def _free_cores(self) -> list[int]:
+        taken = {core for pod in self._admitted_pods() for core in pod.cores}
+        return [core for core in self._machine.cores if core not in taken]
 
     def _publish(self) -> None:
         gone = self._observed.keys() - self._objects.keys()

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from controlplane.clusters.base import Refusal, Rejected
 from controlplane.clusters.local.machine import Machine
-from controlplane.clusters.local.share import KINDS, Share, lacks, share_of, total, whole
+from controlplane.clusters.local.share import KINDS, Share, lacks, memory_limit, share_of, total, whole
 from controlplane.clusters.local.shim import TERMINATION, WORK
 from controlplane.domain.priorities import RANKS
 from controlplane.render import PyTorchJob, operator_environment, pods_of
@@ -149,8 +149,9 @@ def _unhonoured_of_container(container: Container, path: str) -> Iterator[Refusa
     limits, requests = container.resources.limits, container.resources.requests
     for kind in sorted(limits.keys() - set(KINDS)):
         yield Refusal(f"{path}.resources.limits.{kind}", limits[kind], f"limits of {', '.join(KINDS)}")
-    if requests not in (None, limits):
-        yield Refusal(f"{path}.resources.requests", requests, "what equals the limits")
+    unlimited = {kind: asked for kind, asked in (requests or {}).items() if kind == "memory"}
+    if requests not in (None, {**unlimited, **limits}):
+        yield Refusal(f"{path}.resources.requests", requests, "what equals the limits; memory alone may have none")
 
 
 def _fields_beyond(shape: Shape, known: frozenset[str], path: str) -> Iterator[Refusal]:
@@ -208,6 +209,7 @@ def launch_record(
         "cwd": str(folder / WORK),
         "marker": marker,
         "grace_s": pod.spec.termination_grace_period_seconds,
+        "memory": memory_limit(container),
     }
 
 

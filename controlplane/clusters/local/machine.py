@@ -13,18 +13,23 @@ from pathlib import Path
 import psutil
 
 CGROUPS = Path("/sys/fs/cgroup")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 GPU_LINE = re.compile(r"^GPU (?P<index>\d+): (?P<type>.+) \(UUID: (?P<uuid>\S+)\)$")
 NVIDIA_SMI_S = 20  # it loads the driver where no daemon keeps it loaded
 
 
 @dataclass(frozen=True)
 class Machine:
-    """CPUs, bytes of memory, and GPUs as CUDA_VISIBLE_DEVICES names them."""
+    """CPUs, bytes of memory, and GPUs as CUDA_VISIBLE_DEVICES names them.
+
+    `cores` are the CPUs' numbers, those of one core beside each other; empty where they are not ours to give out.
+    """
 
     cpus: int
     memory: int
     gpus: tuple[str, ...] = ()
     gpu_type: str | None = None
+    cores: tuple[int, ...] = ()
 
 
 def this_machine(environ: Mapping[str, str] = os.environ) -> Machine:
@@ -32,12 +37,25 @@ def this_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     gpus = visible_gpus(environ)
     quotas = [int(quota) // int(period) for quota, period in cgroup_limits("cpu.max") if quota != "max"]
     ceilings = [int(size) for (size,) in cgroup_limits("memory.max") if size != "max"]
+    cores = sorted(os.sched_getaffinity(0), key=_place)
+    cpus = max(1, min([len(cores), *quotas]))
     return Machine(
-        cpus=max(1, min([len(os.sched_getaffinity(0)), *quotas])),
+        cpus=cpus,
         memory=min([psutil.virtual_memory().total, *ceilings]),
         gpus=tuple(gpus),
         gpu_type=next(iter(gpus.values()), None),
+        cores=tuple(cores) if cpus == len(cores) else (),  # a quota is time on any of them
     )
+
+
+def _place(cpu: int) -> tuple[int, int, int]:
+    """Socket, core and number, so that the two threads of a core follow each other."""
+    folder = TOPOLOGY / f"cpu{cpu}/topology"
+    try:
+        socket, core = (int((folder / name).read_text("ascii")) for name in ("physical_package_id", "core_id"))
+    except OSError:
+        return 0, cpu, cpu
+    return socket, core, cpu
 
 
 def visible_gpus(environ: Mapping[str, str]) -> dict[str, str]:

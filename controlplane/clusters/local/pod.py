@@ -34,6 +34,7 @@ class LocalPod:
     def __init__(self, pod: Pod, uid: str, folder: Path, share: Share, watcher: Watcher) -> None:
         self.pod, self.uid, self.folder, self.share = pod, uid, folder, share
         self.gpus: tuple[str, ...] = ()
+        self.cores: tuple[int, ...] = ()
         self.waits_for = "its turn"
         self.end: dict[str, Any] | None = None
         self.dirty = True  # whether `observe` would say something new
@@ -86,7 +87,7 @@ class LocalPod:
         return self._observed(
             "Succeeded" if end["code"] == 0 else "Failed",
             end["reason"],
-            None if termination is not None else end["message"] or None,
+            end.get("detail") or (None if termination is not None else end["message"] or None),
             exit_code=end["code"],
             signal=end["signal"],
             termination=termination,

@@ -38,6 +38,11 @@ class Share:
         return Share(self.cpus - other.cpus, self.memory - other.memory, self.gpus - other.gpus)
 
 
+def whole_cores(share: Share) -> int:
+    """Cores that a pod has to itself; one that asked for a part of one has none, and runs on all."""
+    return 0 if share.cpus % 1 else int(share.cpus)
+
+
 def total(shares: Iterable[Share]) -> Share:
     """All of them together."""
     return sum(shares, Share())
@@ -49,11 +54,17 @@ def whole(machine: Machine) -> Share:
 
 
 def share_of(container: Container) -> Share:
-    """What the container's limits ask for; what they do not name is not accounted, as in Kubernetes."""
+    """What the container requests, or is limited to; what neither names is not accounted, as in Kubernetes."""
     if container.resources is None:
         return Share()
-    limits = container.resources.limits
-    return Share(*(quantity(limits.get(kind, "0")) for kind in KINDS))
+    asked = {**container.resources.limits, **(container.resources.requests or {})}
+    return Share(*(quantity(asked.get(kind, "0")) for kind in KINDS))
+
+
+def memory_limit(container: Container) -> int | None:
+    """Bytes of memory beyond which the container is killed."""
+    limit = container.resources and container.resources.limits.get("memory")
+    return int(quantity(limit)) if limit else None
 
 
 def lacks(needed: Share, free: Share) -> list[tuple[str, str, str]]:

@@ -34,6 +34,8 @@ SWEEP_S = 10.0  # a process that takes longer to die hangs in the kernel: nobody
 SOON_S = 0.05
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+FILLED_PER_S = 1 << 30  # bytes that processes come to hold in a second, at most about
+SOONEST_S, LATEST_S, TABLE_S = 0.1, 5.0, 1.0  # between two looks at them, and at which there are
 
 
 def main(folder: str) -> None:
@@ -73,9 +75,11 @@ def _start_and_follow(launch: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(1, b"started")
     os.close(1)
-    status = _follow(child, launch["grace_s"])
+    memory = Memory(launch.get("memory"), child)
+    status = _follow(child, launch["grace_s"], memory)
     _end_descendants()
-    _write_record(record, {**_end(status, problem, launch["marker"]), "started": started, "finished": time.time()})
+    end = {**_end(status, problem, launch["marker"]), **memory.told(status)}
+    _write_record(record, {**end, "started": started, "finished": time.time()})
 
 
 def _set_record_aside() -> int:
@@ -109,6 +113,8 @@ def _become(launch: dict[str, Any], shim: int, writer: int) -> NoReturn:
             os._exit(137)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two, and exec would keep that
             signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # a core that has gone since: then any
+            os.sched_setaffinity(0, launch.get("cores") or os.sched_getaffinity(0))
         os.dup2(2, 1)
         os.chdir(launch["cwd"])
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -119,16 +125,67 @@ def _become(launch: dict[str, Any], shim: int, writer: int) -> NoReturn:
         os._exit(127)
 
 
-def _follow(child: int, grace_s: float) -> int:
+class Memory:
+    """What the pod's processes hold. Beyond the limit the largest is killed, as the kernel does it in a container.
+
+    The first of them, which tells of the others' ends, goes last. It takes no right and no cgroup: they are looked at
+    as often as they could come to the limit in the meantime.
+    """
+
+    def __init__(self, limit: int | None, first: int) -> None:
+        self.limit, self.first, self.peak, self.killed = limit, first, 0, False
+        self._pids: set[int] = set()
+        self._listed = self._due = 0.0
+
+    def look(self) -> float:
+        """Keep them within the limit; seconds until this is to be called again."""
+        if self.limit is None:
+            return 86400.0
+        now = time.monotonic()
+        if now >= self._due:
+            if now >= self._listed + TABLE_S:
+                self._listed, self._pids = now, _descendants()
+            room = self.limit - self._held()
+            self._due = now + min(LATEST_S, max(SOONEST_S, room / FILLED_PER_S))
+        return self._due - now
+
+    def told(self, status: int) -> dict[str, Any]:
+        """What exit.json says of it, where a process was killed and the pod failed of it."""
+        if not (self.killed and self.limit and os.waitstatus_to_exitcode(status)):
+            return {}
+        used, allowed = (f"{size / (1 << 20):,.0f} MiB" for size in (self.peak, self.limit))
+        return {"reason": "OOMKilled", "detail": f"held {used} of memory at its peak; allowed: {allowed}"}
+
+    def _held(self) -> int:
+        """Bytes in all, after the largest process was killed where that was too much."""
+        assert self.limit is not None
+        held = sum(_sizes(pid, "status", ("RssAnon:", "RssShmem:")) for pid in self._pids)
+        if held > self.limit:  # pages that processes share were counted in each
+            sizes = {pid: _sizes(pid, "smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) for pid in _descendants()}
+            held = sum(sizes.values())
+            self.peak = max(self.peak, held)
+            if held > self.limit:
+                self.killed |= _kill({max(sizes, key=lambda pid: (pid != self.first, sizes[pid]))})
+        return held
+
+
+def _sizes(pid: int, file: str, names: tuple[str, ...]) -> int:
+    """Bytes that lines of one of a process's files in /proc name in kB; 0 where it has ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{file}", encoding="ascii", errors="replace") as lines:
+        return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(names))
+    return 0
+
+
+def _follow(child: int, grace_s: float, memory: Memory) -> int:
     """Wait for the child's end, passing SIGTERM on and SIGKILL to everything when the grace period is over."""
     deadline = None
     while True:
-        left = 86400.0 if deadline is None else max(SOON_S, deadline - time.monotonic())
+        left = memory.look() if deadline is None else min(memory.look(), max(SOON_S, deadline - time.monotonic()))
         told = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, left)
         if told is not None and told.si_signo == signal.SIGTERM and deadline is None:
             deadline = time.monotonic() + grace_s
             os.kill(child, signal.SIGTERM)
-        if told is None and deadline is not None:
+        if told is None and deadline is not None and time.monotonic() >= deadline:
             _kill_descendants()
         for pid, status in _reaped():
             if pid == child:
@@ -157,11 +214,16 @@ def _end_descendants() -> None:
 
 def _kill_descendants() -> bool:
     """SIGKILL to all that descends from this process, orphans included; whether there was any."""
+    return _kill(_descendants())
+
+
+def _descendants() -> set[int]:
+    """Pids of all that descends from this process."""
     table = processes()
     ours = {os.getpid()}
     while grown := {pid for pid, seen in table.items() if seen.parent in ours} - ours:
         ours |= grown
-    return _kill(ours - {os.getpid()})
+    return ours - {os.getpid()}
 
 
 def _end(status: int, problem: str, message_file: str) -> dict[str, Any]:

@@ -89,6 +89,12 @@ def test_a_termination_message_tells_of_the_rank() -> None:
     assert found.message == "rank 5 ended with exit code 139 (SIGSEGV): boom"
 
 
+def test_who_ate_too_much_is_told_by_what_it_held() -> None:
+    told = {"rank": 1, "code": 137, "signal": "SIGKILL", "last_lines": ["step 9"]}
+    found = verdict(pod(0, 137, reason="OOMKilled", message="held 3 GiB", termination=told))
+    assert found.message == "rank 1 ended with exit code 137 (SIGKILL): held 3 GiB"
+
+
 @pytest.mark.parametrize("nonsense", [{"rank": "x", "code": None, "reason": 7, "step": True, "last_lines": None}, {}])
 def test_a_termination_message_that_makes_no_sense_is_passed_over(nonsense: dict[str, Any]) -> None:
     found = verdict(pod(0, 1, termination=nonsense))

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -246,6 +247,32 @@ def test_gpus_are_given_out_by_name_and_none_to_who_asked_for_none(tmp_path: Pat
     bench.reopen()
     bench.cluster.delete("one")
     assert environ(bench.process("more"))["CUDA_VISIBLE_DEVICES"] == "2"
+    bench.finish()
+
+
+def test_a_pod_beyond_its_memory_is_told_with_its_peak(bench: Bench) -> None:
+    greedy = "import time; held = bytearray(b'x') * (300 << 20); time.sleep(99)"
+    bench.create("greedy", greedy, memory_per_node=200 << 20)
+    bench.create("estimated", greedy, memory_per_node=200 << 20, memory_limited=False)
+    pod = bench.pod("greedy", "Failed")
+    assert (pod.reason, pod.exit_code, pod.signal) == ("OOMKilled", 137, "SIGKILL")
+    assert re.fullmatch(r"held [23]\d\d MiB of memory at its peak; allowed: 200 MiB", pod.message or "")
+    assert bench.pods("estimated")[0].phase == "Running"
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="it takes two cores to tell them apart")
+def test_whole_cpus_are_cores_of_its_own_also_after_a_restart(tmp_path: Path) -> None:
+    here = sorted(os.sched_getaffinity(0))[:2]
+    bench = Bench(tmp_path / "cluster", machine=Machine(cpus=2, memory=8 << 30, cores=tuple(here)))
+    seen: dict[str, set[int]] = {}
+    for name, cpus in (("first", 1), ("part", 0.5), ("second", 1)):
+        bench.create(name, cpus_per_node=cpus)
+        if name == "second":  # it waits until the other has gone, which has no core to itself
+            bench.reopen()
+            bench.cluster.delete("part")
+        bench.pod(name, "Running")
+        seen[name] = os.sched_getaffinity(bench.process(name))
+    assert seen == {"first": {here[0]}, "part": os.sched_getaffinity(0), "second": {here[1]}}
     bench.finish()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -178,3 +179,58 @@ def test_a_process_is_told_from_every_other() -> None:
 def test_an_attribute_that_linux_does_not_know_is_an_error() -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         shim.prctl(-1, 0)
+
+
+EATS = """
+import os, sys, time
+small, large = (bytearray(os.urandom(1)) * (size << 20) for size in (40, int(sys.argv[1])))
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_holds_more_than_the_limit_is_killed_and_its_peak_is_told(tmp_path: Path) -> None:
+    pod = folder(tmp_path)
+    code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {EATS!r}, '400']) and 9)"
+    start(pod, launch(pod, code, memory=300 << 20)).communicate(timeout=40)
+    told = end(pod)
+    assert (told["code"], told["reason"]) == (
+        9,
+        "OOMKilled",
+    )  # the larger of the two processes: the pod's first one lived
+    peak = re.fullmatch(r"held ([\d,]+) MiB of memory at its peak; allowed: 300 MiB", told["detail"])
+    assert peak
+    assert 440 <= int(peak[1]) <= 600
+
+
+def test_what_stays_within_the_limit_is_left_alone(tmp_path: Path) -> None:
+    pod = folder(tmp_path)
+    code = "import time; held = bytearray(b'x') * (150 << 20); time.sleep(1.5); raise SystemExit(4)"
+    start(pod, launch(pod, code, memory=300 << 20)).communicate(timeout=40)
+    assert (end(pod)["code"], end(pod)["reason"], end(pod).get("detail")) == (4, "Error", None)
+
+
+def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
+    pod = folder(tmp_path)
+    code = """
+import mmap, os, time
+shared = mmap.mmap(-1, 120 << 20)
+for at in range(0, len(shared), 4096): shared[at] = 1
+children = [os.fork() for _ in range(2)]
+if 0 in children:
+    sum(shared[at] for at in range(0, len(shared), 4096))
+    time.sleep(1.5)
+    os._exit(0)
+time.sleep(2)
+raise SystemExit(4)
+"""
+    start(pod, launch(pod, code, memory=250 << 20)).communicate(timeout=40)
+    assert (end(pod)["code"], end(pod)["reason"]) == (4, "Error")
+
+
+def test_a_command_runs_on_its_cores_or_on_any_where_they_are_gone(tmp_path: Path) -> None:
+    core = max(os.sched_getaffinity(0))
+    for name, cores, allowed in (("one", [core], {core}), ("none", [4095], os.sched_getaffinity(0))):
+        pod = folder(tmp_path / name)
+        start(pod, launch(pod, "import os; print(os.sched_getaffinity(0))", cores=cores)).communicate(timeout=20)
+        assert (pod / shim.LOG).read_text().strip() == str(allowed)
