@@ -25,7 +25,7 @@ RUN --mount=type=secret,id=uv,target=/etc/uv/uv.toml \
     export SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt && \
     compile() { /uv/bin/uv --quiet --no-cache pip compile --constraint constraints.txt --no-header --no-annotate "$@"; } && \
     mkdir /lists && echo torch >torch.in && compile --output-file /lists/torch.txt torch.in && \
-    compile --output-file /lists/trainer.txt --extra train --extra s3 pyproject.toml && \
+    compile --output-file /lists/trainer.txt --extra train --extra s3 --extra data pyproject.toml && \
     touch --date=@0 /lists/*
 
 # The trainer's code, compiled: its layer is the same bytes whenever and wherever it is made.
