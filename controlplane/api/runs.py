@@ -115,13 +115,14 @@ Overrides = Annotated[
 ]
 
 
-@router.post("/runs", status_code=201, summary="Create a run", responses=MADE)
-def create(
-    spec: RunSpec, response: Response, context: Services, user: User, idempotency_key: IdempotencyKey = None
-) -> Run:
+@router.post("/runs", status_code=201, summary="Create a run", responses=MADE, response_model=Run)
+async def create(spec: RunSpec, context: Services, user: User, idempotency_key: IdempotencyKey = None) -> Response:
     """Store a run and submit it; the reply does not wait for the cluster. 200 where the key had made it before."""
-    run, replayed = runs.create_run(context, spec, idempotency_key=idempotency_key, principal=user)
-    return _made(run, response, replayed=replayed)
+    run, replayed = await runs.create_soon(context, spec, idempotency_key=idempotency_key, principal=user)
+    reply = Response(media_type="application/json")
+    reply.body = _made(run, reply, replayed=replayed).model_dump_json(by_alias=True).encode()
+    reply.headers["content-length"] = str(len(reply.body))
+    return reply
 
 
 @router.get("/runs/{run}", summary="Show a run", responses=TAGGED)

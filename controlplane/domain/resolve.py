@@ -97,7 +97,12 @@ class ResolvedRun:
     @property
     def spec_hash(self) -> str:
         """What tells this run's objects from another's of the same name."""
-        return fingerprint({name: value for name, value in self.to_json().items() if name != "planned"})
+        return spec_hash(self.to_json())
+
+
+def spec_hash(resolved: Mapping[str, Any]) -> str:
+    """As `ResolvedRun.spec_hash`, of what `to_json` wrote."""
+    return fingerprint({name: value for name, value in resolved.items() if name != "planned"})
 
 
 def lay_out(

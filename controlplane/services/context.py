@@ -11,6 +11,7 @@ from typing import Literal
 from controlplane.clusters.base import Cluster, Kind
 from controlplane.domain.defaults import RunDefaults
 from controlplane.domain.destinations import Destination
+from controlplane.domain.laid_out import LaidOut
 from controlplane.domain.retention import Retention
 from controlplane.store.store import Store
 from controlplane.submission import IMAGE
@@ -31,7 +32,7 @@ class Context:
 
     `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else, and
     `destinations` those of its notifications; `retention` is how long it keeps what has ended. `further` are the
-    clusters beside `cluster` that runs may name.
+    clusters beside `cluster` that runs may name. `laid_out` is what `services.ground` found a moment ago.
     """
 
     store: Store
@@ -47,6 +48,7 @@ class Context:
     retention: Retention = field(default_factory=Retention)
     clock: Callable[[], float] = time.time
     further: Mapping[str, Place] = field(default_factory=dict[str, Place])
+    laid_out: dict[tuple[str, str], LaidOut] = field(default_factory=dict[tuple[str, str], LaidOut], compare=False)
 
     def at(self, cluster: str) -> Context:
         """What holds on the further cluster of this name; the installation's own for any other, such as one taken out.

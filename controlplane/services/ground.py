@@ -5,10 +5,12 @@ A cluster that does not answer keeps nobody from asking for a run: what is not k
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from controlplane.clusters.base import Capacity, ClusterError, Traits
 from controlplane.domain.errors import InvalidSpec, Problem
+from controlplane.domain.laid_out import LaidOut
 from controlplane.domain.layout import misfits
 from controlplane.domain.planned import too_large
 from controlplane.domain.resolve import ResolvedRun, lay_out
@@ -20,6 +22,8 @@ from controlplane.submission import ensure_renderable
 
 UNKNOWN = Capacity(0, 0, 0, None, 0, 0, 0, known=False)
 SHARED, NOT_SHARED = "ReadWriteMany", "claim_not_shared"
+FRESH_S = 1.0  # for which the cluster and the folders that a spec names are not looked at again
+MOST_REMEMBERED = 256  # specs
 
 
 def capacity_of(context: Context) -> Capacity:
@@ -38,15 +42,44 @@ def storage_of(context: Context) -> str:
 def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> tuple[ResolvedRun, list[Problem]]:
     """The run that the spec describes, and why it can never run here, where it cannot. Raises InvalidSpec.
 
-    A number of nodes that nobody asked for is one where only one node can write the run's storage.
+    What was found less than `FRESH_S` ago for a spec that differs in its name alone holds for this one too.
     """
+    asked = _asked(spec, start_from)
+    found = _fresh(context, asked)
+    if found is None:
+        found = _looked_at(context, spec, run_id, start_from)
+        if len(context.laid_out) >= MOST_REMEMBERED:
+            context.laid_out.clear()
+        context.laid_out[asked] = found
+    return found.of(run_id), [*found.problems]
+
+
+def remembered(context: Context, spec: RunSpec, run_id: str) -> ResolvedRun | None:
+    """As `fitting`, where that is known already and asks nobody; else None."""
+    found = _fresh(context, _asked(spec, ""))
+    return found.of(run_id) if found and not found.problems else None
+
+
+def _asked(spec: RunSpec, start_from: str) -> tuple[str, str]:
+    return spec.model_dump_json(exclude={"name", "notes", "pinned"}, exclude_unset=True), start_from
+
+
+def _fresh(context: Context, asked: tuple[str, str]) -> LaidOut | None:
+    found = context.laid_out.get(asked)
+    return found if found and time.monotonic() - found.since < FRESH_S else None
+
+
+def _looked_at(context: Context, spec: RunSpec, run_id: str, start_from: str) -> LaidOut:
+    """The spec on its cluster as that is now; of nodes that nobody asked for, one, where only one can write."""
+    since = time.monotonic()
     spec = context.defaults.under(spec)
     context = context.at(_known(context, spec.compute.cluster))
     run, problems = _laid_out(context, spec, run_id, start_from)
     if spec.compute.nodes is None and any(problem.code == NOT_SHARED for problem in problems):
         alone = spec.model_copy(update={"compute": spec.compute.model_copy(update={"nodes": 1})})
-        return _laid_out(context, alone, run_id, start_from)
-    return run, problems
+        run, problems = _laid_out(context, alone, run_id, start_from)
+    storage = "" if spec.checkpoint.uri else storage_of(context)
+    return LaidOut(run, tuple(problems), storage, context.cluster.traits().shared_folders, since)
 
 
 def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> tuple[ResolvedRun, list[Problem]]:

@@ -5,33 +5,56 @@ Statements are made of values, since the mapper would take most of the time that
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, or_, select
-from sqlalchemy import insert as inserted
+from sqlalchemy import BindParameter, Connection, Select, String, bindparam, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from controlplane.domain.errors import FolderInUse, KeyReused, NameInUse
-from controlplane.domain.names import search_text
+from controlplane.domain.names import object_name, search_text
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.queues import DEFAULT_QUEUE
-from controlplane.domain.resolve import ResolvedRun
+from controlplane.domain.resolve import ResolvedRun, spec_hash
 from controlplane.domain.spec import RunSpec
 from controlplane.faults import fault
 from controlplane.runfolder import last_claim
-from controlplane.store.moves import FIRST_EVENT, add_attempt, add_first_event
+from controlplane.store.moves import FIRST_EVENT, NewAttempt, add_attempts, add_first_events, priority_of
+from controlplane.store.rows import add_rows
 from controlplane.store.tables import IdempotencyKey, Label, Run
 from controlplane.store.writer import Transaction
 
 KEYS_LIVE_S = 7 * 86_400
-OF_KEY = select(IdempotencyKey.run_id, IdempotencyKey.body_hash).where(
-    IdempotencyKey.principal == bindparam("principal"), IdempotencyKey.key == bindparam("key")
-)
-HOLDERS = select(Run.id, Run.live_name).where(
-    or_(Run.live_name == bindparam("name"), Run.live_folder == bindparam("folder"))
-)
+Refused = KeyReused | NameInUse | FolderInUse
+
+
+@lru_cache
+def _of_keys(several: int) -> Select[str, str, str, str]:
+    """The keys among so many, of as many askers."""
+    key = IdempotencyKey
+    wanted = select(key.principal, key.key, key.run_id, key.body_hash)
+    return wanted.where(key.principal.in_(_several("principal", several)), key.key.in_(_several("key", several)))
+
+
+@lru_cache
+def _holders(several: int) -> Select[str, str | None, str | None]:
+    """The live runs that have one of so many names or folders; a task's "" is nobody's."""
+    name, folder = Run.live_name.in_(_several("name", several)), Run.live_folder.in_(_several("folder", several))
+    return select(Run.id, Run.live_name, Run.live_folder).where(or_(name, folder))
+
+
+def _several(name: str, several: int) -> list[BindParameter[str]]:
+    """Parameters of their own: SQLAlchemy would write a list's anew each time."""
+    return [bindparam(f"{name}{at}", type_=String()) for at in range(several)]
+
+
+def _given(**lists: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """How many parameters a statement needs for these lists, and their values: few statements serve all lengths."""
+    several = 1 << (max(map(len, lists.values())) - 1).bit_length()
+    return several, {f"{name}{at}": one[at % len(one)] for name, one in lists.items() for at in range(several)}
 
 
 @dataclass(frozen=True)
@@ -65,41 +88,103 @@ class Request:
         return self.resolved.folder
 
 
-def insert(transaction: Transaction, request: Request, now: float) -> tuple[str, Run | None]:
-    """Transition 0: the run, its first attempt, its outbox row, its key and its first event, or nothing at all.
+def insert(
+    transaction: Transaction, requests: Sequence[tuple[Request, float]]
+) -> list[tuple[str, dict[str, Any] | None] | Refused]:
+    """Transition 0 of each, asked for at its moment: run, first attempt, outbox row, key and first event, or nothing.
 
-    Returns its id and what was stored, None where its key had made it before. No object is left in the session: many
-    runs may be stored at once. Raises KeyReused, NameInUse and FolderInUse.
+    Gives each its id and what was stored, None where its key had made it before; or why it was refused: KeyReused,
+    NameInUse or FolderInUse. The first of two that ask for the same gets it.
     """
     session, connection = transaction.session, transaction.session.connection()
-    if made := run_of_key(session, request.principal, request.key, request.body_hash):
-        return made, None
-    _ensure_free(session, request)
-    values = _values(request, now, attempt=1 + _claimed(session, request))
-    run = Run(**values)
-    connection.execute(inserted(Run), values)
-    if run.labels:
-        connection.execute(
-            inserted(Label), [{"run_id": run.id, "key": key, "value": value} for key, value in run.labels.items()]
-        )
-    if request.key is not None:
-        connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now - KEYS_LIVE_S))
-        key = {"principal": request.principal, "key": request.key, "body_hash": request.body_hash}
-        connection.execute(inserted(IdempotencyKey), {**key, "run_id": run.id, "created_at": now})
-    add_attempt(transaction, run, run.attempt, now, due_at=now, resumed_from=request.resumed_from)
-    data = {"phase": str(Phase.QUEUED), "actor": request.principal}
-    add_first_event(transaction, run, _told(request), now, data=data)
+    answers: list[tuple[str, dict[str, Any] | None] | Refused] = []
+    stored: list[tuple[Request, dict[str, Any]]] = []
+    taken = _Taken(session, [request for request, _ in requests])
+    for request, now in requests:
+        try:
+            if made := taken.made(request):
+                answers.append((made, None))
+                continue
+            taken.take(request)
+        except (KeyReused, NameInUse, FolderInUse) as refused:
+            answers.append(refused)
+            continue
+        values = _values(request, now, attempt=1 + _claimed(session, request))
+        stored.append((request, values))
+        answers.append((request.id, values))
+    if stored:
+        add_rows(connection, Run.__table__, [values for _, values in stored])
+        _add_labels(connection, [values for _, values in stored])
+        _add_keys(connection, stored)
+        add_attempts(transaction, [_attempt(request, values) for request, values in stored])
+        add_first_events(transaction, [_event(request, values) for request, values in stored])
     fault("run inserted")
-    return run.id, run
+    return answers
 
 
-def _ensure_free(session: Session, request: Request) -> None:
-    """Raises NameInUse and FolderInUse where a live run has what this one asks for."""
-    asked = {"name": request.name, "folder": request.folder}  # a task's "" is nobody's
-    for holder, name in session.connection().execute(HOLDERS, asked):
-        if name == request.name:
+class _Taken:
+    """What live runs and keys stand in the way of requests, and of each other."""
+
+    def __init__(self, session: Session, requests: Sequence[Request]) -> None:
+        connection = session.connection()
+        keys = [request.key for request in requests if request.key is not None]
+        self._keys: dict[tuple[str, str], tuple[str, str]] = {}
+        if keys:
+            several, given = _given(principal=sorted({request.principal for request in requests}), key=keys)
+            found = connection.execute(_of_keys(several), given)
+            self._keys = {(one.principal, one.key): (one.run_id, one.body_hash) for one in found}
+        several, given = _given(name=[one.name for one in requests], folder=[one.folder for one in requests])
+        holders = connection.execute(_holders(several), given).all()
+        self._names = {one.live_name: one.id for one in holders}
+        self._folders = {one.live_folder: one.id for one in holders if one.live_folder}
+
+    def made(self, request: Request) -> str | None:
+        """The run that the request's key made before. Raises KeyReused."""
+        return _same(self._keys.get((request.principal, request.key or "")), request.key, request.body_hash)
+
+    def take(self, request: Request) -> None:
+        """Let it have its name, folder and key. Raises NameInUse and FolderInUse where a live run has them."""
+        if holder := self._names.get(request.name):
             raise NameInUse(request.name, holder)
-        raise FolderInUse(request.folder, holder)
+        if holder := self._folders.get(request.folder):
+            raise FolderInUse(request.folder, holder)
+        self._names[request.name] = request.id
+        if request.folder:
+            self._folders[request.folder] = request.id
+        if request.key is not None:
+            self._keys[request.principal, request.key] = (request.id, request.body_hash)
+
+
+def _add_labels(connection: Connection, runs: Sequence[dict[str, Any]]) -> None:
+    labels = [{"run_id": run["id"], "key": key, "value": value} for run in runs for key, value in run["labels"].items()]
+    if labels:
+        add_rows(connection, Label.__table__, labels)
+
+
+def _add_keys(connection: Connection, stored: Sequence[tuple[Request, dict[str, Any]]]) -> None:
+    """The keys of runs; those that are too old go."""
+    keys = [
+        {"principal": one.principal, "key": one.key, "body_hash": one.body_hash, "run_id": one.id, "created_at": moment}
+        for one, values in stored
+        if one.key is not None
+        for moment in [values["created_at"]]
+    ]
+    if keys:
+        outlived = IdempotencyKey.created_at < keys[-1]["created_at"] - KEYS_LIVE_S
+        connection.execute(delete(IdempotencyKey).where(outlived))
+        add_rows(connection, IdempotencyKey.__table__, keys)
+
+
+def _attempt(request: Request, run: Mapping[str, Any]) -> NewAttempt:
+    now = run["created_at"]
+    name = object_name(request.name, request.id, run["attempt"])
+    return NewAttempt(request.id, run["attempt"], name, priority_of(run["spec"]), now, now, request.resumed_from)
+
+
+def _event(request: Request, run: Mapping[str, Any]) -> dict[str, Any]:
+    data = {"phase": str(Phase.QUEUED), "actor": request.principal}
+    told = {"time": run["created_at"], "message": _told(request), "data": data}
+    return {"run_id": request.id, "attempt": run["attempt"], **told}
 
 
 def _told(request: Request) -> str:
@@ -125,6 +210,7 @@ def _claimed(session: Session, request: Request) -> int:
 
 def _values(request: Request, now: float, attempt: int) -> dict[str, Any]:
     limits, layout, labels = request.spec.limits, request.resolved.layout, request.resolved.labels
+    resolved = request.resolved.to_json()
     return {
         "id": request.id,
         "name": request.name,
@@ -156,8 +242,9 @@ def _values(request: Request, now: float, attempt: int) -> dict[str, Any]:
         "pinned": request.spec.pinned,
         "search": search_text(request.name, labels),
         "spec": request.spec.model_dump(mode="json", exclude_unset=True),
-        "resolved": request.resolved.to_json(),
-        "spec_hash": request.resolved.spec_hash,
+        "resolved": resolved,
+        "spec_hash": spec_hash(resolved),
+        "suspended_s": 0.0,
         "last_event": FIRST_EVENT,
         "retry_of": request.retry_of,
         "clone_of": request.clone_of,
@@ -175,9 +262,15 @@ def run_of_key(session: Session, principal: str, key: str | None, body_hash: str
     """The run that an earlier request with this key made. Raises KeyReused where that had another body."""
     if key is None:
         return None
-    row = session.connection().execute(OF_KEY, {"principal": principal, "key": key}).one_or_none()
-    if row is None:
+    found = session.connection().execute(_of_keys(1), {"principal0": principal, "key0": key}).one_or_none()
+    return _same((found.run_id, found.body_hash) if found else None, key, body_hash)
+
+
+def _same(made: tuple[str, str] | None, key: str | None, body_hash: str) -> str | None:
+    """The run of a key that is known with what came with it. Raises KeyReused where that was something else."""
+    if made is None:
         return None
-    if row.body_hash != body_hash:
-        raise KeyReused(key, row.run_id)
-    return str(row.run_id)
+    run_id, before = made
+    if before != body_hash:
+        raise KeyReused(str(key), run_id)
+    return run_id

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import undefer
@@ -20,14 +23,16 @@ from controlplane.domain.spec import RunSpec, parse_spec, short
 from controlplane.faults import fault
 from controlplane.runfolder import last_checkpoint
 from controlplane.services.context import Context
-from controlplane.services.ground import fitting
+from controlplane.services.ground import fitting, remembered
 from controlplane.services.insertion import Request, insert, run_of_key
 from controlplane.services.views import RunView, view_run
 from controlplane.store.moves import add_event, get_run
 from controlplane.store.tables import Attempt, Run
 from controlplane.store.writer import Transaction
+from controlplane.tracing import span
 
 LOCAL = "local"  # the principal where nobody has to say who they are
+EMPTY = dict.fromkeys(Run.__table__.columns.keys())
 OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the place of its checkpoints
 
 
@@ -42,6 +47,23 @@ def create_run(
     if made := _made_before(context, principal, idempotency_key, body_hash):
         return made, True
     return store_run(context, request_of(context, spec, Asker(principal, idempotency_key, body_hash)))
+
+
+async def create_soon(
+    context: Context, spec: RunSpec, *, idempotency_key: str | None = None, principal: str = LOCAL
+) -> tuple[RunView, bool]:
+    """As `create_run`, in the event loop where only the store's writer has to be waited for, else in a thread."""
+    asker = Asker(principal, idempotency_key, fingerprint(spec.model_dump(mode="json", exclude_unset=True)))
+    request = _at_hand(context, spec, asker)
+    if request is None:
+        again = partial(create_run, context, spec, idempotency_key=idempotency_key, principal=principal)
+        return await asyncio.to_thread(again)
+    fault("run resolved")
+    with span("store write"):
+        run_id, values = await asyncio.wrap_future(context.store.together(insert, (request, context.clock())))
+    if values is None:
+        return await asyncio.to_thread(of_id, context, run_id), True
+    return _stored(context, values), False
 
 
 def retry_run(
@@ -188,6 +210,25 @@ def request_of(context: Context, spec: RunSpec, asker: Asker, retried: RunView |
     )
 
 
+def _at_hand(context: Context, spec: RunSpec, asker: Asker) -> Request | None:
+    """As `request_of`, where neither a folder nor the store nor the cluster has to be asked; None elsewhere."""
+    elsewhere = spec.after or spec.checkpoint.uri or "start_from" in spec.train
+    run_id = new_run_id()
+    resolved = None if elsewhere or not context.store.opened else remembered(context, spec, run_id)
+    if resolved is None:
+        return None
+    return Request(
+        id=run_id,
+        name=spec.name or default_name(spec.size, run_id),
+        spec=spec,
+        resolved=resolved,
+        principal=asker.principal,
+        key=asker.key,
+        body_hash=asker.body_hash,
+        queue=queue_of(context, resolved),
+    )
+
+
 def queue_of(context: Context, run: ResolvedRun) -> str:
     """The queue that a run waits in."""
     return run.scheduling.queue or context.queue or DEFAULT_QUEUE
@@ -223,12 +264,19 @@ def last_step(run: RunView) -> int | None:
 def store_run(context: Context, request: Request) -> tuple[RunView, bool]:
     """Store it, to be submitted at once; and whether its key had made it before. Raises NameInUse, FolderInUse."""
     fault("run resolved")
-    run_id, run = context.store.write(lambda transaction: insert(transaction, request, context.clock()))
-    fault("run stored")
-    if run is None:
+    with span("store write"):
+        run_id, values = context.store.together(insert, (request, context.clock())).result()
+    if values is None:
         return of_id(context, run_id), True
+    return _stored(context, values), False
+
+
+def _stored(context: Context, values: dict[str, Any]) -> RunView:
+    """The new run with these columns."""
+    fault("run stored")
+    run = cast("Run", SimpleNamespace(**{**EMPTY, **values}))  # as its row, which the mapper takes long to make
     named = object_name(run.name, run.id, run.attempt)
-    return view_run(run, named, context.cluster.name, context.cluster.traits().namespace), False
+    return view_run(run, named, context.cluster.name, context.cluster.traits().namespace)
 
 
 def _made_before(context: Context, principal: str, key: str | None, body_hash: str) -> RunView | None:

@@ -145,8 +145,9 @@ def _insert(transaction: Transaction, sweep: Sweep, requests: list[Request], ask
     session = transaction.session
     if made := _made_before(session, asker):
         return made, True
-    for request in requests:
-        insert(transaction, request, sweep.created_at)
+    for answer in insert(transaction, [(request, sweep.created_at) for request in requests]):
+        if isinstance(answer, Exception):
+            raise answer
     session.merge(sweep)
     session.flush()
     fault("sweep inserted")

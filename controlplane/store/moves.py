@@ -7,15 +7,18 @@ written once and whatever is stored first wins. What should happen when is not d
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, select, update
 
 from controlplane.domain.destinations import ANNOUNCED
 from controlplane.domain.errors import NotFound
 from controlplane.domain.names import object_name, token_hash
 from controlplane.domain.phases import Transition
 from controlplane.faults import fault
+from controlplane.store.rows import add_rows
 from controlplane.store.tables import Attempt, Event, Notice, Outbox, Run
 from controlplane.store.writer import Transaction
 
@@ -87,41 +90,68 @@ def add_event(
     return int(seq)
 
 
-def add_first_event(transaction: Transaction, run: Run, message: str, now: float, *, data: dict[str, Any]) -> None:
-    """The event of a run that this transaction inserts, with `last_event` FIRST_EVENT: nobody else can count on."""
-    told = {"time": now, "kind": "created", "message": message, "data": data}
-    _tell(transaction, run.id, FIRST_EVENT, run.attempt, **told)
+def add_first_events(transaction: Transaction, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The events of runs that this transaction inserts, with `last_event` FIRST_EVENT: nobody else can count on."""
+    _insert_events(transaction, [{"seq": FIRST_EVENT, "kind": "created", **row} for row in rows])
 
 
 def _tell(transaction: Transaction, run_id: str, seq: int, attempt: int, **told: Any) -> None:
-    row = {"run_id": run_id, "seq": seq, "attempt": attempt, **told}
-    transaction.session.connection().execute(insert(Event), row)
-    transaction.touched.add(run_id)
+    _insert_events(transaction, [{"run_id": run_id, "seq": seq, "attempt": attempt, **told}])
+
+
+def _insert_events(transaction: Transaction, rows: list[dict[str, Any]]) -> None:
+    add_rows(transaction.session.connection(), Event.__table__, rows)
+    transaction.touched.update(row["run_id"] for row in rows)
+
+
+@dataclass(frozen=True)
+class NewAttempt:
+    """An attempt about to be stored, with a secret of its own; `resumed_from`: the step of its checkpoint."""
+
+    run_id: str
+    number: int
+    object_name: str
+    priority: str | None
+    created_at: float
+    due_at: float
+    resumed_from: int | None = None
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+
+    def row(self) -> dict[str, Any]:
+        """What is stored of it."""
+        own = {name: getattr(self, name) for name in OWN}
+        return {**own, "token_hash": token_hash(self.token), "phase": "queued", "pods": []}
+
+    def creation(self) -> dict[str, Any]:
+        """The outbox row that makes its object."""
+        due = {"object_name": self.object_name, "token": self.token, "due_at": self.due_at, "tries": 0}
+        return {"run_id": self.run_id, "attempt": self.number, "op": CREATE, **due}
+
+
+OWN = ("run_id", "number", "object_name", "priority", "created_at", "resumed_from")
+
+
+def add_attempts(transaction: Transaction, attempts: Sequence[NewAttempt]) -> None:
+    """Attempts, and the outbox rows that make their objects."""
+    connection = transaction.session.connection()
+    add_rows(connection, Attempt.__table__, [one.row() for one in attempts])
+    add_rows(connection, Outbox.__table__, [one.creation() for one in attempts])
+    transaction.work = True
 
 
 def add_attempt(
     transaction: Transaction, run: Run, number: int, now: float, due_at: float, *, resumed_from: int | None = None
 ) -> None:
     """The run's next attempt, from the checkpoint at step `resumed_from`, and the outbox row that makes its object."""
-    name, token = object_name(run.name, run.id, number), secrets.token_urlsafe(32)
-    attempt = {
-        "run_id": run.id,
-        "number": number,
-        "object_name": name,
-        "priority": run.spec.get("scheduling", {}).get("priority"),
-        "token_hash": token_hash(token),
-        "phase": "queued",
-        "pods": [],
-        "resumed_from": resumed_from,
-        "created_at": now,
-    }
-    row = {"run_id": run.id, "attempt": number, "op": CREATE, "object_name": name, "token": token, "due_at": due_at}
-    connection = transaction.session.connection()
-    connection.execute(insert(Attempt), attempt)
-    connection.execute(insert(Outbox), row)
-    if run.attempt != number:
-        connection.execute(update(Run).where(Run.id == run.id).values(attempt=number))
-    transaction.work = True
+    name, priority = object_name(run.name, run.id, number), priority_of(run.spec)
+    add_attempts(transaction, [NewAttempt(run.id, number, name, priority, now, due_at, resumed_from)])
+    transaction.session.connection().execute(update(Run).where(Run.id == run.id).values(attempt=number))
+
+
+def priority_of(spec: Mapping[str, Any]) -> str | None:
+    """The priority that a spec, as it is stored, asks for."""
+    priority: str | None = spec.get("scheduling", {}).get("priority")
+    return priority
 
 
 def request_deletion(transaction: Transaction, attempt: Attempt, now: float) -> None:

@@ -10,7 +10,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -30,6 +31,7 @@ from controlplane.store.writer import AWAY, Transaction, Writer, unavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+A = TypeVar("A")
 DATABASE = "state.db"
 CONNECTIONS = 16
 AGAIN_S = 1.0  # between two looks for a database that is away
@@ -108,6 +110,16 @@ class Store:
         """Run `job` in the writer's thread; its result comes back once it is durable. Raises what `job` raises."""
         self._open()
         return self._writer.write(job)
+
+    def together(self, job: Callable[[Transaction, Sequence[A]], Sequence[T | Exception]], of: A) -> Future[T]:
+        """As `write`, with all that waits for the same `job`, and to be waited for: see `Writer.together`."""
+        self._open()
+        return self._writer.together(job, of)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the database has answered once, so that asking for a write waits for nothing."""
+        return self._ready
 
     def alone(self, job: Callable[[Connection], T]) -> T:
         """Run `job` in a transaction of its own that waits for no other write of this process. For Postgres.

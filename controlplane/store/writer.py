@@ -1,7 +1,8 @@
 """The one writer: a thread that takes whatever writes are waiting and commits them together.
 
 One fsync serves them all, and within this process no write waits for a lock. Each write has a savepoint of its own, so
-one that fails takes nothing of the others with it. Callers block until their write is durable. It knows no table.
+one that fails takes nothing of the others with it. Writes of one kind may be done together (`Writer.together`), which
+then costs little more than one of them. Callers block until their write is durable. It knows no table.
 
 Other processes may write too, where several share the store. A write that met theirs is done again, on what they left:
 so a write says all it does in its function, and may be called more than once.
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -27,6 +29,7 @@ from controlplane.store.signals import Signals
 from controlplane.tracing import span
 
 T = TypeVar("T")
+A = TypeVar("A")
 LARGEST_GROUP = 64  # writes of one commit
 TRIES = 4  # of a write that meets others' writes
 MET = {"40001", "40P01"}  # SQLSTATEs: serialization failure, deadlock
@@ -50,8 +53,20 @@ class Tell(Protocol):
         ...
 
 
-Write = Callable[[Transaction], Any]
-_Job = tuple[Write, "Future[Any]"]
+@dataclass(frozen=True)
+class _Job:
+    """Writes of one kind: `write` takes what each of them is `of`, and gives each its result or its failure."""
+
+    write: Callable[[Transaction, Sequence[Any]], Sequence[Any]]
+    of: Sequence[Any]
+    done: Sequence[Future[Any]]
+
+    def one_by_one(self) -> list[_Job]:
+        """The same writes, each by itself."""
+        return [replace(self, of=[one], done=[done]) for one, done in zip(self.of, self.done, strict=True)]
+
+
+_Answers = list[tuple["Future[Any]", Any, Transaction]]
 
 
 class Writer:
@@ -72,14 +87,21 @@ class Writer:
         Raises StoreUnavailable, with nothing written, where the database cannot be written. (Where it went away while
         it committed, nobody knows; what is repeated under an idempotency key is safe.)
         """
-        done: Future[Any] = Future()
+        done = self.together(lambda transaction, _: [job(transaction)], None)
+        with span("store write"):
+            return done.result()
+
+    def together(self, job: Callable[[Transaction, Sequence[A]], Sequence[T | Exception]], of: A) -> Future[T]:
+        """As `write`, for what may be written with others of its kind: `job` is given what waits for it, in order.
+
+        It returns for each what its future is to return or raise; what it raises itself, it raises for one alone.
+        """
+        done: Future[T] = Future()
         with self._closing:
             if self._closed:
                 raise StoreUnavailable("the control plane is shutting down")
-            self._jobs.put((job, done))
-        with span("store write"):
-            result: T = done.result()
-        return result
+            self._jobs.put(_Job(job, [of], [done]))
+        return done
 
     @contextmanager
     def resting(self) -> Generator[None]:
@@ -97,8 +119,8 @@ class Writer:
     def _run(self) -> None:
         while (first := self._jobs.get()) is not None:
             group, more = self._group(first)
-            with self._busy:
-                self._commit(group)
+            with self._busy:  # who waits no more, as a client that has gone, has not asked
+                self._commit([job for job in group if job.done[0].set_running_or_notify_cancel()])
             if not more:
                 return
 
@@ -117,29 +139,29 @@ class Writer:
 
     def _commit(self, group: list[_Job], tries: int = TRIES) -> None:
         """Run the group's writes and commit them; then answer each caller."""
-        answers: list[tuple[Future[Any], Any, Transaction]] = []
+        if not group:
+            return
+        answers: _Answers = []
         try:
             with self._engine.begin() as connection:
-                for write, done in group:
-                    answer = _run_one(connection, write, done)
-                    if answer is not None:
-                        answers.append((done, *answer))
+                for job in _joined(group):
+                    answers += _run(connection, job)
                 self._announce(connection, [transaction for _, _, transaction in answers])
                 fault("write begun")
         except Exception as error:  # noqa: BLE001 - whatever it was, every caller must hear of it
-            left = [job for job in group if not job[1].done()]
+            left = [job for job in group if not job.done[0].done()]
             if tries > 1 and _met(error):
                 for job in left:
                     self._commit([job], tries - 1)
                 return
             refusal = _refusal(error)
-            for _, done in left:
-                done.set_exception(refusal)
+            for job in left:
+                job.done[0].set_exception(refusal)
             return
         fault("write committed")
         self._tell([transaction for _, _, transaction in answers])
         for done, result, _ in answers:
-            done.set_result(result)
+            done.set_exception(result) if isinstance(result, Exception) else done.set_result(result)
 
     def _announce(self, connection: Connection, transactions: list[Transaction]) -> None:
         run_ids, work = _news(transactions)
@@ -158,31 +180,39 @@ def _news(transactions: list[Transaction]) -> tuple[set[str], bool]:
     return {run_id for one in transactions for run_id in one.touched}, any(one.work for one in transactions)
 
 
-def _run_one(
-    connection: Connection, write: Write, done: Future[Any], tries: int = TRIES
-) -> tuple[Any, Transaction] | None:
-    """One write under its savepoint; None where it failed, which its caller alone hears of."""
+def _joined(group: Sequence[_Job]) -> list[_Job]:
+    """The group's writes, those of one kind in one job."""
+    kinds: dict[object, list[_Job]] = {}
+    for job in group:
+        kinds.setdefault(job.write, []).append(job)
+    return [
+        _Job(write, [job.of[0] for job in jobs], [job.done[0] for job in jobs])
+        for jobs in kinds.values()
+        for write in [jobs[0].write]
+    ]
+
+
+def _run(connection: Connection, job: _Job, tries: int = TRIES) -> _Answers:
+    """One job under its savepoint. Of writes that failed, their callers alone hear; one that spoils others is alone."""
     session = Session(connection, join_transaction_mode="create_savepoint", expire_on_commit=False)
     transaction = Transaction(session)
     try:
-        result = write(transaction)
+        results = job.write(transaction, job.of)
         session.commit()
     except AWAY:
         with suppress(*AWAY):  # SQLite may have ended the whole transaction, and the savepoint with it
             session.close()
         raise
-    except IntegrityError as error:  # another process was first: what it stored is to be seen now
-        session.close()
-        if tries > 1:
-            return _run_one(connection, write, done, tries - 1)
-        done.set_exception(error)
-        return None
     except Exception as error:  # noqa: BLE001 - it belongs to the caller
         session.close()
-        done.set_exception(error)
-        return None
+        if len(job.done) > 1:
+            return [answer for one in job.one_by_one() for answer in _run(connection, one)]
+        if isinstance(error, IntegrityError) and tries > 1:  # another process was first: its rows are to be seen now
+            return _run(connection, job, tries - 1)
+        job.done[0].set_exception(error)
+        return []
     session.close()
-    return result, transaction
+    return [(done, result, transaction) for done, result in zip(job.done, results, strict=True)]
 
 
 def _met(error: Exception) -> bool:

@@ -110,7 +110,7 @@ def test_many_threads_with_one_name_make_one_run(context: Context) -> None:
     assert counts(context.store) == {"runs": 1, "attempts": 1, "outbox": 1, "idempotency_keys": 0}
 
 
-@pytest.mark.parametrize("broken", ["add_attempt", "add_first_event"])
+@pytest.mark.parametrize("broken", ["add_attempts", "add_first_events"])
 def test_a_failure_before_the_commit_creates_nothing(
     context: Context, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
