@@ -28,7 +28,7 @@ from controlplane.store.tables import IdempotencyKey, Label, Run
 from controlplane.store.writer import Transaction
 
 KEYS_LIVE_S = 7 * 86_400
-Refused = KeyReused | NameInUse | FolderInUse
+Answer = tuple[str, dict[str, Any] | None]
 
 
 @lru_cache
@@ -88,16 +88,14 @@ class Request:
         return self.resolved.folder
 
 
-def insert(
-    transaction: Transaction, requests: Sequence[tuple[Request, float]]
-) -> list[tuple[str, dict[str, Any] | None] | Refused]:
+def insert(transaction: Transaction, requests: Sequence[tuple[Request, float]]) -> list[Answer | Exception]:
     """Transition 0 of each, asked for at its moment: run, first attempt, outbox row, key and first event, or nothing.
 
     Gives each its id and what was stored, None where its key had made it before; or why it was refused: KeyReused,
     NameInUse or FolderInUse. The first of two that ask for the same gets it.
     """
     session, connection = transaction.session, transaction.session.connection()
-    answers: list[tuple[str, dict[str, Any] | None] | Refused] = []
+    answers: list[Answer | Exception] = []
     stored: list[tuple[Request, dict[str, Any]]] = []
     taken = _Taken(session, [request for request, _ in requests])
     for request, now in requests:
@@ -163,7 +161,7 @@ def _add_labels(connection: Connection, runs: Sequence[dict[str, Any]]) -> None:
 
 def _add_keys(connection: Connection, stored: Sequence[tuple[Request, dict[str, Any]]]) -> None:
     """The keys of runs; those that are too old go."""
-    keys = [
+    keys: list[dict[str, Any]] = [
         {"principal": one.principal, "key": one.key, "body_hash": one.body_hash, "run_id": one.id, "created_at": moment}
         for one, values in stored
         if one.key is not None

@@ -87,7 +87,11 @@ class Writer:
         Raises StoreUnavailable, with nothing written, where the database cannot be written. (Where it went away while
         it committed, nobody knows; what is repeated under an idempotency key is safe.)
         """
-        done = self.together(lambda transaction, _: [job(transaction)], None)
+
+        def alone(transaction: Transaction, _: Sequence[None]) -> list[T | Exception]:
+            return [job(transaction)]
+
+        done: Future[T] = self.together(alone, None)
         with span("store write"):
             return done.result()
 
