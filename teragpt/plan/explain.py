@@ -10,7 +10,7 @@ from teragpt.plan.forecast import GPU_HOURS_BETWEEN_FAILURES, RESTART_SECONDS
 from teragpt.plan.memory import LEFT_FREE
 from teragpt.plan.planner import Plan
 from teragpt.plan.report import giga, seconds
-from teragpt.plan.step import GATE_BYTES, NORM_BYTES, ROTARY_BYTES, UPDATE_BYTES
+from teragpt.plan.step import GATE_BYTES, NORM_BYTES, ROTARY_BYTES, UPDATE_BYTES, waits
 
 SCALING = "docs/scaling.md"
 COLLECTIVES = f"{SCALING}; nccl-tests issues 212 and 290; llm-foundry's 7b on 128 and 512 H100s"
@@ -81,10 +81,12 @@ def travelling(plan: Plan) -> Iterator[Line]:
     shown = {kind: step.parts[kind] for kind in ("tp", "cp", "dp") if kind in step.parts}
     for kind, took in (shown | step.travels).items():
         yield Line(kind, f"{ring} = {seconds(took)}", COLLECTIVES)
-    wait = step.parts.get("pipeline's wait")
-    if wait is not None:
+    wait, sent = (step.parts.get(kind) for kind in ("pipeline's wait", "pipeline's sends"))
+    if wait is not None and sent is not None:
         turns = f"(pp - 1) / chunks = {(stages.pp - 1) / stages.chunks:.3g} micro-batches of the slowest stage"
         yield Line("pipeline's wait", f"{turns} = {seconds(wait)}", SCALING)
+        sends = f"{waits(stages.pp, stages.chunks, plan.best.cut.count):,.4g} sends of a micro-batch's activations"
+        yield Line("pipeline's sends", f"{sends} = {seconds(sent)}", COLLECTIVES)
 
 
 def whole_run(plan: Plan) -> Iterator[Line]:

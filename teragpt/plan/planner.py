@@ -17,7 +17,7 @@ from teragpt.plan.calibration import Calibration, Speed, read, shipped
 from teragpt.plan.forecast import Forecast, affordable, forecast
 from teragpt.plan.hardware import DEVICES, LINKS, Cluster, Device, device, link
 from teragpt.plan.memory import Ledger
-from teragpt.plan.search import DIMENSIONS, MOST_GPUS, SHOWN, Option, Search, counts
+from teragpt.plan.search import DIMENSIONS, MOST_GPUS, SHOWN, Option, Search, counts, dimensions
 from teragpt.plan.step import Clock
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
@@ -193,17 +193,30 @@ def too_small(search: Search, numbers: list[int]) -> TooSmall:
 
 
 def loses(option: Option, best: Option) -> str:
-    """Why an option is not the best: the kind of time that grows most."""
+    """Why an option is not the best: the kind of time that grows most, or a mesh that is less simple."""
     slower = option.seconds / best.seconds - 1
     mine, its = option.step.parts, best.step.parts
     grown = {kind: mine.get(kind, 0.0) - its.get(kind, 0.0) for kind in {**its, **mine}}
     worst = max(grown, key=lambda kind: grown[kind])
+    if slower <= -5e-4:
+        return f"{-slower:.1%} quicker, which is not worth {harder(option, best)}"
     if grown[worst] <= 1e-4 * best.seconds:
         return "as quick, with a mesh of more dimensions"
     if abs(slower) < 5e-4:
         spared = min(grown, key=lambda kind: grown[kind])
         return f"as quick: {worst} {grown[worst] * 1000:+,.1f} ms, {spared} {grown[spared] * 1000:+,.1f} ms"
     return f"{slower:+.1%} a step: {worst} {grown[worst] * 1000:+,.1f} ms"
+
+
+def harder(option: Option, best: Option) -> str:
+    """What of an option's mesh is less simple than the best one's."""
+    more = dimensions(option) - dimensions(best)
+    if more > 0:
+        return f"{more} more dimension{'s' * (more > 1)} of the mesh"
+    theirs, ours = option.cut.stages, best.cut.stages
+    sizes = (("pp", theirs.pp, ours.pp), ("cp", theirs.cp, ours.cp), ("tp", theirs.tp, ours.tp))
+    larger = [f"{name} {one} in place of {other}" for name, one, other in sizes if one > other]
+    return larger[0] if larger else "another mesh"
 
 
 def named(option: Option) -> str:

@@ -1,14 +1,14 @@
 """The best layout of a run on a cluster: every cut of a step that settings and memory allow, the quickest first.
 
 A cut's own compute bounds its step from below, and its state and activations its bytes, so that most are never timed
-or counted whole. GPUs may stay idle where fewer are quicker: the numbers that are tried do not depend on how many there
-are, so that more GPUs never make a plan slower.
+or counted whole. A simpler mesh wins over one that is quicker by less than a hundredth. GPUs may stay idle where fewer
+are quicker: the numbers that are tried do not depend on how many there are, so that more GPUs never make a plan slower.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
@@ -24,6 +24,7 @@ SHOWN = 6  # the best and the next best five
 MOST_GPUS = 1 << 17
 WIDEST_CONTEXT_PARALLEL, DEEPEST_PIPELINE, LARGEST_MICRO_BATCH = 16, 64, 32
 SHORTEST_PIECE = 1024  # tokens of a sequence that a rank of cp is worth giving
+NEAR = 0.01  # of a step, which nobody predicts so well: a simpler mesh is worth it
 SIGNIFICANT_BITS = 4  # of the numbers of GPUs, beyond a node of the numbers of nodes, that are tried
 RECOMPUTES = ("none", "selective", "full")
 DIMENSIONS = ("tp", "cp", "pp", "dp_replicate")
@@ -83,13 +84,18 @@ class Search:
         return self.clock.config
 
     def best(self, counts: Sequence[int]) -> list[Option]:
-        """The quickest cut over one of so many GPUs, and others by speed; none where none fits."""
+        """The best cut over one of so many GPUs, and others by speed; none where none fits.
+
+        Of each number of GPUs, in falling order, the simplest mesh of those within `NEAR` of its quickest and quicker
+        than what larger numbers gave: so that a larger number, which only lowers that limit, never makes it slower.
+        """
         found: list[Option] = []
         floor = self.floor()
         for gpus in sorted(counts, reverse=True):
-            if found and floor / gpus >= found[0].seconds:
+            limit = found[0].seconds if found else inf
+            if floor / gpus >= limit:
                 break
-            found = self.improved(found, gpus)
+            found = together(self.over(gpus, limit), found)
         return found
 
     def floor(self) -> float:
@@ -106,29 +112,24 @@ class Search:
             self.clock.slowest_stage(largest) / LARGEST_MICRO_BATCH * self.config.sequences / stages.data_ranks * 0.999
         )
 
-    def improved(self, found: list[Option], gpus: int) -> list[Option]:
-        """`found` with what is quicker on so many GPUs; of fewer than before, only what beats the best."""
-        signatures = {signature(one.cut) for one in found}
-        limit = found[0].seconds if found else inf
+    def over(self, gpus: int, limit: float) -> list[Option]:
+        """Cuts over so many GPUs that take less than `limit`, the best first: those near the quickest, and some more.
+
+        One of each signature, with copies of the weights and without.
+        """
+        found: dict[tuple[object, ...], Option] = {}
+        most = limit
         for entry in sorted(self.entries(gpus, limit)):
-            most = found[-1].seconds if limit == inf and len(found) >= SHOWN else limit
             if entry.bound >= most:
                 break
             if self.bound(entry) >= most:
                 continue
-            option = self.divided(entry.cut, limit)
-            if option is None:
-                continue
-            mine = signature(option.cut)
-            if mine in signatures:
-                same = next(one for one in found if signature(one.cut) == mine)
-                if preferred(option) >= preferred(same):
-                    continue
-                found.remove(same)
-            signatures.add(mine)
-            found = sorted([*found, option], key=preferred)[:SHOWN]
-            signatures = {signature(one.cut) for one in found}
-        return found
+            for option in self.divided(entry.cut, most):
+                mine = *signature(option.cut), option.cut.stages.dp_replicate > 1
+                if mine not in found or preferred(option) < preferred(found[mine]):
+                    found[mine] = option
+                    most = min(limit, worth(found.values()))
+        return chosen_first(list(found.values()))
 
     # --- cuts ---------------------------------------------------------------------------------------------------
 
@@ -241,22 +242,25 @@ class Search:
 
     # --- what they take -----------------------------------------------------------------------------------------
 
-    def divided(self, cut: Cut, limit: float) -> Option | None:
-        """The quickest division of the data-parallel ranks into shards and copies that fits."""
-        best: Option | None = None
+    def divided(self, cut: Cut, limit: float) -> list[Option]:
+        """Divisions of the data-parallel ranks into shards and copies that fit, each quicker than those before it.
+
+        The first has the fewest copies: without any, it is the simplest.
+        """
+        found: list[Option] = []
         for stages in self.divisions(cut.stages):
             for gathered in self.gathers:
                 one = Cut(stages, cut.micro_batch, cut.count, cut.recompute, gathered)
                 step = self.clock.step(one)
-                if step.seconds >= (best.seconds if best else limit):
+                if step.seconds >= (found[-1].seconds if found else limit):
                     break  # nor is what is gathered again quicker
                 taken = self.ledger.memory(one)
                 if taken.fits:
-                    best = Option(one, step, taken)
+                    found.append(Option(one, step, taken))
                     break
             else:
                 break  # nor do more copies fit
-        return best
+        return found
 
     def divisions(self, stages: Layout) -> Iterator[Layout]:
         """Numbers of copies, the fewest first."""
@@ -307,11 +311,57 @@ def signature(cut: Cut) -> tuple[object, ...]:
     return stages.tp, stages.cp, stages.pp, cut.recompute, stages.ranks
 
 
+def dimensions(option: Option) -> int:
+    """Of the mesh, beside shards: how many are in use."""
+    stages = option.cut.stages
+    return sum(size > 1 for size in (stages.tp, stages.cp, stages.pp, stages.dp_replicate))
+
+
 def preferred(option: Option) -> tuple[float, int, int]:
     """Quicker first; of equals, the mesh with fewer dimensions, then fewer micro-batches."""
+    return float(f"{option.seconds:.6g}"), dimensions(option), option.cut.count
+
+
+def simpler(option: Option) -> tuple[float, ...]:
+    """The mesh with fewer dimensions first, then the smaller `pp`, `cp`, `tp`; of equals, the quicker."""
     stages = option.cut.stages
-    dimensions = sum(size > 1 for size in (stages.tp, stages.cp, stages.pp, stages.dp_replicate))
-    return float(f"{option.seconds:.6g}"), dimensions, option.cut.count
+    return dimensions(option), stages.pp, stages.cp, stages.tp, *preferred(option)
+
+
+def worth(found: Iterable[Option]) -> float:
+    """Seconds from which a further option is neither near the quickest nor among those that are shown."""
+    seconds: dict[tuple[object, ...], float] = {}
+    for one in found:
+        mine = signature(one.cut)
+        seconds[mine] = min(one.seconds, seconds.get(mine, inf))
+    ordered = sorted(seconds.values())
+    return inf if len(ordered) < SHOWN else max(ordered[SHOWN - 1], ordered[0] * (1 + NEAR))
+
+
+def chosen_first(found: list[Option]) -> list[Option]:
+    """The simplest of those within `NEAR` of the quickest, then the others by speed."""
+    if not found:
+        return []
+    least = min(one.seconds for one in found)
+    best = min((one for one in found if one.seconds <= least * (1 + NEAR)), key=simpler)
+    return [best, *sorted((one for one in found if one is not best), key=preferred)]
+
+
+def together(better: list[Option], found: list[Option]) -> list[Option]:
+    """The best of the first list, if there is one, before all others by speed, each layout once; as many as are shown.
+
+    Of options that look the same, the quickest is shown, but beside the best only what is quicker than it.
+    """
+    if not better:
+        return found
+    best, shown = better[0], {signature(better[0].cut)}
+    others = []
+    for one in sorted([*better[1:], *found], key=preferred):
+        mine = signature(one.cut)
+        if mine not in shown or (one.seconds < best.seconds and one.cut.stages.dp_replicate > 1):
+            others.append(one)
+            shown.add(mine)
+    return [best, *others][:SHOWN]
 
 
 def counts(most: int, per_node: int) -> list[int]:

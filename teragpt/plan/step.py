@@ -181,8 +181,20 @@ class Clock:
     # --- a step -------------------------------------------------------------------------------------------------
 
     def computing(self, cut: Cut) -> float:
-        """Seconds of a step in which nothing but the layers' own collectives travels: no cut is faster."""
-        return self.slowest_stage(cut) * (cut.count + (cut.stages.pp - 1) / cut.stages.chunks)
+        """Seconds of a step in which only layers' own collectives and what stages hand on travel: no cut is faster."""
+        turns = cut.count + (cut.stages.pp - 1) / cut.stages.chunks
+        return self.slowest_stage(cut) * turns + self.handing_on(cut)
+
+    def handing_on(self, cut: Cut) -> float:
+        """Seconds a step that stages wait for activations and gradients on their way to them."""
+        stages = cut.stages
+        if stages.pp == 1:
+            return 0.0
+        rate = self.speed.device.link * NVLINK_PART
+        if stages.ranks > self.cluster.per_node:
+            rate = min(rate, self.cluster.network.rate * NETWORK_PART)
+        once = BF16 * cut.tokens(self.config.context) * self.config.dim / stages.tp / rate + HOP_SECONDS
+        return waits(stages.pp, stages.chunks, cut.count) * once
 
     def slowest_stage(self, cut: Cut) -> float:
         """Seconds that it takes for a micro-batch, timed once."""
@@ -223,6 +235,7 @@ class Clock:
             "cp": count * on_stage * layer.context,
             "dp": shown,
             "pipeline's wait": micro * (stages.pp - 1) / stages.chunks,
+            "pipeline's sends": self.handing_on(cut),
             "optimizer": self.update(cut),
         }
         return Step({kind: seconds for kind, seconds in parts.items() if seconds}, travels)
@@ -275,3 +288,14 @@ class Clock:
         whole += padded(self.config.num_tokens) * self.config.dim // stages.tp
         moved = UPDATE_BYTES * element_bytes(self.config) / FP32 * whole / stages.fsdp
         return moved / self.speed.copy_rate + self.latency(stages.ranks)
+
+
+def waits(pp: int, chunks: int, count: int) -> float:
+    """Sends that a step of so many micro-batches waits for.
+
+    1F1B has no micro-batch to spare, so that each of them waits for the way there and back; interleaved, only the
+    first and the last do. What the trainer's own order of tasks takes when it is played through (tests/teragpt/plan).
+    """
+    if chunks > 1:
+        return 2 * (pp * chunks - 1)
+    return 2 * (pp - 2 + count * (pp - 1) / pp)

@@ -168,3 +168,51 @@ def titan() -> list[float]:
         step = clock.step(Cut(stages, int(micro_batch), int(count), recompute, gathered))
         ratios.append(float(rate) / (batch / step.seconds / stages.ranks))
     return ratios
+
+
+# NVIDIA NeMo, docs/source/performance/performance_summary.md, container 24.07: DGX H100, fp8. Model, GPUs, sequences a
+# step and a micro-batch, tokens, tp, pp, cp, stages on each rank, tokens/s of a GPU. The table does not tell shapes: its
+# GPTs' are those that are known under these names, a GELU of 4 widths being 8/3 of a gated one. That nothing is computed
+# again, and that weights stay gathered beside a sharded optimizer, is our reading. Its Nemotrons are left out.
+NEMO = """
+llama2-7b 8 128 1 4096 1 1 1 1 16847
+gpt-5b 64 2048 4 2048 1 1 1 1 22521
+gpt-20b 64 256 2 2048 2 1 1 1 5851
+gpt-175b 128 256 1 2048 4 8 1 6 726
+gpt-175b 512 2048 2 2048 4 8 1 6 782
+llama2-13b 16 128 1 4096 1 4 1 10 8646
+llama2-70b 64 128 1 4096 4 4 1 20 1707
+llama3-8b 8 128 1 8192 1 1 2 1 12036
+llama3-70b 64 128 1 8192 4 4 2 5 1533
+"""
+NAMED = {
+    "gpt-5b": (4096, 24, 32, 32, 10_912, 50_304),
+    "gpt-20b": (6144, 44, 48, 48, 16_384, 50_304),
+    "gpt-175b": (12_288, 96, 96, 96, 32_768, 50_304),
+    "llama2-7b": (4096, 32, 32, 32, 11_008, 32_000),
+    "llama2-13b": (5120, 40, 40, 40, 13_824, 32_000),
+    "llama2-70b": (8192, 80, 64, 8, 28_672, 32_000),
+    "llama3-8b": (4096, 32, 32, 8, 14_336, 128_256),
+    "llama3-70b": (8192, 80, 64, 8, 28_672, 128_256),
+}
+
+
+def nemo() -> list[float]:
+    """Published over planned tokens/s of each of NeMo's rows; the first sets its efficiency."""
+    ratios, card = [], device("h100")
+    for line in NEMO.strip().splitlines():
+        name, *numbers = line.split()
+        gpus, sequences, micro_batch, tokens, tp, pp, cp, chunks, rate = map(int, numbers)
+        stages = Layout(pp, 1, gpus // (tp * pp * cp), cp, tp, chunks)
+        shape = dict(zip(("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens"), NAMED[name], strict=True))
+        given = {"context": tokens, "global_batch_tokens": sequences * tokens, "precision": "fp8", "steps": 100}
+        clock = Clock(
+            resolve({"size": "8b", **shape, **given}),
+            Cluster(card, gpus, card.per_node, LINKS["ib-ndr"]),
+            Speed(card, shipped(), card),
+        )
+        step = clock.step(
+            Cut(stages, micro_batch, sequences // micro_batch // stages.data_ranks, "none", gathered=True)
+        )
+        ratios.append(rate / (sequences * tokens / step.seconds / gpus))
+    return ratios

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from teragpt.plan.calibration import shipped
-from tests.teragpt.plan.published import FOUNDRY, SETS, Row, foundry, rate, rows, titan
+from tests.teragpt.plan.published import FOUNDRY, SETS, Row, foundry, nemo, rate, rows, titan
 
 B, C3 = {"dim": 2048, "depth": 24, "heads": 16, "kv_heads": 16, "ffn": 5504, "num_tokens": 32_000}, 3072
 A = {"dim": 768, "depth": 12, "heads": 12, "kv_heads": 12, "ffn": 2048, "num_tokens": 50_304}
@@ -56,3 +56,10 @@ def test_another_frameworks_first_row_predicts_shards_contexts_and_eight_bits_an
     errors = [abs(sets / ratio - 1) for ratio in others]
     assert max(errors[:5]) <= 0.08
     assert max(errors[5:]) <= 0.23
+
+
+def test_a_third_frameworks_first_row_predicts_tp_cp_and_interleaved_stages_on_8_to_512_gpus() -> None:
+    sets, *others = nemo()
+    errors = [abs(sets / ratio - 1) for ratio in others]
+    assert len(errors) == 8
+    assert max(errors) <= 0.10
