@@ -170,10 +170,10 @@ def titan() -> list[float]:
     return ratios
 
 
-# NVIDIA NeMo, docs/source/performance/performance_summary.md, container 24.07: DGX H100, fp8. Model, GPUs, sequences a
-# step and a micro-batch, tokens, tp, pp, cp, stages on each rank, tokens/s of a GPU. The table does not tell shapes: its
-# GPTs' are those that are known under these names, a GELU of 4 widths being 8/3 of a gated one. That nothing is computed
-# again, and that weights stay gathered beside a sharded optimizer, is our reading. Its Nemotrons are left out.
+# NVIDIA NeMo, docs/source/performance/performance_summary.md, container 24.07: DGX H100, fp8. Model, GPUs, sequences
+# a step and a micro-batch, tokens, tp, pp, cp, stages on each rank, tokens/s of a GPU. The table does not tell shapes:
+# its GPTs' are those that are known under these names, a GELU of 4 widths being 8/3 of a gated one. That nothing is
+# computed again, and that weights stay gathered beside a sharded optimizer, is our reading. Nemotrons are left out.
 NEMO = """
 llama2-7b 8 128 1 4096 1 1 1 1 16847
 gpt-5b 64 2048 4 2048 1 1 1 1 22521
