@@ -67,17 +67,19 @@ test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG;
 
 chaos: export TERAGPT_CHAOS_ROUNDS ?= $(if $(ROUND),1,1000)
 chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
+chaos: export TERAGPT_STRIKES ?= 100
 chaos: export TERAGPT_CHAOS_SEED ?= $(or $(SEED),$(shell date +%s))
 ifdef ROUND
 chaos: export TERAGPT_CHAOS_ROUND = $(ROUND)
 chaos: export TERAGPT_CHAOS_POINT = $(POINT)
 endif
-chaos: install ## 1,000 rounds of everything that goes wrong, and an outage of 10 minutes; SEED= ROUND= plays one again
-	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster tests/cluster/test_chaos.py
+chaos: install ## 1,000 rounds of everything that goes wrong, an outage, 100 of a struck trainer; SEED= ROUND= plays one again
+	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster/test_chaos.py $(if $(ROUND),,tests/teragpt/test_chaos.py))
 
 parity: export OMP_NUM_THREADS ?= 1
-parity: install ## every mesh beside one rank: the whole matrix, with what inductor compiles; CELLS="TP 2" takes some
-	$(BIN)/python -m tests.teragpt.matrix $(CELLS)
+parity: install ## every mesh beside one rank, with what inductor compiles; CELLS="TP 2" takes some; TORCH=2.11.0 another torch
+	$(if $(TORCH),tools/other_torch.sh $(TORCH) -m pytest -q -p no:cacheprovider -k mesh tests/teragpt/test_parity.py,\
+	$(BIN)/python -m tests.teragpt.matrix $(CELLS))
 
 build: install ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import math
 import os
@@ -29,6 +28,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, determine_local_world_size, get_args_parser, parse_min_max_nnodes
 
+from teragpt.compatibility import known_to
 from teragpt.config import ConfigError, Problem
 from teragpt.environment import MAX_PORT
 
@@ -73,10 +73,8 @@ def run(arguments: Sequence[str], watcher: Watcher) -> None:
             **config.rdzv_configs,
         )
     )
-    # torchrun's newer options reach the agent too, whichever of them this version of torch has.
-    shared = {field.name for field in dataclasses.fields(WorkerSpec)} & set(vars(config))
     spec = WorkerSpec(
-        **{name: getattr(config, name) for name in shared},
+        **known_to(WorkerSpec, vars(config)),
         local_world_size=config.nproc_per_node,
         rdzv_handler=handler,
         entrypoint=sys.executable,

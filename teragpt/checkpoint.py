@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -29,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
+from teragpt.compatibility import fsspec_storage
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.mirror import Mirror
 from teragpt.storage import Disk, Folder, folder_at
@@ -128,12 +127,6 @@ def writer(folder: Folder) -> StorageWriter:
         return FileSystemWriter(folder.path)
     in_store: StorageWriter = fsspec_storage().FsspecWriter(str(folder), sync_files=False)
     return in_store
-
-
-def fsspec_storage() -> Any:
-    """torch's module for object stores, whose name begins with an underscore in older versions."""
-    name = "torch.distributed.checkpoint.{}fsspec_filesystem"
-    return import_module(name.format("" if find_spec(name.format("")) else "_"))
 
 
 class Checkpoints:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from teragpt.compatibility import refuse_rowwise
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.mesh import Mesh
 from teragpt.ops import JOINED, foreach_norm, fused, local
@@ -34,9 +35,10 @@ CAPABLE = (8, 9)  # the first compute capability whose tensor cores take fp8
 
 
 def fp8(blocks: Iterable[nn.Module], config: Config, device: str) -> None:
-    """Have the products of blocks run in fp8, if that is the precision. Raises ConfigError where a GPU cannot."""
+    """Have the products of blocks run in fp8, if that is the precision. Raises ConfigError where it cannot be."""
     if config.precision != "fp8":
         return
+    refuse_rowwise(config, device)
     if device == "cuda":
         refuse(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
     for block in blocks:

@@ -319,7 +319,10 @@ class LinearCrossEntropy(Function):
         """The stored gradients, times the loss's own."""
         dx, dw = ctx.saved_tensors
         scale = grads[0] / dx.size(0)
-        dw = torch.mul(dw, scale, out=torch.empty_like(dw, dtype=ctx.weight_dtype))
+        if torch.compiler.is_compiling():  # which cannot follow what is written into a tensor that lies transposed
+            dw = (dw * scale).to(ctx.weight_dtype)
+        else:
+            dw = torch.mul(dw, scale, out=torch.empty_like(dw, dtype=ctx.weight_dtype))
         return dx * scale.to(dx.dtype), dw, None, None, None, None, None, None
 
 

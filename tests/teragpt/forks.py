@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from io import TextIOWrapper
 
 ROOT = Path(teragpt.__file__).parents[1]
-RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity", "tests.teragpt.moves"
+RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity", "tests.teragpt.moves", "tests.teragpt.struck"
 IMPORTED_LATE = "torch._dynamo", "torch._inductor.pattern_matcher", "tokenizers"  # by a rank that already runs
 MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes a process measure its coverage
 PORTS = 20_000, 32_000  # below those that a system gives to whoever asks for any
