@@ -22,6 +22,7 @@ from teragpt.plan.step import Clock
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 MOST = 1 << 20
+MOST_PRICE = 1e6
 CHOSEN = frozenset({*DIMENSIONS, "micro_batch", "recompute", "gathered", "pipeline_schedule", "pipeline_chunks"})
 # Bounds of a step's seconds, as parts of what is predicted. One H100: five steps that fixed no constant were within 5%
 # of it. Several: other frameworks' published steps take 1.23 as long at the median (tests/teragpt/plan). Another kind
@@ -141,6 +142,8 @@ def plan(
     `exactly` where every GPU is to be used. Raises ConfigError: settings that cannot be, or a cluster too small, with
     the smallest that would do.
     """
+    if price is not None and not 0 <= price < MOST_PRICE:
+        raise ConfigError([Problem("price", price, f"money for an hour of one GPU, from 0 to below {MOST_PRICE:,.0f}")])
     frozen = tuple(sorted((name, value) for name, value in settings.items()))
     return planned(frozen, cluster, read(calibration) if calibration else None, price, exactly)
 

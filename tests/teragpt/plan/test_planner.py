@@ -188,6 +188,12 @@ def test_what_cannot_be_is_refused_with_its_field_and_its_mend(settings: dict[st
         plan(settings, cluster_of("h100", 8))
 
 
+@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
+def test_a_price_that_cannot_be_is_refused(price: float) -> None:
+    with pytest.raises(ConfigError, match=r"price: got .*; allowed: money for an hour of one GPU"):
+        plan({"size": "8b"}, cluster_of("h100", 8), price=price)
+
+
 def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() -> None:
     with pytest.raises(ConfigError) as caught:
         plan({"size": "70b"}, cluster_of("h100", 8))
