@@ -11,6 +11,7 @@ from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem, invalid
 from controlplane.api.runs import Run, show
 from controlplane.api.views import Services, View
+from controlplane.domain.fields import Namespace
 from controlplane.domain.phases import Phase
 from controlplane.domain.spec import SizeName
 from controlplane.services import lists
@@ -32,6 +33,9 @@ LabelFilter = Annotated[
 ]
 Name = Annotated[str | None, Query(description="Only runs of this name.", examples=["first-try"], max_length=100)]
 SizeFilter = Annotated[list[SizeName] | None, Query(description="Only runs of these sizes.", examples=[["tiny"]])]
+ClusterFilter = Annotated[
+    list[Namespace] | None, Query(description="Only runs on these clusters (GET /clusters).", examples=[["local"]])
+]
 Words = Annotated[
     str | None,
     Query(
@@ -56,6 +60,7 @@ Cursor = Annotated[str | None, Query(description="`next_cursor` of the page befo
 async def _filter(
     phase: PhaseFilter = None,
     size: SizeFilter = None,
+    cluster: ClusterFilter = None,
     label: LabelFilter = None,
     name: Name = None,
     q: Words = None,
@@ -66,6 +71,7 @@ async def _filter(
     return lists.Filter(
         phases=phase or (),
         sizes=size or (),
+        clusters=cluster or (),
         labels=_labels(label or []),
         name=name,
         query=q,

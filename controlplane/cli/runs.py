@@ -99,6 +99,7 @@ def runs(
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label.")
     ] = None,
     size: Annotated[list[str] | None, typer.Option("--size", help="Only runs of this size.")] = None,
+    cluster: Annotated[list[str] | None, typer.Option("--cluster", help="Only runs on this cluster.")] = None,
     query: Annotated[
         str | None, typer.Option("--query", "-q", help="Words of names and labels, or the start of an id.")
     ] = None,
@@ -112,8 +113,8 @@ def runs(
     context: Context = None,
 ) -> None:
     """List runs, newest first."""
-    wanted: dict[str, Any] = {"phase": phase or (), "size": size or (), "label": label or (), "pinned": pinned}
-    wanted |= {"since": moment("--since", since), "until": moment("--until", until)}
+    wanted: dict[str, Any] = {"phase": phase or (), "size": size or (), "cluster": cluster or (), "label": label or ()}
+    wanted |= {"since": moment("--since", since), "until": moment("--until", until), "pinned": pinned}
     if deleted and any(value not in (None, ()) for value in wanted.values()):
         raise CliError("--deleted: got another filter too; allowed: --query and --limit", Code.BAD_INPUT)
     with connect(url, context) as client:

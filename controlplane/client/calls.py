@@ -140,6 +140,7 @@ def runs(
     *,
     phase: Sequence[str] = (),
     size: Sequence[str] = (),
+    cluster: Sequence[str] = (),
     label: Sequence[str] = (),
     name: str | None = None,
     q: str | None = None,
@@ -153,7 +154,7 @@ def runs(
     `label` holds `key=value`; `q` words that are part of a name or a label, or the start of an id; `since` and
     `until` are ISO 8601 moments with their zone.
     """
-    lists: JsonObject = {"phase": list(phase), "size": list(size), "label": list(label)}
+    lists: JsonObject = {"phase": list(phase), "size": list(size), "cluster": list(cluster), "label": list(label)}
     query = {**lists, "name": name, "q": q, "since": since, "until": until, "pinned": pinned}
     return Pages("/runs", query, limit)
 

@@ -6,7 +6,7 @@ A page's runs are found in indexes alone; only then are their rows read.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, and_, exists, or_, select
@@ -25,7 +25,7 @@ LARGEST_PAGE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Which runs: all conditions hold at once; within `phases` and `sizes`, one of them.
+    """Which runs: all conditions hold at once; within `phases`, `sizes` and `clusters`, one of them.
 
     Every word of `query` is part of the name or a label, or the start of the id. `since` is the first moment of asking
     that counts and `until` the first that does not. `deleted`: those that are hidden, and no others.
@@ -33,6 +33,7 @@ class Filter:
 
     phases: Collection[str] = ()
     sizes: Collection[str] = ()
+    clusters: Collection[str] = ()
     name: str | None = None
     query: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -45,8 +46,11 @@ class Filter:
 def list_runs(context: Context, wanted: Filter, *, cursor: str | None = None, limit: int = 50) -> Page:
     """A page of runs, newest first. Raises BadCursor.
 
-    Pages are cut by key: runs made meanwhile neither repeat nor hide one.
+    Pages are cut by key: runs made meanwhile neither repeat nor hide one. Clusters go by the names that runs show, so
+    those of one that was taken out are still found.
     """
+    if context.cluster.name in wanted.clusters:  # whose runs are stored under no name
+        wanted = replace(wanted, clusters=[*wanted.clusters, ""])
     limit = max(1, min(limit, LARGEST_PAGE))
     ids = page_of(wanted, id_before(cursor, RUN_ID) if cursor else None, limit + 1)
     with context.store.read() as session:
@@ -78,6 +82,8 @@ def _conditions(wanted: Filter) -> Iterator[ColumnElement[bool]]:
         yield Seen(Run.phase).in_([*wanted.phases])
     if wanted.sizes:
         yield Run.size.in_([*wanted.sizes])
+    if wanted.clusters:
+        yield Run.cluster.in_([*wanted.clusters])
     if wanted.name is not None:
         yield Run.name == wanted.name
     if wanted.since is not None:

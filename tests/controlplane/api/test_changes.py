@@ -123,10 +123,13 @@ def test_runs_are_found_by_size_time_pin_and_words(client: TestClient) -> None:
     assert ids(pinned=True) == ids(q="grösse TEAM=lm") == ids(until=two["created_at"]) == [one["id"]]
     assert ids(since=two["created_at"], pinned=False) == [two["id"]]
     assert ids(until="2020-01-01T00:00:00+01:00") == []
+    assert ids(cluster=one["kubernetes"]["cluster"]) == [two["id"], one["id"]]
+    assert ids(cluster="elsewhere") == []
     wrong = client.get("/runs", params={"size": "900m", "since": "2020-01-01", "pinned": "perhaps", "what": "x"})
     assert refused(wrong, 422, "invalid_request") == ["?what"]
-    wrong = client.get("/runs", params={"size": "900m", "since": "2020-01-01T00:00:00", "pinned": "perhaps"})
-    assert set(refused(wrong, 422, "invalid_request")) == {"?size", "?since", "?pinned"}
+    given = {"size": "900m", "since": "2020-01-01T00:00:00", "pinned": "perhaps", "cluster": "No Name"}
+    wrong = client.get("/runs", params=given)
+    assert set(refused(wrong, 422, "invalid_request")) == {"?size", "?since", "?pinned", "?cluster"}
 
 
 def test_checkpoints_are_those_that_count(client: TestClient, run: dict[str, Any]) -> None:

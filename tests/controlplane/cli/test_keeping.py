@@ -24,6 +24,7 @@ def test_a_run_is_cloned_changed_deleted_and_purged_after_it_was_shown(teragpt: 
     assert teragpt(*change) == f"{run['id']} changed\n"
     assert teragpt(*change) == f"{run['id']} was so already\n"
     assert [one["notes"] for one in json.loads(teragpt("runs", "--pinned", "-q", "stage=3", "--json"))] == ["keep"]
+    assert json.loads(teragpt("runs", "--cluster", "elsewhere", "--json")) == []
     assert json.loads(teragpt("change", "second", "--unpin", "--notes", "", "--json"))["notes"] is None
     teragpt("cancel", "second", "--follow")
     assert "cannot be given other limits" in teragpt("change", "second", "--limit", "max_restarts=5", code=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from controlplane.reconcile.outbox import void_leases
 from controlplane.reconcile.reconciler import Reconciler
 from controlplane.services import attempts, changes, plans, purges, runs, state, sweeps
 from controlplane.services.context import Context, Place
+from controlplane.services.lists import Filter, list_runs
 from controlplane.services.logs import logs
 from controlplane.store.store import Store
 from controlplane.store.tables import Outbox
@@ -75,6 +77,20 @@ def test_a_run_goes_where_it_asks_to_and_to_the_own_cluster_otherwise(plane: Pla
     assert (shown.kubernetes["cluster"], shown.folder) == ("east", f"s3://east/runs/{away}")
     assert runs.get(plane.context, unnamed).kubernetes["cluster"] == "memory"
     assert attempts.pods(plane.context, away).live
+
+
+def test_runs_are_listed_by_the_cluster_that_they_show(plane: Plane) -> None:
+    unnamed, named, away = plane.ask(), plane.ask("memory"), plane.ask("east")
+
+    def ids(*clusters: str) -> list[str]:
+        return [run.id for run in list_runs(plane.context, Filter(clusters=clusters)).runs]
+
+    assert ids("memory") == [named, unnamed]
+    assert ids("east") == [away]
+    assert ids("memory", "east") == ids() == [away, named, unnamed]
+    assert ids("west") == []
+    taken_out = replace(plane.context, further={})
+    assert [run.id for run in list_runs(taken_out, Filter(clusters=["east"])).runs] == [away]
 
 
 def test_one_cluster_that_is_away_holds_up_no_other(plane: Plane) -> None:
