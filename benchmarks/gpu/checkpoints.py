@@ -1,9 +1,10 @@
 """What training loses to an asynchronous checkpoint of a size's whole state, ours beside torch's own way.
 
-`python -m benchmarks.gpu.checkpoints FOLDER [--size 1.3b] [--saves 3]` trains with random tokens on one GPU, and saves
-a few times into FOLDER: through `teragpt.checkpoint.Checkpoints`, and through `dcp.async_save` with the defaults that
-torchtitan's asynchronous mode takes. A save's stall is what the call and the steps until its publication take beyond
-the median of the steps before it.
+`python -m benchmarks.gpu.checkpoints FOLDER [--size 1.3b] [--saves 3] [--ways Ours Plain]` trains with random tokens on
+one GPU, and saves a few times into FOLDER: through `teragpt.checkpoint.Checkpoints`, and through `dcp.async_save` with
+the defaults that torchtitan's asynchronous mode takes. A save's stall is what the call and the steps until its
+publication take beyond the median of the steps before it. FOLDER decides how long a publication takes: a slow disk
+takes minutes for what 1.3b holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,6 +31,7 @@ from teragpt.checkpoint import Checkpoints
 from teragpt.environment import World
 from teragpt.profiling import Steps, timed
 
+START = time.perf_counter()
 STEPS = 10  # before a save, for the median
 LIMIT = 1.0  # seconds
 
@@ -69,22 +72,40 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", default="1.3b")
     parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument("--ways", nargs="*", choices=["Ours", "Plain"], default=["Ours", "Plain"])
     asked = parser.parse_args()
+    say("imported")
     tokens = 8 * 2048 if asked.size == "1.3b" else 4096
     steps = Steps({"size": asked.size, "num_tokens": 32_000, "global_batch_tokens": tokens}, World())
+    say("model built")
     steps.speed(STEPS)
+    say("compiled")
     state = {**dict(steps.model.state_dict()), **steps.optimizer.state()}
     size = sum(tensor.nbytes for tensor in state.values())
-    for way in (Ours, Plain):
+    for way in (way for way in (Ours, Plain) if way.__name__ in asked.ways):
         saver = way(steps, state, asked.folder / way.__name__)
-        for _ in range(4 * STEPS):  # the thread that pins memory is done meanwhile
-            steps.step()
+        if isinstance(saver, Ours):
+            pinned(saver, steps)
         for number in range(1, asked.saves + 1):
             usual = statistics.median(timed(steps.step) for _ in range(STEPS))
             found = stall(partial(saver.save, number, state), steps, usual)
             row = {"way": way.__name__, "gb": round(size / 1e9, 1), "save": number, "step_s": round(usual, 3), **found}
             print(json.dumps({**row, **({"limit": LIMIT} if way is Ours else {})}), flush=True)
     dist.destroy_process_group()
+
+
+def pinned(saver: Ours, steps: Steps) -> None:
+    """Step until the thread that pins memory is done, as it would be long before a run's first save."""
+    mirror, start = saver.checkpoints.mirror, time.perf_counter()
+    assert mirror is not None
+    while not mirror.room.done():
+        steps.step()
+    say(f"pinned in {time.perf_counter() - start:.1f} s beside training")
+
+
+def say(what: str) -> None:
+    """How far it is."""
+    print(f"{time.perf_counter() - START:6.1f} s: {what}", file=sys.stderr, flush=True)
 
 
 def stall(save: Callable[[], Callable[[], bool]], steps: Steps, usual: float) -> dict[str, float]:

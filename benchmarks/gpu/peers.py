@@ -3,8 +3,9 @@
 `python -m benchmarks.gpu.peers ROW... --nanogpt FOLDER --titan FOLDER [--rounds 3] [--out FILE]`: FOLDERs are nanoGPT's
 checkout and one on whose path `torchtitan` (0.2.2) and `torchao` lie. Of each row every arm is swept over micro-batches
 in processes of their own; then the best of each alternate, and the medians' ratios are printed beside their limits.
-Peers run as their trainers set them up on one card: nanoGPT compiled whole under autocast, torchtitan's Llama compiled
-block by block without recompute. Tokens are random, and lie on the device.
+Peers run as their trainers set them up on one card: nanoGPT and transformers' Llama compiled whole under autocast,
+torchtitan's Llama compiled block by block without recompute; at 8b it holds all of its state in bf16 and computes blocks
+again, as ours does. Tokens are random, and lie on the device.
 """
 
 # pyright: reportMissingImports=false
@@ -50,6 +51,7 @@ class Row:
         return [*self.ours, *dict.fromkeys(peer for _, peer in self.limits)]
 
 
+SMALL: dict[str, object] = {"state_dtype": "bf16", "recompute": "full"}
 ROWS = {
     "124m": Row(
         "124m", 50_304,
@@ -59,8 +61,16 @@ ROWS = {
     ),
     "1.3b": Row(
         "1.3b", 32_000, {"ours": {}, "ours-fp8": {"precision": "fp8"}},
-        {("ours", "titan"): 1.13, ("ours", "nanogpt"): 1.04, ("ours-fp8", "titan-fp8"): 1.2},
+        {
+            ("ours", "titan"): 1.13, ("ours", "nanogpt"): 1.04, ("ours", "transformers"): 1.25,
+            ("ours-fp8", "titan-fp8"): 1.2,
+        },
         (8, 12, 16),
+    ),
+    "8b": Row(
+        "8b", 128_256, {"ours": SMALL, "ours-fp8": {**SMALL, "precision": "fp8"}},
+        {("ours", "titan"): 1.05, ("ours-fp8", "titan-fp8"): 1.05},
+        (1,),
     ),
 }  # fmt: skip
 
@@ -71,6 +81,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"any of {', '.join(ROWS)}")
     parser.add_argument("--nanogpt", type=Path, default=Path("nanoGPT"))
     parser.add_argument("--titan", type=Path, default=Path("torchtitan"))
+    parser.add_argument("--arms", nargs="*", help="these alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="*", help="micro-batches in place of the row's own")
     parser.add_argument("--out", type=Path, default=Path("peers.jsonl"))
@@ -92,8 +103,9 @@ def main() -> None:
 def compare(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """A row's medians and ratios."""
     row = ROWS[name]
-    sweep = dict(run([(name, a, b) for b in asked.batches or row.batches for a in row.arms], asked))
-    best = {arm: max((job for job in sweep if job[1] == arm), key=lambda job: sweep[job]) for arm in row.arms}
+    arms = [arm for arm in row.arms if arm in (asked.arms or row.arms)]
+    sweep = dict(run([(name, a, b) for b in asked.batches or row.batches for a in arms], asked))
+    best = {arm: max((job for job in sweep if job[1] == arm), key=lambda job: sweep[job]) for arm in arms}
     rates = {arm: [sweep[job]] for arm, job in best.items()}
     for (_, arm, _), rate in run([*best.values()] * (asked.rounds - 1), asked):
         rates[arm].append(rate)
@@ -104,10 +116,11 @@ def compare(name: str, asked: argparse.Namespace) -> dict[str, Any]:
         "row": name, "device": torch.cuda.get_device_name(), "torch": torch.__version__,
         "micro_batch": {arm: job[2] for arm, job in best.items()},
         "tokens_per_s": {arm: [round(rate) for rate in found] for arm, found in rates.items()},
-        "mfu": {arm: round(medians[arm] * each, 3) for arm in row.ours},
+        "mfu": {arm: round(medians[arm] * each, 3) for arm in row.ours if arm in arms},
         "ratios": [
             {"of": ours, "to": peer, "ratio": round(medians[ours] / medians[peer], 3), "limit": limit}
             for (ours, peer), limit in row.limits.items()
+            if {ours, peer} <= set(arms)
         ],
     }  # fmt: skip
 
@@ -142,8 +155,10 @@ def measure(arm: str, row: Row, batch: int, asked: argparse.Namespace) -> dict[s
         step = ours(row, row.ours[arm], batch)
     elif arm == "nanogpt":
         step = nanogpt(asked.nanogpt, shape, row.vocabulary)
+    elif arm == "transformers":
+        step = transformers(shape, row.vocabulary)
     else:
-        step = titan(asked.titan, shape, row.vocabulary, fp8=arm == "titan-fp8")
+        step = titan(asked.titan, shape, row.vocabulary, fp8=arm == "titan-fp8", small=row.size == "8b")
     ids = torch.randint(0, row.vocabulary, (batch, shape.context + 1), device="cuda")
     inputs = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     seconds = []
@@ -195,8 +210,38 @@ def nanogpt(checkout: Path, shape: Shape, vocabulary: int) -> Callable[[Tensor, 
     return step
 
 
-def titan(folder: Path, shape: Shape, vocabulary: int, *, fp8: bool) -> Callable[[Tensor, Tensor], object]:
-    """A step of torchtitan's trainer (0.2.2) on one card: without FSDP, as it is faster so, and its loss and clip."""
+def transformers(shape: Shape, vocabulary: int) -> Callable[[Tensor, Tensor], object]:
+    """A step of transformers' Llama as a plain loop takes it: fp32 weights under autocast, compiled, fused AdamW."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    settings = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=shape.dim, intermediate_size=shape.ffn, num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.context,
+        tie_word_embeddings=shape.tied, use_cache=False,
+    )  # fmt: skip
+    settings._attn_implementation = "sdpa"  # noqa: SLF001 - a model that is made from a configuration is told so
+    with torch.device("cuda"):
+        model: Any = LlamaForCausalLM(settings)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-4, (0.9, 0.95), weight_decay=0.1, fused=True)
+    compiled: Any = torch.compile(model)
+
+    def step(ids: Tensor, targets: Tensor) -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = compiled(input_ids=ids, labels=ids, shift_labels=targets).loss
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def titan(folder: Path, shape: Shape, vocabulary: int, *, fp8: bool, small: bool) -> Callable[[Tensor, Tensor], object]:
+    """A step of torchtitan's trainer (0.2.2) on one card: without FSDP, as it is faster so, and its loss and clip.
+
+    `small`: state in bf16, and blocks computed again.
+    """
     sys.path.insert(0, str(folder))
     from torchtitan.components.loss import build_cross_entropy_loss
     from torchtitan.components.optimizer import build_optimizers
@@ -208,7 +253,8 @@ def titan(folder: Path, shape: Shape, vocabulary: int, *, fp8: bool) -> Callable
 
     job = JobConfig()
     job.training.seq_len = shape.context
-    job.activation_checkpoint.mode = "none"
+    job.activation_checkpoint.mode = "full" if small else "none"
+    job.training.dtype = "bfloat16" if small else "float32"
     job.compile.enable = True
     dims = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=1)
     sizes = TransformerModelArgs(

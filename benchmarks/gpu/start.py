@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", default="1.3b")
+    parser.add_argument("--num-tokens", type=int, default=32_000, help="vocabulary, the dataset's at least")
     asked = parser.parse_args()
     cold, warm = asked.folder / "cold", asked.folder / "warm"
     seconds = {"cold": to_step_1(asked, cold)}
@@ -41,7 +42,7 @@ def main() -> None:
 
 def to_step_1(asked: argparse.Namespace, out: Path) -> float:
     """Seconds to the line of step 1 of a run, which is then waited for."""
-    settings = {"size": asked.size, "out": out, "data": asked.data, "num_tokens": 32_000, "steps": 1}
+    settings = {"size": asked.size, "out": out, "data": asked.data, "num_tokens": asked.num_tokens, "steps": 1}
     settings |= {"global_batch_tokens": 16_384, "warmup_steps": 0, "eval_sequences": 8}
     words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as empty:
