@@ -87,8 +87,9 @@ class NormRotary(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the joint projection and of the two norms' weights."""
-        dqkv, *parts = OPS.norm_rotary_backward(*grads, *ctx.saved_tensors, ctx.eps)
-        pairs = zip(parts, ctx.saved_tensors[1:3], strict=True)
+        saved = ctx.saved_tensors  # once: recompute gives them out a single time
+        dqkv, *parts = OPS.norm_rotary_backward(*grads, *saved, ctx.eps)
+        pairs = zip(parts, saved[1:3], strict=True)
         q_weight, k_weight = (part.sum((0, 1)).to(weight.dtype) for part, weight in pairs)
         return dqkv, q_weight, k_weight, None, None, None, None
 

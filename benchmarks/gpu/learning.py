@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import math
 import subprocess
@@ -46,7 +47,7 @@ def curve(run: Callable[[int, int], object], loss: Callable[[], float], steps: i
     marks = [WARM, *(steps * number // points for number in range(1, points + 1))]
     seconds = first = 0.0
     run(0, WARM)
-    for start, end in zip(marks, marks[1:], strict=False):
+    for start, end in itertools.pairwise(marks):
         begun = time.perf_counter()
         run(start, end)
         took = time.perf_counter() - begun

@@ -4,8 +4,8 @@
 checkout and one on whose path `torchtitan` (0.2.2) and `torchao` lie. Of each row every arm is swept over micro-batches
 in processes of their own; then the best of each alternate, and the medians' ratios are printed beside their limits.
 Peers run as their trainers set them up on one card: nanoGPT and transformers' Llama compiled whole under autocast,
-torchtitan's Llama compiled block by block without recompute; at 8b it holds all of its state in bf16 and computes blocks
-again, as ours does. Tokens are random, and lie on the device.
+torchtitan's Llama compiled block by block without recompute; at 8b it holds its state in bf16 and recomputes blocks,
+as ours does. Tokens are random, and lie on the device.
 """
 
 # pyright: reportMissingImports=false
