@@ -87,7 +87,7 @@ def arm(strike: Strike) -> Count:
     from teragpt.train import Trainer  # anew in each rank, as the trainer itself is
 
     count = Count(strike)
-    methods = {
+    methods: dict[str, list[tuple[type, str]]] = {
         "save": [(Checkpoints, "save"), (FileSystemWriter, "write_data"), (Checkpoints, "publish")],
         "load": [(Checkpoints, "load")],
         "step": [(Trainer, "step")],
