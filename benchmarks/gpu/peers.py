@@ -218,9 +218,8 @@ def transformers(shape: Shape, vocabulary: int) -> Callable[[Tensor, Tensor], ob
     settings = LlamaConfig(
         vocab_size=vocabulary, hidden_size=shape.dim, intermediate_size=shape.ffn, num_hidden_layers=shape.depth,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.context,
-        tie_word_embeddings=shape.tied, use_cache=False,
+        tie_word_embeddings=shape.tied, use_cache=False, attn_implementation="sdpa",
     )  # fmt: skip
-    settings._attn_implementation = "sdpa"  # noqa: SLF001 - a model that is made from a configuration is told so
     with torch.device("cuda"):
         model: Any = LlamaForCausalLM(settings)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, (0.9, 0.95), weight_decay=0.1, fused=True)
