@@ -138,6 +138,7 @@ def dataset_info(path: str) -> dict[str, Any]:
     return {
         "vocabulary": manifest.vocabulary,
         "tokens": manifest.splits[TRAIN].tokens,
+        "smallest_split": min(split.tokens for split in manifest.splits.values()),
         "fingerprint": manifest.fingerprint,
         "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
     }

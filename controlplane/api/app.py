@@ -40,6 +40,7 @@ from controlplane.api import (
     usage,
 )
 from controlplane.api.access import Access
+from controlplane.api.addresses import Addresses
 from controlplane.api.streams import Hub
 from controlplane.api.telemetry import Measurements, Telemetry
 from controlplane.services import state, users
@@ -85,6 +86,7 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     app.router.routes += routes(whole=settings.database.role != "reconciler")
     everywhere = settings.listen.host in {"0.0.0.0", "::"}
     known = users.users_of(context, settings.authentication)
+    app.add_middleware(Addresses)
     app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=known)
     app.add_middleware(Telemetry, measurements=app.state.measurements)
     return app

@@ -39,6 +39,8 @@ class JsonRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if unknown := [name for name in request.query_params if name not in known]:
                 raise invalid([_unknown_parameter(name, known) for name in unknown])
+            if odd := [*_odd_parameters(request)]:
+                raise invalid(odd)
             ours = JsonRequest(request.scope, request.receive)
             if self.body_field is None and request.method == "POST":
                 await ours.refuse_body()
@@ -105,6 +107,14 @@ def _query(dependant: Dependant) -> Iterator[str]:
     yield from (parameter.alias for parameter in dependant.query_params)
     for each in dependant.dependencies:
         yield from _query(each)
+
+
+def _odd_parameters(request: Request) -> Iterator[FieldProblem]:
+    """Texts of an address that nothing stores, and at which a store would stumble."""
+    given = [*((f"?{name}", value) for name, value in request.query_params.multi_items())]
+    for place, value in [*given, *((f"path:{name}", value) for name, value in request.path_params.items())]:
+        if problem := _odd(value):
+            yield FieldProblem(pointer=place, code="invalid_value", detail=problem)
 
 
 def _unknown_parameter(name: str, known: Sequence[str]) -> FieldProblem:

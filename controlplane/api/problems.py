@@ -17,11 +17,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
+from controlplane.api.addresses import named
 from controlplane.domain import errors
 from controlplane.domain.fields import BadField
 
 MEDIA_TYPE = "application/problem+json"
+METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came from
 
 CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, and those of HTTP
@@ -122,13 +125,20 @@ async def _on_http(request: Request, error: Exception) -> Response:
         return render(error, request.scope)
     status, headers = error.status_code, error.headers
     if status == HTTPStatus.NOT_FOUND:
-        detail = f"{request.method} {request.url.path} is no address of this API; /docs lists them"
+        detail = f"{request.method} {named(request.scope['path'])} is no address of this API; /docs lists them"
         return render(Refusal("unknown_route", detail), request.scope)
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (headers or {}).get("Allow", "")
-        detail = f"{request.url.path} does not know {request.method}; allowed: {allowed}"
-        return render(Refusal("method_not_allowed", detail, headers=headers), request.scope)
+        allowed = ", ".join(_methods(request))
+        detail = f"{named(request.scope['path'])} does not know {request.method}; allowed: {allowed}"
+        return render(Refusal("method_not_allowed", detail, headers={"allow": allowed}), request.scope)
     return render(Refusal("invalid_json", str(error.detail), headers=headers), request.scope)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the address knows: each of its methods is a route of its own, and the router tells of the first alone."""
+    asked = [(method, {**request.scope, "method": method}) for method in METHODS]
+    routes = request.app.router.routes
+    return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
@@ -175,6 +185,8 @@ def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None)
         return FieldProblem(pointer=pointer(path), code=code, detail="this field is required")
     if code == "extra_forbidden":
         return FieldProblem(pointer=pointer(path), code="unknown_field", detail=_unknown_field(path, body))
+    if path[-1:] == ["[key]"]:  # pydantic's word for a bad key; the pointer to it is that of its value
+        path.pop()
     cause = entry.get("ctx", {}).get("error")
     if isinstance(cause, BadField):
         path.append(cause.field)
@@ -222,7 +234,7 @@ def render(refusal: Refusal, scope: Mapping[str, Any]) -> Response:
         title=title,
         status=status,
         detail=str(refusal.detail),
-        instance=str(scope.get("path", "")),
+        instance=named(str(scope.get("path", ""))),
         code=refusal.code,
         errors=list(refusal.fields),
         request_id=str(scope.get("request_id", "")),

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from controlplane.api.addresses import named
 from controlplane.api.body import JsonRoute
 from controlplane.api.runs import MADE
 from controlplane.api.views import CREATED, RUN_ID, IdempotencyKey, Services, User, View
@@ -71,7 +72,11 @@ class Sweeps(View):
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page.", examples=[None])
 
 
-SweepRef = Annotated[str, Path(description="A sweep's id or name.", examples=[SWEEP_ID], min_length=1, max_length=128)]
+SweepRef = Annotated[
+    str,
+    Path(description="A sweep's id or name.", examples=[SWEEP_ID], min_length=1, max_length=128),
+    AfterValidator(named),
+]
 Limit = Annotated[int, Query(description="Most sweeps of a page.", examples=[50], ge=1, le=sweeps.LARGEST_PAGE)]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.", examples=[None], max_length=128)]
 SWEPT: dict[int | str, dict[str, Any]] = {

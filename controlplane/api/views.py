@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from controlplane.api.addresses import named
 from controlplane.api.streams import Hub
 from controlplane.domain.errors import Unauthorized
 from controlplane.services.context import Context
@@ -47,7 +48,9 @@ Services = Annotated[Context, Depends(_context)]
 User = Annotated[str, Depends(_user)]
 Streams = Annotated[Hub, Depends(_hub)]
 RunRef = Annotated[
-    str, Path(description="A run's id, or its name while it lives.", examples=[RUN_ID], min_length=1, max_length=128)
+    str,
+    Path(description="A run's id, or its name while it lives.", examples=[RUN_ID], min_length=1, max_length=128),
+    AfterValidator(named),
 ]
 IdempotencyKey = Annotated[
     str | None,

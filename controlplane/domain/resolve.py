@@ -31,6 +31,7 @@ OUT, START = "/checkpoint/uri", "/train/start_from"
 SECTIONS: dict[str, type[Placement | Scheduling]] = {"placement": Placement, "scheduling": Scheduling}
 READS = {"num_tokens", "loader"}  # given, the vocabulary is the user's own business
 BATCHES = {"global_batch_tokens", "eval_sequences"}
+NUMBERS = ("processes_per_node", "gpus_per_node", "cpus_per_node", "nodes")  # of compute: what makes the ranks so many
 LISTS = ("claims", "command", "left_open")
 ON_ANY: tuple[Kind, ...] = ("Job",)  # what every Kubernetes cluster has: taken where it could not be asked yet
 
@@ -271,12 +272,16 @@ def _pointer(setting: str, spec: RunSpec) -> str:
 
 
 def _mesh_problems(config: Config, layout: Layout, spec: RunSpec) -> Iterator[Problem]:
-    """What the ranks cannot share out; a batch that nobody asked for is blamed on their number."""
-    for one in misfits(config, layout.world_size):
-        if one.field in BATCHES - spec.train.keys():
-            detail = f"got {layout.world_size} ranks; allowed: fewer, or more of /train/{one.field}: {one.allowed}"
-            yield Problem("/compute/processes_per_node", "more_ranks_than_sequences", detail)
-        else:
+    """What the ranks cannot share out; batches that nobody asked for are blamed on what made the ranks so many."""
+    found = list(misfits(config, layout.world_size))
+    small = [one for one in found if one.field in BATCHES - spec.train.keys()]
+    if small:
+        more = " and ".join(f"/train/{one.field}" for one in small)
+        detail = f"got {layout.world_size} ranks; allowed: fewer, or more of {more}: {small[0].allowed}"
+        asked = [name for name in NUMBERS if name in spec.compute.model_fields_set]
+        yield Problem(f"/compute/{(asked or NUMBERS)[0]}", "more_ranks_than_sequences", detail)
+    for one in found:
+        if one not in small:
             yield Problem(_pointer(one.field, spec), "invalid_setting", one.detail)
 
 

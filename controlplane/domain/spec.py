@@ -5,6 +5,8 @@ Everything that is not here is refused by name. What `train` may hold is `teragp
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
@@ -28,6 +30,7 @@ NODES, PROCESSES, CPUS, MEMORY = 65_536, 1_024, 4_096, 1 << 50  # far beyond any
 YEAR = 366 * 86_400
 DEEPEST_PATCH = 32
 TTL = 3_600  # far beyond the longest that a creation is retried, or an ended attempt would be made again
+JOINERS = "\u200c\u200d"
 
 
 def _known_size(size: str) -> str:
@@ -41,8 +44,13 @@ def _lower(value: object) -> object:
 
 
 def printable(name: str) -> str:
-    """A name of any alphabet, without spaces around it. Raises ValueError."""
-    if not name.strip() or not name.isprintable():
+    """A name of any alphabet, without spaces around it. Raises ValueError.
+
+    Persian and the languages of India write with joiners and others with spaces of their own, as emoji do, which Python
+    does not call printable.
+    """
+    seen = "".join(letter for letter in name if letter not in JOINERS and unicodedata.category(letter) != "Zs")
+    if not seen or not seen.isprintable():
         raise ValueError(f"got {name!r}; allowed: 1 to 100 printable characters of any alphabet")
     return name.strip()
 
@@ -252,6 +260,13 @@ class Variable(Section):
         return self
 
 
+def _each_once(variables: list[Variable]) -> list[Variable]:
+    twice = [name for name, times in Counter(one.name for one in variables).items() if times > 1]
+    if twice:
+        raise ValueError(f"got {twice[0]!r} more than once; allowed: each variable once")
+    return variables
+
+
 class RunSpec(Section):
     """What a run is asked to be. The size alone is enough: everything else derives from it and from the machine."""
 
@@ -287,7 +302,7 @@ class RunSpec(Section):
         default_factory=Scheduling, description="Who goes first on Kubernetes.", examples=[{"queue": "research"}]
     )
     limits: Limits = Field(default_factory=Limits, description="When to stop trying.", examples=[{"max_restarts": 3}])
-    env: Annotated[list[Variable], Field(max_length=256)] = Field(
+    env: Annotated[list[Variable], Field(max_length=256), AfterValidator(_each_once)] = Field(
         default_factory=list,
         description="Environment variables of every pod.",
         examples=[[{"name": "HF_HUB_OFFLINE", "value": "1"}]],

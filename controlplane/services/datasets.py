@@ -30,6 +30,8 @@ def vocabulary_of(spec: RunSpec) -> int | None:
         return None
     if not spec.data.uris:
         _check_vocabulary(spec, EMBEDDED_VOCABULARY)
+        if "context" in spec.train and (held := _embedded_tokens()):
+            _check_context(spec, held)
         return None
     if not all(Path(uri).is_absolute() for uri in spec.data.uris.values()):
         return None  # `resolve` refuses it, with everything else that is wrong
@@ -42,6 +44,16 @@ def vocabulary_of(spec: RunSpec) -> int | None:
     _check_context(spec, min(split.tokens for one in manifests.values() for split in one.splits.values()))
     _check_vocabulary(spec, first.vocabulary)
     return first.vocabulary
+
+
+def _embedded_tokens() -> int | None:
+    """Tokens of the embedded corpus's smaller split; None until it was made, and where nothing here could make it."""
+    try:
+        from teragpt.corpus import dataset_info  # with libraries of the trainer, which a control plane may lack
+
+        return dataset_info("").get("smallest_split")
+    except (ImportError, ConfigError):  # one that is broken is the trainer's to refuse
+        return None
 
 
 def _manifest(pointer: str, folder: Path) -> Manifest:

@@ -190,7 +190,21 @@ def test_an_unknown_address_and_a_wrong_method_are_told_apart(client: TestClient
     assert (reply.status_code, reply.json()["code"]) == (404, "unknown_route")
     reply = client.delete("/runs")
     assert (reply.status_code, reply.json()["code"]) == (405, "method_not_allowed")
-    assert reply.headers["allow"]
+    assert reply.headers["allow"] == "GET, POST"
+    assert client.post("/runs/5").headers["allow"] == "GET"
+
+
+def test_a_text_that_nothing_stores_is_refused_in_an_address_too(client: TestClient) -> None:
+    places = {"/runs?limit=%00": "?limit", "/runs?steps=1&steps=%00": "?steps", "/runs/%00": "path:number"}
+    for address, pointer in places.items():
+        reply = client.get(address)
+        assert reply.status_code == 422, address
+        assert [error["pointer"] for error in reply.json()["errors"]] == [pointer]
+
+
+def test_a_bad_key_is_pointed_at_as_a_member_of_the_body(client: TestClient) -> None:
+    reply = client.post("/runs", json={"size": "tiny", "labels": {"a b": "c"}})
+    assert [error["pointer"] for error in reply.json()["errors"]] == ["/labels/a b"]
 
 
 @pytest.mark.parametrize(

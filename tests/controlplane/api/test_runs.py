@@ -16,6 +16,16 @@ def pointers(reply: Any) -> list[str]:
     return [error["pointer"] for error in reply.json()["errors"]]
 
 
+def test_a_run_is_reached_by_a_name_with_a_slash(client: TestClient) -> None:
+    made = client.post("/runs", json={"size": "tiny", "name": "lr/3e-4"}).json()
+    assert client.get("/runs/lr%2F3e-4").json()["id"] == made["id"]
+    assert client.post("/v1/runs/lr%2f3e-4/cancel").json()["desired"] == "cancelled"
+    assert client.get("/runs/lr%2F3e-4/nope").json()["instance"] == "/runs/lr/3e-4/nope"
+    assert client.post("/v1/runs/lr%2F3e-4").headers["allow"] == "DELETE, GET, PATCH"
+    assert client.get("/runs?q=a%00b").status_code == client.get("/runs/%00").status_code == 422
+    assert client.get("/runs/other%2Frun").json()["detail"] == "there is no run 'other/run'"
+
+
 def test_a_size_alone_makes_a_run_with_nothing_left_open(client: TestClient) -> None:
     reply = client.post("/v1/runs", json={"size": "tiny"})
     made = reply.json()

@@ -287,6 +287,14 @@ def test_what_is_left_out_of_compute_follows_from_the_machine(
         (tiny(env=[{"name": "RANK", "value": "x"}]), "/env/0/name", "teragpt does not set"),
         (tiny(env=[{"name": "A B", "value": "x"}]), "/env/0/name", "got 'A B'"),
         (tiny(env={"A": "b"}), "/env", "list"),
+        (tiny(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "/env", "got 'A' more than once"),
+        (
+            tiny(compute={"cpus_per_node": 70}),
+            "/compute/cpus_per_node",
+            "global_batch_tokens and /train/eval_sequences",
+        ),
+        (tiny(name="\u200c\u200d "), "/name", "printable"),
+        (tiny(name="\u202eabc"), "/name", "printable"),
         (tiny(env=[{"name": "A"}]), "/env/0", "got neither of value and secret_ref"),
         (
             tiny(env=[{"name": "A", "value": "1", "secret_ref": {"name": "hf", "key": "token"}}]),
@@ -329,6 +337,16 @@ def test_a_bad_field_is_named_with_what_was_given_and_what_is_allowed(body: obje
     problems = refused(body)
     assert pointer in problems
     assert detail in problems[pointer]
+
+
+def test_ranks_beyond_the_batches_are_one_problem() -> None:
+    assert list(refused(tiny(compute={"cpus_per_node": 70}))) == ["/compute/cpus_per_node"]
+    assert list(refused(tiny(compute={"processes_per_node": 70}))) == ["/compute/processes_per_node"]
+
+
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "ක්\u200dෂ", "👩\u200d🔬", "東京\u3000大阪", "lr/3e-4"])  # noqa: RUF001
+def test_a_name_may_hold_what_its_alphabet_is_written_with(name: str) -> None:
+    assert parse_spec(tiny(name=name)).name == name
 
 
 def test_every_bad_field_is_told_at_once() -> None:

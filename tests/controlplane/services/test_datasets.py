@@ -11,6 +11,7 @@ from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.spec import parse_spec
 from controlplane.services import datasets
 from controlplane.services.datasets import vocabulary_of
+from teragpt.corpus import key
 from teragpt.prepare import prepare
 from teragpt.prepare.documents import Recipe
 from teragpt.tokenizer import train_bpe
@@ -91,6 +92,17 @@ def test_a_context_longer_than_the_smaller_split_is_refused(made: Path) -> None:
     problem = refused(data={"uri": str(made)}, train={"context": 1 << 20})
     assert problem.pointer == "/train/context"
     assert f"less than the {held:,} tokens" in problem.detail
+
+
+def test_a_context_longer_than_the_embedded_corpus_is_refused_once_it_is_made(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERAGPT_CACHE", str(tmp_path))
+    assert vocabulary(train={"context": 1 << 20}) is None
+    (tmp_path / f"embedded-{key()}").symlink_to(made)
+    problem = refused(train={"context": 1 << 20})
+    assert (problem.pointer, "of the dataset's smaller split" in problem.detail) == ("/train/context", True)
+    assert vocabulary(train={"context": 64}) is None
 
 
 @pytest.mark.parametrize("name", ["train-00001.bin", "tokenizer/tokenizer.json"])
