@@ -218,7 +218,7 @@ def transformers(shape: Shape, vocabulary: int) -> Callable[[Tensor, Tensor], ob
     settings = LlamaConfig(
         vocab_size=vocabulary, hidden_size=shape.dim, intermediate_size=shape.ffn, num_hidden_layers=shape.depth,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.context,
-        tie_word_embeddings=shape.tied, use_cache=False, attn_implementation="sdpa",
+        tie_word_embeddings=shape.tied, use_cache=False,
     )  # fmt: skip
     with torch.device("cuda"):
         model: Any = LlamaForCausalLM(settings)
