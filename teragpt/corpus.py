@@ -1,40 +1,27 @@
 """The embedded corpus: the source of the running Python's standard library, prepared on first use and cached.
 
 Why: real text is on every machine that can train, so that the first run needs no download. It knows which modules
-make good reading for a small model; it must not know how they are trained on. No torch here: the planner asks
-`dataset_info` too.
+make good reading for a small model; it must not know how they are trained on.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
-import platform
-import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from teragpt.config import EMBEDDED_VOCABULARY
-from teragpt.dataset_files import MANIFEST, TRAIN, fail, read_manifest
+from teragpt.dataset_files import MANIFEST, fail
+from teragpt.embedded import LONGEST_PART, SKIPPED, VALIDATION, folder_in, library
 from teragpt.prepare.documents import Document, Recipe
 from teragpt.storage import cache_folder, locked
 from teragpt.tokenizer import train_bpe
-from teragpt.tokenizer_pieces import PIECES
-
-VALIDATION = 0.05  # of some 400 modules
-SKIPPED = {
-    "__pycache__", "site-packages", "dist-packages", "test", "tests",  # not the library
-    "idlelib", "tkinter", "turtledemo", "distutils", "lib2to3", "ensurepip", "__phello__",  # not with every Python
-    "encodings", "pydoc_data",  # tables, and prose kept in strings
-}  # fmt: skip
-CUT = "methods"  # names how modules are cut, since datasets made by another cut are others
-LONGEST_PART = 40_000  # characters; what is longer is a table
 
 
 def embedded_dataset(cache: Path | None = None) -> Path:
@@ -43,7 +30,7 @@ def embedded_dataset(cache: Path | None = None) -> Path:
     Any number of processes may ask at once: one makes it, the others wait. Raises ConfigError if it cannot be made.
     """
     root = cache or cache_folder()
-    folder = root / f"embedded-{key()}"
+    folder = folder_in(root)
     if (folder / MANIFEST).is_file():
         return folder
     try:
@@ -54,18 +41,6 @@ def embedded_dataset(cache: Path | None = None) -> Path:
     except OSError as error:
         raise fail("TERAGPT_CACHE", root, f"a folder that can be written ({error.strerror})") from None
     return folder
-
-
-def key() -> str:
-    """Names the corpus: which Python's library, made by which rules."""
-    version = platform.python_version()
-    recipe = (CUT, str(library()), EMBEDDED_VOCABULARY, PIECES, VALIDATION, sorted(SKIPPED), LONGEST_PART)
-    return f"py{version}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
-
-
-def library() -> Path:
-    """The folder of the standard library's source."""
-    return Path(sysconfig.get_path("stdlib"))
 
 
 def make(folder: Path) -> None:
@@ -123,22 +98,3 @@ def cuts(scope: ast.Module | ast.ClassDef) -> Iterator[int]:
             if isinstance(node, ast.ClassDef):
                 yield from cuts(node)
             yield node.end_lineno or node.lineno
-
-
-def dataset_info(path: str) -> dict[str, Any]:
-    """What a planner asks of a dataset, without torch and without making one: vocabulary, tokens, fingerprints.
-
-    An empty path means the embedded dataset, of which only the vocabulary is sure before it is made. Raises
-    ConfigError.
-    """
-    folder = Path(path) if path else cache_folder() / f"embedded-{key()}"
-    if not path and not (folder / MANIFEST).is_file():
-        return {"vocabulary": EMBEDDED_VOCABULARY}
-    manifest = read_manifest(folder)
-    return {
-        "vocabulary": manifest.vocabulary,
-        "tokens": manifest.splits[TRAIN].tokens,
-        "smallest_split": min(split.tokens for split in manifest.splits.values()),
-        "fingerprint": manifest.fingerprint,
-        "tokenizer_fingerprint": manifest.tokenizer_fingerprint,
-    }

@@ -13,6 +13,7 @@ from controlplane.domain.spec import RunSpec
 from controlplane.services import inputs
 from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
 from teragpt.dataset_files import Manifest, checksum, fail, measure, read_manifest
+from teragpt.embedded import dataset_info
 from teragpt.sizes import SIZES
 
 LARGEST_READ = 1 << 30  # bytes of a dataset whose content is compared while a client waits; the trainer compares all
@@ -47,12 +48,10 @@ def vocabulary_of(spec: RunSpec) -> int | None:
 
 
 def _embedded_tokens() -> int | None:
-    """Tokens of the embedded corpus's smaller split; None until it was made, and where nothing here could make it."""
+    """Tokens of the embedded corpus's smaller split; None until it was made on this machine."""
     try:
-        from teragpt.corpus import dataset_info  # with libraries of the trainer, which a control plane may lack
-
         return dataset_info("").get("smallest_split")
-    except (ImportError, ConfigError):  # one that is broken is the trainer's to refuse
+    except ConfigError:  # one that is broken is the trainer's to refuse
         return None
 
 

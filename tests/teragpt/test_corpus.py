@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from teragpt import corpus
+from teragpt import embedded as naming
 from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
-from teragpt.corpus import dataset_info, embedded_dataset, key, library, read_library, read_parts
+from teragpt.corpus import embedded_dataset, read_library, read_parts
 from teragpt.data import ShardedDataset, open_dataset
 from teragpt.dataset_files import read_manifest
+from teragpt.embedded import dataset_info, key, library
 from teragpt.prepare.documents import Document
 from teragpt.shards import verify
 from teragpt.tokenizer import Tokenizer
@@ -108,7 +110,7 @@ def test_what_is_no_utf8_or_no_python_or_a_table_is_left_out(tmp_path: Path) -> 
 
 def test_the_name_in_the_cache_follows_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     before = key()
-    monkeypatch.setattr(corpus, "LONGEST_PART", 1)
+    monkeypatch.setattr(naming, "LONGEST_PART", 1)
     assert key() != before
 
 
@@ -130,14 +132,14 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_a_planner_learns_of_a_dataset_without_torch(embedded: Path, cache: Path) -> None:
     code = (
-        "import sys; from teragpt.corpus import dataset_info\n"
+        "import sys; from teragpt.embedded import dataset_info\n"
         "told = dataset_info(sys.argv[1])\n"
-        "print(told['tokens'], dataset_info('') == told, 'torch' in sys.modules)"
+        "print(told['tokens'], dataset_info('') == told, {'torch', 'numpy', 'tokenizers'} & {*sys.modules})"
     )
     environ = {**os.environ, "TERAGPT_CACHE": str(cache)}
     command = [sys.executable, "-c", code, str(embedded)]
     run = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [str(read_manifest(embedded).splits["train"].tokens), "True", "False"]
+    assert run.stdout.split() == [str(read_manifest(embedded).splits["train"].tokens), "True", "set()"]
 
 
 def test_before_it_is_made_only_its_vocabulary_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.spec import parse_spec
 from controlplane.services import datasets
 from controlplane.services.datasets import vocabulary_of
-from teragpt.corpus import key
+from teragpt.embedded import key
 from teragpt.prepare import prepare
 from teragpt.prepare.documents import Recipe
 from teragpt.tokenizer import train_bpe
