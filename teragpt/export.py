@@ -6,7 +6,6 @@ Weights pass from the checkpoint to the files a few at a time, so memory holds t
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from teragpt.checkpoint import Checkpoint
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.generate import Sampling
 from teragpt.parallel import build_model, load_attribute
-from teragpt.storage import folder_at
+from teragpt.storage import appearing, folder_at
 from teragpt.tokenizer import Tokenizer
 from teragpt.trained import describe, read
 
@@ -32,24 +31,25 @@ READ_BYTES = 1 << 28  # of weights that are read at once, where none is larger
 def export(run: Path | str, out: Path | str) -> Path:
     """Write the newest checkpoint of a run as safetensors, configs, tokenizer and model card into the new folder `out`.
 
-    The folder appears whole or not at all. Raises ConfigError when `out` exists, or the run has no checkpoint.
+    The folder appears whole or not at all. Raises ConfigError when `out` exists or cannot be written, or the run has
+    no checkpoint.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError([Problem("out", str(out), "a folder that does not exist yet, or an empty one")])
-    checkpoint, tokenizer, config = describe(run)
-    temporary = target.with_name(f".{target.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    parameters = write_weights(checkpoint, config, temporary)
-    tokenizer.save(temporary)
-    (temporary / "config.json").write_text(json.dumps(qwen3(config, tokenizer), indent=2), "utf-8")
-    (temporary / "generation_config.json").write_text(json.dumps(generation(tokenizer), indent=2), "utf-8")
-    (temporary / "README.md").write_text(card(folder_at(run, "run"), checkpoint, config, parameters), "utf-8")
-    if target.exists():
-        target.rmdir()
-    temporary.replace(target)
+    described = describe(run)
+    with appearing(target, "the model") as folder:
+        write_all(run, *described, folder)
     return target
+
+
+def write_all(run: Path | str, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+    """Write what transformers opens into an empty folder. Raises OSError."""
+    parameters = write_weights(checkpoint, config, folder)
+    tokenizer.save(folder)
+    (folder / "config.json").write_text(json.dumps(qwen3(config, tokenizer), indent=2), "utf-8")
+    (folder / "generation_config.json").write_text(json.dumps(generation(tokenizer), indent=2), "utf-8")
+    (folder / "README.md").write_text(card(folder_at(run, "run"), checkpoint, config, parameters), "utf-8")
 
 
 def write_weights(checkpoint: Checkpoint, config: Config, folder: Path) -> int:

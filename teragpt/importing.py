@@ -7,7 +7,6 @@ refused with what differs. It must not know how training goes on.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from teragpt.export import exported, qwen3, rows
 from teragpt.optim import MOMENTS
 from teragpt.parallel import build_model, load_attribute
 from teragpt.sizes import TINY
-from teragpt.storage import Disk
+from teragpt.storage import Disk, appearing
 from teragpt.tokenizer import Tokenizer
 
 FREE = {  # keys of config.json that change no weight and no result
@@ -44,7 +43,7 @@ def import_model(folder: Path | str, out: Path | str) -> Path:
     Memory holds the model three times, with the optimizer's empty moments.
 
     Raises ConfigError for another architecture, for weights that are missing, of another shape or not finite, for a
-    tokenizer that is not the model's, and when `out` exists.
+    tokenizer that is not the model's, and when `out` exists or cannot be written.
     """
     source, target = Path(folder), Path(out)
     if target.exists():
@@ -52,8 +51,13 @@ def import_model(folder: Path | str, out: Path | str) -> Path:
     tokenizer = Tokenizer(str(source))
     config = config_of(source, tokenizer)
     state = read_weights(source, config)
-    draft = target.with_name(f".{target.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
+    with appearing(target, "the checkpoint") as draft:
+        write_run(state, tokenizer, config, draft)
+    return target
+
+
+def write_run(state: dict[str, Tensor], tokenizer: Tokenizer, config: Config, draft: Path) -> None:
+    """Write the run folder of a model at step 0. Raises OSError."""
     checkpoint = Disk(draft / "checkpoints" / "step-00000000-attempt-1")
     checkpoint.path.mkdir(parents=True)
     moments = {f"{name}.{moment}": torch.zeros_like(one) for name, one in state.items() for moment in MOMENTS}
@@ -67,8 +71,6 @@ def import_model(folder: Path | str, out: Path | str) -> Path:
     progress = {"step": 0, "skipped": 0, "rewinds": 0}
     files = dict(sorted(checkpoint.entries().items()))
     checkpoint.write(META, as_json({**about, "progress": progress, "files": files, "time": time.time()}))
-    draft.replace(target)
-    return target
 
 
 def config_of(folder: Path, tokenizer: Tokenizer) -> Config:

@@ -274,6 +274,27 @@ def cache_folder() -> Path:
 
 
 @contextmanager
+def appearing(target: Path, what: str) -> Generator[Path]:
+    """A folder to fill with `what`; it becomes `target`, which is absent or empty until then, or goes again.
+
+    Raises ConfigError of the setting `out` where it cannot be written.
+    """
+    draft = target.with_name(f".{target.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if target.exists():
+            target.rmdir()
+        draft.replace(target)
+    except OSError as error:
+        allowed = f"a folder that can be written, with room for {what} ({error.strerror or error})"
+        raise ConfigError([Problem("out", str(target), allowed)]) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # what did not become the folder would only fill the disk
+
+
+@contextmanager
 def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     """Hold the lock file at `path`, which is made if need be; the system frees it when its holder dies.
 

@@ -34,13 +34,18 @@ def fetch(client: Client, run: str, task: str, out: Path) -> None:
     _check(client, made)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    source = io.BufferedReader(_Pieces(client.fetch(made["id"])), 1 << 20)
-    with tarfile.open(fileobj=source, mode="r|") as archive:
-        archive.extractall(part, filter="data")
-    if out.exists():
-        out.rmdir()
-    part.replace(out)
+    try:
+        part.mkdir(parents=True)
+        source = io.BufferedReader(_Pieces(client.fetch(made["id"])), 1 << 20)
+        with tarfile.open(fileobj=source, mode="r|") as archive:
+            archive.extractall(part, filter="data")
+        if out.exists():
+            out.rmdir()
+        part.replace(out)
+    except OSError as error:
+        raise CliError(f"{out} cannot be written: {error.strerror or error}", Code.BAD_INPUT) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 class _Pieces(io.RawIOBase):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,20 @@ def test_nothing_that_exists_is_written_over(trained: Path, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     assert (export(trained, tmp_path / "empty") / "config.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_out_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"out: got .*file/x'; allowed: a folder that can be written, .*Not a dir"):
+        export(trained, tmp_path / "file" / "x")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, before[1]))  # as a disk that is full
+    try:
+        with pytest.raises(ConfigError, match=r"out: got .*with room for the model \(File too large\)"):
+            export(trained, tmp_path / "export")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_command_says_what_is_wrong(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

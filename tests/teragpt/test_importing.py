@@ -77,3 +77,6 @@ def test_weights_that_are_missing_torn_or_not_finite_are_refused(copy: Path, tmp
 def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out: got"):
         import_model(model, tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"out: got .*file/run'; allowed: a folder that can be written"):
+        import_model(model, tmp_path / "file" / "run")

@@ -32,6 +32,8 @@ def test_an_export_comes_back_as_a_folder(plane: Plane, finished: str, tmp_path:
         assert list(tmp_path.iterdir()) == [out]
         with pytest.raises(CliError, match="exists: give a folder that does not"):
             remote.fetch(client, finished, "export", out)
+        with pytest.raises(CliError, match="cannot be written: Not a directory"):
+            remote.fetch(client, finished, "export", out / "config.json" / "x")
 
 
 def test_a_run_without_a_model_says_so_before_anything_is_made(teragpt: Teragpt, tmp_path: Path) -> None:
