@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from controlplane.faults import fault
 from controlplane.runfolder import last_checkpoint
 from controlplane.services.context import Context
 from controlplane.services.ground import fitting, remembered
-from controlplane.services.insertion import Request, insert, run_of_key
+from controlplane.services.insertion import Answer, Request, insert, run_of_key
 from controlplane.services.views import RunView, view_run
 from controlplane.store.moves import add_event, get_run
 from controlplane.store.tables import Attempt, Run
@@ -58,9 +59,8 @@ async def create_soon(
     if request is None:
         again = partial(create_run, context, spec, idempotency_key=idempotency_key, principal=principal)
         return await asyncio.to_thread(again)
-    fault("run resolved")
     with span("store write"):
-        run_id, values = await asyncio.wrap_future(context.store.together(insert, (request, context.clock())))
+        run_id, values = await asyncio.wrap_future(_asked_for(context, request))
     if values is None:
         return await asyncio.to_thread(of_id, context, run_id), True
     return _stored(context, values), False
@@ -263,12 +263,17 @@ def last_step(run: RunView) -> int | None:
 
 def store_run(context: Context, request: Request) -> tuple[RunView, bool]:
     """Store it, to be submitted at once; and whether its key had made it before. Raises NameInUse, FolderInUse."""
-    fault("run resolved")
     with span("store write"):
-        run_id, values = context.store.together(insert, (request, context.clock())).result()
+        run_id, values = _asked_for(context, request).result()
     if values is None:
         return of_id(context, run_id), True
     return _stored(context, values), False
+
+
+def _asked_for(context: Context, request: Request) -> Future[Answer]:
+    """What is to come of the request, once the store's writer has come to it."""
+    fault("run resolved")
+    return context.store.together(insert, (request, context.clock()))
 
 
 def _stored(context: Context, values: dict[str, Any]) -> RunView:

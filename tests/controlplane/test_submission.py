@@ -85,7 +85,11 @@ SPECS = st.fixed_dictionaries(
             {}, optional={"queue": WORDS, "priority": WORDS, "preemptible": st.booleans()}
         ),
         "limits": st.fixed_dictionaries({}, optional={"ttl_after_finish_s": st.integers(3600, 10**6)}),
-        "env": st.lists(st.fixed_dictionaries({"name": WORDS.map("V{}".format), "value": VALUES}), max_size=3),
+        "env": st.lists(
+            st.fixed_dictionaries({"name": WORDS.map("V{}".format), "value": VALUES}),
+            max_size=3,
+            unique_by=lambda one: one["name"],
+        ),
         "labels": st.dictionaries(WORDS, WORDS, max_size=2),
     },
 )
