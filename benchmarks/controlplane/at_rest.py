@@ -27,6 +27,12 @@ BEGUN = time.perf_counter()
 LIMITS = {"ready_s": 2.0, "resident_mb": 150, "core_percent": 1.0}
 
 
+def started(home: Path) -> subprocess.Popen[bytes]:
+    """A control plane of its own on a free port."""
+    command = [sys.executable, "-m", "controlplane.server", "--home", str(home), "--port", "0"]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
 def ready(server: subprocess.Popen[bytes], home: Path) -> httpx.Client:
     """A client for the server, once it says that it is ready."""
     while server.poll() is None:
@@ -81,9 +87,7 @@ def main(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         start = time.perf_counter()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "controlplane.server", "--home", str(home), "--port", "0"], stderr=subprocess.DEVNULL
-        )
+        server = started(home)
         client = ready(server, home)
         ready_s = time.perf_counter() - start
         process = psutil.Process(server.pid)

@@ -11,14 +11,13 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import httpx
 
-from benchmarks.controlplane.at_rest import create, ready, tell, wait_for
+from benchmarks.controlplane.at_rest import create, ready, started, tell, wait_for
 
 STEPS, SETTLED, LIMIT = 150, 30, 0.95
 
@@ -43,9 +42,7 @@ def main(rounds: int) -> None:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
-        server = subprocess.Popen(
-            [sys.executable, "-m", "controlplane.server", "--home", str(home), "--port", "0"], stderr=subprocess.DEVNULL
-        )
+        server = started(home)
         client = ready(server, home)
         played = [(speeds(client, 1, cores // 2)[0], min(speeds(client, 2, cores // 2))) for _ in range(rounds)]
         server.terminate()

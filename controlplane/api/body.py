@@ -111,8 +111,9 @@ def _query(dependant: Dependant) -> Iterator[str]:
 
 def _odd_parameters(request: Request) -> Iterator[FieldProblem]:
     """Texts of an address that nothing stores, and at which a store would stumble."""
-    given = [*((f"?{name}", value) for name, value in request.query_params.multi_items())]
-    for place, value in [*given, *((f"path:{name}", value) for name, value in request.path_params.items())]:
+    queried = ((f"?{name}", value) for name, value in request.query_params.multi_items())
+    routed = ((f"path:{name}", value) for name, value in request.path_params.items())
+    for place, value in (*queried, *routed):
         if problem := _odd(value):
             yield FieldProblem(pointer=place, code="invalid_value", detail=problem)
 
