@@ -26,7 +26,8 @@ import tiktoken
 from tokenizers import Tokenizer as Rules
 from tokenizers import pre_tokenizers
 
-from teragpt.corpus import library, read_library
+from teragpt.corpus import read_library
+from teragpt.embedded import library
 from teragpt.prepare import prepare
 from teragpt.prepare.documents import Recipe
 from teragpt.tokenizer import Tokenizer, train_bpe
