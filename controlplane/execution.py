@@ -17,6 +17,7 @@ from controlplane.domain.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from controlplane.clusters.base import Cluster
+    from controlplane.clusters.pieces import Limits
     from controlplane.clusters.shelf import Shelf
     from controlplane.domain.clusters import FurtherCluster
     from controlplane.settings import Execution, Settings
@@ -76,7 +77,7 @@ def cluster_of(settings: Settings, ledger: Ledger, installation: str) -> Cluster
     if runs.cluster == "local":
         from controlplane.clusters.local import LocalCluster
 
-        return LocalCluster(settings.home / "cluster")
+        return LocalCluster(settings.home / "cluster", limits=_limits(settings))
     return _kubernetes(
         settings,
         runs.namespaces,
@@ -109,7 +110,15 @@ def _archive(settings: Settings, ledger: Ledger) -> Shelf:
     from controlplane.clusters.shelf import Folder
     from controlplane.store.shelf import StoreShelf
 
-    return StoreShelf(ledger) if settings.database.url else Folder(settings.home / "logs")
+    if settings.database.url:
+        return StoreShelf(ledger, settings.logs.log_keep_bytes)
+    return Folder(settings.home / "logs", _limits(settings))
+
+
+def _limits(settings: Settings) -> Limits:
+    from controlplane.clusters.pieces import Limits
+
+    return Limits(settings.logs.log_piece_bytes, settings.logs.log_keep_bytes)
 
 
 def _kubernetes(settings: Settings, namespaces: Sequence[str], **given: Any) -> Cluster:

@@ -93,4 +93,14 @@ class Event(TypedDict):
     data: JsonObject
 
 
+class LogMatch(TypedDict):
+    """A line that was found: its number and first byte are those in its node's log, all ranks counted."""
+
+    attempt: int
+    rank: int
+    line: int
+    offset: int
+    text: str
+
+
 Point = dict[str, Any]  # seq, step, time, loss, lr, grad_norm, tokens_per_s, ..., attempt; val_loss on evaluation

@@ -68,6 +68,29 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class Logs:
+    """How what pods write is kept."""
+
+    log_piece_bytes: int = option(
+        64 << 20, "Bytes after which a piece of a pod's log is closed and compressed.", whole(64 << 10, 1 << 40)
+    )
+    log_keep_bytes: int = option(
+        0,
+        "Most bytes of a pod's log that are kept, before compression; of a longer one the oldest are given up, and it "
+        "says so. 0: all of them, for ever.",
+        whole(0, 1 << 50),
+    )
+
+    def check(self) -> None:
+        """Raises SettingsError where less is to be kept than one piece."""
+        if 0 < self.log_keep_bytes < self.log_piece_bytes:
+            raise SettingsError(
+                f"--log-keep-bytes: got {self.log_keep_bytes}; allowed: 0, or at least --log-piece-bytes, "
+                f"{self.log_piece_bytes}"
+            )
+
+
+@dataclass(frozen=True)
 class Execution:
     """Where runs are executed, and what their pods are given."""
 
@@ -178,6 +201,7 @@ class Settings:
     listen: Listen = Listen()
     database: Database = Database()
     streams: Streams = Streams()
+    logs: Logs = Logs()
     execution: Execution = Execution()
     authentication: Authentication = Authentication()  # noqa: RUF009 (it is frozen)
     notifications: str = option(
@@ -258,6 +282,7 @@ def build(given: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
             settings = _replaced(settings, leaf.groups, name, leaf.read(given[name], leaf.flag))
         elif (text := environ.get(leaf.variable, "")) and not text.startswith(SERVICE_LINK):
             settings = _replaced(settings, leaf.groups, name, leaf.read(text, leaf.variable))
+    settings.logs.check()
     settings.database.check(settings.execution.cluster)
     settings.authentication.check(settings.execution.cluster, loopback=settings.loopback)
     return settings

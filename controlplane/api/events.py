@@ -26,8 +26,8 @@ class Event(View):
     seq: int = Field(description="Grows by one with each event of the run.", examples=[4])
     time: datetime = Field(description="When it happened.", examples=[STARTED])
     kind: str = Field(
-        description="created, phase, verdict or object; or what a user did: cancel, suspend, resume, change, delete, "
-        "restore.",
+        description="created, phase, verdict, object or log; or what a user did: cancel, suspend, resume, change, "
+        "delete, restore.",
         examples=["phase"],
     )
     attempt: int | None = Field(description="The attempt that it concerns.", examples=[1])

@@ -1,39 +1,129 @@
-"""Logs: what a rank wrote, as text or as it is written."""
+"""Logs: what a rank wrote, as text, as it is written, or searched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
+from pydantic import Field
 from starlette.responses import StreamingResponse
 
 from controlplane.api.attempts import AttemptNumber
 from controlplane.api.body import JsonRoute
-from controlplane.api.problems import FieldProblem, Refusal
+from controlplane.api.problems import FieldProblem, Refusal, invalid
 from controlplane.api.streams import Batch, EventStream, Message, Position, Source, parse_position, stream_responses
-from controlplane.api.views import LastEventId, RunRef, Services, Streams
+from controlplane.api.views import LastEventId, RunRef, Services, Streams, View
 from controlplane.domain.phases import Phase
-from controlplane.services import attempts, runs
+from controlplane.services import attempts, log_search, runs
 from controlplane.services.context import Context
+from controlplane.services.log_search import LARGEST_PAGE
 from controlplane.services.logs import logs
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 TEXT = "text/plain; charset=utf-8"
 
-Rank = Annotated[int, Query(description="The rank, over all nodes.", examples=[0], ge=0, lt=1 << 20)]
+OF_RANK = Query(description="The rank, over all nodes.", examples=[0], ge=0, lt=1 << 20)
+Rank = Annotated[int, OF_RANK]
+AnyRank = Annotated[int | None, OF_RANK]
 Tail = Annotated[int | None, Query(description="Only the last lines.", examples=[100], ge=0, le=100_000)]
+
+
+class LogMatch(View):
+    """A line of a log that holds what was searched."""
+
+    attempt: int = Field(description="The attempt that it was written in.", examples=[1])
+    rank: int = Field(description="The rank that wrote it.", examples=[0])
+    line: int = Field(description="Its number in the log of its node, from 1, all ranks counted.", examples=[118])
+    offset: int = Field(
+        description="Its first byte in that log. `Last-Event-ID: ATTEMPT.OFFSET` has the log's stream begin there.",
+        examples=[6512],
+    )
+    text: str = Field(
+        description="The line; of a long one what stands around what was searched.",
+        examples=["step 118/200 | loss 3.1271 | lr 4.10e-03"],
+    )
+
+
+class LogMatches(View):
+    """A page of lines that hold what was searched, attempt by attempt and node by node from the first on."""
+
+    items: list[LogMatch] = Field(description="The lines.")
+    next_cursor: str | None = Field(
+        description="Give it as `cursor` to search on; null where all was looked through. "
+        "A page without lines may have one: a request looks through 64 MiB at most.",
+        examples=[None],
+    )
+    searched_bytes: int = Field(description="Bytes looked through for this page, about.", examples=[77_824])
+
+
+Search = Annotated[
+    str | None,
+    Query(
+        description="Answer with the lines that hold this text, as JSON: of every attempt unless `attempt` is given, "
+        "of every rank unless `rank` is.",
+        examples=["loss 3.12"],
+        min_length=1,
+        max_length=500,
+        pattern=r"^[^\r\n]*$",
+    ),
+]
+Limit = Annotated[
+    int | None, Query(description="Most lines that a search finds; 100.", examples=[None], ge=1, le=LARGEST_PAGE)
+]
+Cursor = Annotated[
+    str | None, Query(description="`next_cursor` of a search's page before.", examples=[None], max_length=128)
+]
 
 
 @router.get(
     "/runs/{run}/logs",
-    summary="Show a rank's log",
+    summary="Show or search a rank's log",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/plain": {"example": "step 120/200 | loss 3.1234 | lr 4.10e-03\n"}}}},
+    responses={
+        200: {"model": LogMatches, "content": {"text/plain": {"example": "step 120/200 | loss 3.1234 | lr 4.10e-03\n"}}}
+    },
 )
-def text(run: RunRef, context: Services, rank: Rank = 0, attempt: AttemptNumber = None, tail: Tail = None) -> Response:
-    """What a rank has written so far in an attempt, whole or its last lines; readable after its pods are gone."""
-    run_id = _run_of_rank(context, run, rank)
+def text(
+    run: RunRef,
+    context: Services,
+    rank: AnyRank = None,
+    attempt: AttemptNumber = None,
+    tail: Tail = None,
+    search: Search = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
+) -> Response:
+    """What a rank (0) has written so far in an attempt (the newest), whole or its last lines, as text.
+
+    With `search`, the lines of all ranks and attempts that hold a text, as JSON. Readable after its pods are gone.
+    """
+    run_id = _run_of_rank(context, run, rank or 0)
+    if search is not None:
+        _refuse({"tail": tail}, "left out where `search` is given: `limit` bounds what is found")
+        found = log_search.search(
+            context, run_id, search, attempt=attempt, rank=rank, limit=limit or 100, cursor=cursor
+        )
+        items = [LogMatch.model_validate(match) for match in found.matches]
+        page = LogMatches(items=items, next_cursor=found.next_cursor, searched_bytes=found.looked)
+        return Response(page.model_dump_json(), media_type="application/json")
+    _refuse({"limit": limit, "cursor": cursor}, "left out without `search`")
+    return StreamingResponse(_lines(context, run_id, rank or 0, attempt, tail), media_type=TEXT)
+
+
+def _refuse(given: Mapping[str, object], allowed: str) -> None:
+    """Raises Refusal where one of these parameters was given."""
+    wrong = [
+        FieldProblem(pointer=f"?{name}", code="not_together", detail=f"got {value}; allowed: {allowed}")
+        for name, value in given.items()
+        if value is not None
+    ]
+    if wrong:
+        raise invalid(wrong)
+
+
+def _lines(context: Context, run_id: str, rank: int, attempt: int | None, tail: int | None) -> Iterator[str]:
+    """The text in pieces. What is not there is refused before the first one."""
     number = attempts.attempt(context, run_id, attempt).attempt
     first = logs(context, run_id, attempt=number, rank=rank, tail=tail)
 
@@ -45,7 +135,7 @@ def text(run: RunRef, context: Services, rank: Rank = 0, attempt: AttemptNumber 
                 return
             start, chunk = chunk.offset, logs(context, run_id, attempt=number, rank=rank, offset=chunk.offset)
 
-    return StreamingResponse(chunks(), media_type=TEXT)
+    return chunks()
 
 
 @router.get(

@@ -13,6 +13,7 @@ from controlplane.cli import (
     explain,
     host,
     keeping,
+    logs,
     models,
     notifications,
     plans,
@@ -42,7 +43,7 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for group in (host, runs, keeping, explain, plans, clusters, notifications, store, tokens, trainer, models, demo):
+for group in (host, runs, logs, keeping, explain, plans, clusters, notifications, store, tokens, trainer, models, demo):
     app.add_typer(group.commands)
 app.add_typer(queues.commands, name="queue")
 app.add_typer(sweeps.commands, name="sweep")

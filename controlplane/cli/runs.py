@@ -1,4 +1,4 @@
-"""Commands on runs: `run`, `runs`, `show`, `logs`, `cancel`, `suspend`, `resume`, `retry`."""
+"""Commands on runs: `run`, `runs`, `show`, `cancel`, `suspend`, `resume`, `retry`."""
 
 from __future__ import annotations
 
@@ -222,28 +222,6 @@ def shown(run: Run, *, everything: bool) -> dict[str, Any]:
     layout = ("nodes", "processes_per_node", "gpus_per_node", "cpus_per_node", "parameters", "tokens")
     kept = resolved if everything else {name: resolved[name] for name in layout}
     return {**plain, "resolved": kept, **({"train": run["spec"].get("train")} if not everything else {})}
-
-
-@commands.command()
-def logs(
-    run: RunName,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print lines as they come until the run ends.")
-    ] = False,
-    rank: Annotated[int, typer.Option("--rank", min=0, help="Whose lines.")] = 0,
-    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Of which attempt; the newest else.")] = None,
-    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only the last lines.")] = None,
-    url: Url = None,
-    context: Context = None,
-) -> None:
-    """Print what a rank of a run printed."""
-    with connect(url, context) as client:
-        found = find(client, run)["id"]
-        if not follow:
-            sys.stdout.write(client.logs(found, rank=rank, attempt=attempt, tail=tail))
-            return
-        for line in client.stream_logs(found, rank=rank, attempt=attempt, tail=tail):
-            print(line, flush=True)
 
 
 @commands.command()

@@ -204,6 +204,7 @@ class AsyncClient(AsyncCarrier):
     metrics = _call(calls.metrics)
     stream_metrics = _feed(calls.stream_metrics)
     logs = _call(calls.logs)
+    search_logs = _list(calls.search_logs)
     stream_logs = _feed(calls.stream_logs)
     usage = _call(calls.usage)
     notifications = _call(calls.notifications)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from controlplane.replies import Attempt, Event, JsonObject, Point, Run
+from controlplane.replies import Attempt, Event, JsonObject, LogMatch, Point, Run
 
 PAGE = 100  # runs fetched at once
 T = TypeVar("T")
@@ -71,6 +71,7 @@ class Pages(Generic[T]):
     template: str
     params: JsonObject
     limit: int | None
+    at: Mapping[str, str] = field(default_factory=dict[str, str])
     _more: bool = True
     _cursor: str | None = None
 
@@ -80,6 +81,7 @@ class Pages(Generic[T]):
             return None
         return Call(
             template=self.template,
+            at=self.at,
             params={**self.params, "cursor": self._cursor, "limit": min(self.limit or PAGE, PAGE)},
         )
 
@@ -332,6 +334,14 @@ def logs(run: str, *, rank: int = 0, attempt: int | None = None, tail: int | Non
     """What a rank printed in an attempt (the newest unless given)."""
     query = {"rank": rank, "attempt": attempt, "tail": tail}
     return Call(template="/runs/{run}/logs", at={"run": run}, params=query, read=lambda reply: reply.text)
+
+
+def search_logs(
+    run: str, search: str, *, rank: int | None = None, attempt: int | None = None, limit: int | None = None
+) -> Pages[LogMatch]:
+    """Lines that hold this text, of every rank and attempt unless they are given, page by page; at most `limit`."""
+    query = {"search": search, "rank": rank, "attempt": attempt}
+    return Pages("/runs/{run}/logs", query, limit, {"run": run})
 
 
 def stream_logs(

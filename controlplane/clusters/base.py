@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
 
+from controlplane.domain.logs import LogExtent
+
 Manifest: TypeAlias = dict[str, Any]  # a Kubernetes object as JSON
 PodPhase: TypeAlias = Literal["Pending", "Running", "Succeeded", "Failed"]
 PodRole: TypeAlias = Literal["master", "worker"]
@@ -127,6 +129,7 @@ class ObservedPod:
     "StartError"). `exit_code` is the container's (128 + n for a signal n, which `signal` names, as "SIGKILL"); both are
     None while it lives, and when it was lost. `termination` is its termination message where that is a JSON object;
     any other text stands in `message`. `node`: the machine that it was placed on, where the cluster has several.
+    `log_from`: the first byte of its log that is kept.
     """
 
     name: str
@@ -142,6 +145,7 @@ class ObservedPod:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     node: str | None = None
+    log_from: int = 0
 
     @property
     def rank(self) -> int:
@@ -227,8 +231,12 @@ class Cluster(Protocol):
     def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
         """Up to `limit` bytes of what a pod wrote, from byte `offset`; empty past the end or for an unknown pod.
 
-        Readable while the pod lives and until `forget`.
+        Readable while the pod lives and until `forget`; what was given up is empty too.
         """
+        ...
+
+    def log_extent(self, name: str, pod: str) -> LogExtent:
+        """From which byte to which `logs` has what a pod wrote; nothing for an unknown pod."""
         ...
 
     def stacks(self, name: str) -> Stacks:

@@ -6,10 +6,12 @@ Names look like paths. What is appended to is only ever appended to, so that rea
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 from typing import Protocol
+
+from controlplane.clusters.pieces import Limits, LogFile
+from controlplane.domain.logs import LogExtent
 
 
 class Shelf(Protocol):
@@ -29,6 +31,17 @@ class Shelf(Protocol):
 
     def put(self, name: str, data: bytes) -> None:
         """Write in place of what is there, whole or not at all. Raises OSError and StoreError."""
+        ...
+
+    def extent(self, name: str) -> LogExtent:
+        """From which byte to which it is there, where it is appended to."""
+        ...
+
+    def tend(self, name: str, *, over: bool = False) -> int:
+        """Keep what is appended to small; the first byte that is kept. `over`: nothing follows, and nothing goes.
+
+        For its writer, who holds the shelf's limits by calling this as it grows. Raises OSError and StoreError.
+        """
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -62,6 +75,14 @@ class Within:
         """See `Shelf.put`."""
         self._shelf.put(f"{self._folder}/{name}", data)
 
+    def extent(self, name: str) -> LogExtent:
+        """See `Shelf.extent`."""
+        return self._shelf.extent(f"{self._folder}/{name}")
+
+    def tend(self, name: str, *, over: bool = False) -> int:
+        """See `Shelf.tend`."""
+        return self._shelf.tend(f"{self._folder}/{name}", over=over)
+
     def names(self, folder: str) -> list[str]:
         """See `Shelf.names`."""
         return [name.removeprefix(f"{self._folder}/") for name in self._shelf.names(f"{self._folder}/{folder}")]
@@ -72,10 +93,10 @@ class Within:
 
 
 class Folder:
-    """A shelf of files below `root`."""
+    """A shelf of files below `root`; `limits` are those of what is appended to."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, limits: Limits | None = None) -> None:
+        self._root, self._limits = root, limits or Limits()
 
     def size(self, name: str) -> int:
         """See `Shelf.size`."""
@@ -86,13 +107,7 @@ class Folder:
 
     def read(self, name: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
         """See `Shelf.read`."""
-        try:
-            descriptor = os.open(self._root / name, os.O_RDONLY)
-        except (FileNotFoundError, NotADirectoryError):
-            return b""
-        with open(descriptor, "rb", buffering=0):  # noqa: PTH123 - a descriptor
-            there = os.fstat(descriptor).st_size - offset
-            return os.pread(descriptor, min(limit, max(0, there)), offset)  # it takes memory for as much as is asked
+        return LogFile(self._root / name).read(offset, limit)
 
     def append(self, name: str, data: bytes) -> None:
         """See `Shelf.append`."""
@@ -108,6 +123,16 @@ class Folder:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(data)
         draft.replace(path)
+
+    def extent(self, name: str) -> LogExtent:
+        """See `Shelf.extent`."""
+        return LogFile(self._root / name).extent()
+
+    def tend(self, name: str, *, over: bool = False) -> int:
+        """See `Shelf.tend`."""
+        log = LogFile(self._root / name)
+        log.pack(self._limits.piece, whole=over)
+        return log.shorten(self._limits.most) if self._limits.most and not over else log.extent().first
 
     def names(self, folder: str) -> list[str]:
         """See `Shelf.names`."""

@@ -63,6 +63,7 @@ def _store(transaction: Transaction, pace: Pace, look: Look, decision: Decision,
         raise Stale
     attempt = get_attempt(transaction, run.id, run.attempt)
     if decision.pods is not None:
+        _tell_of_logs(transaction, attempt, decision.pods, look.now)
         attempt.pods = decision.pods
     if decision.verdict is not None:
         _note(transaction, attempt, decision.verdict, look.now)
@@ -75,6 +76,15 @@ def _store(transaction: Transaction, pace: Pace, look: Look, decision: Decision,
     elif decision.transition is not None:
         _step(transaction, run, attempt, decision, look.now)
     transaction.session.flush()
+
+
+def _tell_of_logs(transaction: Transaction, attempt: Attempt, pods: list[dict[str, Any]], now: float) -> None:
+    """An event for each log whose beginning was given up since the pods were last stored."""
+    before = {pod["uid"]: pod.get("log_from", 0) for pod in attempt.pods}
+    for pod in pods:
+        if (first := pod.get("log_from", 0)) > before.get(pod["uid"], 0):
+            told = f"the log of {pod['name']} is longer than --log-keep-bytes: its first {first:,} bytes are given up"
+            add_event(transaction, attempt.run_id, "log", told, now, data={"pod": pod["name"], "first_byte": first})
 
 
 def _step(transaction: Transaction, run: Run, attempt: Attempt, decision: Decision, now: float) -> None:

@@ -264,4 +264,5 @@ def _stored(pod: ObservedPod) -> dict[str, Any]:
         "node": pod.node,
         "started_at": pod.started_at.timestamp() if pod.started_at else None,
         "finished_at": pod.finished_at.timestamp() if pod.finished_at else None,
+        **({"log_from": pod.log_from} if pod.log_from else {}),
     }

@@ -5,8 +5,6 @@ from __future__ import annotations
 from controlplane.clusters.base import Cluster
 from controlplane.store.tables import Attempt
 
-BLOCK = 1 << 20
-
 
 class Listener:
     """Where each attempt's output ended at the last look, and when. Forgetting it costs a false sign of life."""
@@ -23,8 +21,8 @@ class Listener:
         """Look for new output; when the attempt was last heard. Raises ClusterError."""
         pod = next((str(pod["name"]) for pod in attempt.pods if pod["rank"] == 0), None)
         end, heard = self._ends.get(attempt.object_name, (0, 0.0))
-        while pod is not None and (more := self._cluster.logs(attempt.object_name, pod, end, BLOCK)):
-            end, heard = end + len(more), now
+        if pod is not None and (there := self._cluster.log_extent(attempt.object_name, pod).end) > end:
+            end, heard = there, now
         self._ends[attempt.object_name] = (end, heard)
         return heard
 

@@ -12,7 +12,7 @@ from controlplane.domain.errors import NotFound
 from controlplane.services import runs
 from controlplane.services.attempts import attempt as get_attempt
 from controlplane.services.context import Context
-from controlplane.services.views import LogChunk
+from controlplane.services.views import AttemptView, LogChunk, RunView
 
 BLOCK = 1 << 18  # bytes of one read
 LARGEST_CHUNK = 1 << 20
@@ -35,20 +35,32 @@ def logs(
     """
     run = runs.get(context, run_id)
     chosen, context = get_attempt(context, run.id, attempt), runs.where(context, run)
-    per_node, nodes = run.resolved["processes_per_node"], run.resolved["nodes"]
-    node = (rank or 0) // per_node
-    if node >= nodes or (rank is not None and rank < 0):
-        raise NotFound("rank", str(rank))
-    pod = next((one.name for one in chosen.pods if one.rank == node), pod_name(chosen.name, node))
+    pod = pod_of(chosen, node_of(run, rank or 0))
     ended = chosen.finished_at is not None
     if tail is not None:
         return _tail(context, chosen.name, pod, rank, tail, ended=ended)
-    data = context.cluster.logs(chosen.name, pod, offset, LARGEST_CHUNK)
+    data, told = context.cluster.logs(chosen.name, pod, offset, LARGEST_CHUNK), list[str]()
+    if not data and offset < (there := context.cluster.log_extent(chosen.name, pod)).first:
+        offset, told = there.first, [there.told()]
+        data = context.cluster.logs(chosen.name, pod, offset, LARGEST_CHUNK)
     full = len(data) == LARGEST_CHUNK  # there may be more behind it
     whole = data if ended and not full else data[: data.rfind(b"\n") + 1]
     if full and not whole:
         whole = data  # a line without an end; better cut than never shown
-    return LogChunk([*of_rank(whole, rank)], offset + len(whole), ended and not full)
+    return LogChunk([*told, *of_rank(whole, rank)], offset + len(whole), ended and not full)
+
+
+def node_of(run: RunView, rank: int) -> int:
+    """The node that a rank is on. Raises NotFound where the run has no such rank."""
+    node: int = rank // run.resolved["processes_per_node"]
+    if node >= run.resolved["nodes"] or rank < 0:
+        raise NotFound("rank", str(rank))
+    return node
+
+
+def pod_of(attempt: AttemptView, node: int) -> str:
+    """The name of the pod that is, was or will be a node of an attempt."""
+    return next((pod.name for pod in attempt.pods if pod.rank == node), pod_name(attempt.name, node))
 
 
 def pod_name(object_name: str, node: int) -> str:
@@ -59,24 +71,30 @@ def pod_name(object_name: str, node: int) -> str:
 def of_rank(data: bytes, rank: int | None) -> Iterator[str]:
     """The lines of one rank, without its prefix; of every rank, with it, for None."""
     for line in data.decode("utf-8", "replace").splitlines():
-        found = PREFIX.match(line)
         if rank is None:
             yield line
-        elif (int(found[1]) if found else 0) == rank:
-            yield line[found.end() :] if found else line
+        elif (found := of_line(line))[0] == rank:
+            yield found[1]
+
+
+def of_line(line: str) -> tuple[int, str]:
+    """The rank that wrote a line, and the line without its prefix."""
+    found = PREFIX.match(line)
+    return (int(found[1]), line[found.end() :]) if found else (0, line)
 
 
 def _tail(context: Context, name: str, pod: str, rank: int | None, wanted: int, *, ended: bool) -> LogChunk:
     """The last lines, read backwards from the end in growing blocks."""
-    end, block = _size(context, name, pod), BLOCK
+    there, block = context.cluster.log_extent(name, pod), BLOCK
     while True:
-        start = max(0, end - block)
-        data = _read(context, name, pod, start, end)
+        start = max(there.first, there.end - block)
+        data = _read(context, name, pod, start, there.end)
         whole = data if ended else data[: data.rfind(b"\n") + 1]
-        body = whole[whole.find(b"\n") + 1 :] if start else whole
+        body = whole[whole.find(b"\n") + 1 :] if start > there.first else whole
         lines = [*of_rank(body, rank)]
-        if len(lines) >= wanted or start == 0:
-            return LogChunk(lines[-wanted:] if wanted else [], start + len(whole), ended)
+        if len(lines) >= wanted or start == there.first:
+            told = [there.told()] if there.first and len(lines) < wanted else []
+            return LogChunk([*told, *lines[-wanted:]] if wanted else [], start + len(whole), ended)
         block *= 4
 
 
@@ -86,17 +104,3 @@ def _read(context: Context, name: str, pod: str, start: int, end: int) -> bytes:
         parts.append(part)
         start += len(part)
     return b"".join(parts)
-
-
-def _size(context: Context, name: str, pod: str) -> int:
-    """The length of a pod's log in bytes, found by asking for single bytes: doubling, then halving."""
-    low, high = 0, BLOCK  # the byte before `low` is there, the one at `high` is not
-    while context.cluster.logs(name, pod, high, 1):
-        low, high = high + 1, 2 * high
-    while low < high:
-        middle = (low + high) // 2
-        if context.cluster.logs(name, pod, middle, 1):
-            low = middle + 1
-        else:
-            high = middle
-    return low

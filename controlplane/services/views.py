@@ -188,6 +188,26 @@ class LogChunk:
 
 
 @dataclass(frozen=True)
+class LogMatch:
+    """A line that was found: who wrote it in which attempt, its number and first byte in its node's log, its text."""
+
+    attempt: int
+    rank: int
+    line: int
+    offset: int
+    text: str
+
+
+@dataclass(frozen=True)
+class LogMatches:
+    """A page of what was found, the cursor of the next one, if there is one, and how many bytes were looked through."""
+
+    matches: list[LogMatch]
+    next_cursor: str | None
+    looked: int
+
+
+@dataclass(frozen=True)
 class PointView:
     """A point of a sweep: what it sets, by JSON pointer, and how far its run is. Losses in nats a token."""
 

@@ -1,30 +1,30 @@
 """Files in the store, for processes that share it and no disk: a `controlplane.clusters.shelf.Shelf` on a ledger.
 
-A file lies in parts. Short pieces that come one after the other are joined to one part, until that is large enough: a
-log grows by lines. What is beyond `LARGEST` bytes of one file is not kept, and the file says so.
+A file lies in parts, which Postgres compresses. Short pieces that come one after the other are joined to one part,
+until that is large enough: a log grows by lines. Of a file that is longer than `most` the oldest parts are given up;
+the file `<name>.kept` says from which byte on it is kept, and how many lines stood before.
 """
 
 from __future__ import annotations
 
+import json
 import time
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from controlplane.domain.logs import LogExtent
 from controlplane.store.store import Ledger
 from controlplane.store.tables import File, Part
-from controlplane.store.writer import Transaction
 
 JOINED, PART = 8 << 10, 64 << 10  # bytes up to which pieces are joined, and of a part at most
-LARGEST = 256 << 20
-CUT = b"\n[what follows is not kept: the log is larger than the store keeps of one]\n"
 
 
 class StoreShelf:
-    """Writes as `ledger` lets it."""
+    """Writes as `ledger` lets it, and keeps `most` bytes of what is appended to (0: all)."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, most: int = 0) -> None:
+        self._ledger, self._most = ledger, most
 
     def size(self, name: str) -> int:
         """See `Shelf.size`."""
@@ -35,7 +35,7 @@ class StoreShelf:
         """See `Shelf.read`."""
         with self._ledger.read() as session:
             first = session.scalar(select(func.max(Part.start)).where(Part.name == name, Part.start <= offset))
-            if first is None:
+            if first is None:  # there is none, or this part of it was given up
                 return b""
             wanted = select(Part.data).where(Part.name == name, Part.start >= first, Part.start < offset + limit)
             data = b"".join(session.scalars(wanted.order_by(Part.start)))
@@ -47,13 +47,19 @@ class StoreShelf:
 
     def put(self, name: str, data: bytes) -> None:
         """See `Shelf.put`."""
+        self._ledger.write(lambda transaction: _put(transaction.session, name, data))
 
-        def job(transaction: Transaction) -> None:
-            file = _file(transaction.session, name)
-            transaction.session.execute(delete(Part).where(Part.name == name))
-            _add(transaction.session, file, 0, data)
+    def extent(self, name: str) -> LogExtent:
+        """See `Shelf.extent`."""
+        with self._ledger.read() as session:
+            return _extent(session, name)
 
-        self._ledger.write(job)
+    def tend(self, name: str, *, over: bool = False) -> int:
+        """See `Shelf.tend`."""
+        there = self.extent(name)
+        if over or not self._most or there.end - there.first <= self._most:
+            return there.first
+        return self._ledger.write(lambda transaction: _shorten(transaction.session, name, self._most))
 
     def names(self, folder: str) -> list[str]:
         """See `Shelf.names`."""
@@ -68,16 +74,46 @@ class StoreShelf:
 
 def _append(session: Session, name: str, data: bytes) -> None:
     file = _file(session, name)
-    if file.size >= LARGEST or not data:
+    if not data:
         return
-    if file.size + len(data) > LARGEST:
-        data = data[: LARGEST - file.size] + CUT
     last = session.scalars(select(Part).where(Part.name == name).order_by(Part.start.desc()).limit(1)).one_or_none()
     if last is not None and len(last.data) + len(data) <= JOINED:
         last.data, file.size, file.changed_at = last.data + data, file.size + len(data), time.time()
         session.flush()
     else:
         _add(session, file, file.size, data)
+
+
+def _put(session: Session, name: str, data: bytes) -> None:
+    file = _file(session, name)
+    session.execute(delete(Part).where(Part.name == name))
+    _add(session, file, 0, data)
+
+
+def _extent(session: Session, name: str) -> LogExtent:
+    end = session.scalar(select(File.size).where(File.name == name)) or 0
+    kept = session.scalar(select(Part.data).where(Part.name == f"{name}.kept", Part.start == 0))
+    return LogExtent(**{"end": end, **(json.loads(kept) if kept else {})})
+
+
+def _shorten(session: Session, name: str, most: int) -> int:
+    """Give up the oldest parts, up to a line's end; the first byte that is kept."""
+    _file(session, name)  # its row is locked: nobody appends meanwhile
+    there = _extent(session, name)
+    gone = (Part.name == name, Part.start < there.end - most)
+    last = session.scalars(select(Part).where(*gone).order_by(Part.start.desc()).limit(1)).one_or_none()
+    if last is None:
+        return there.first
+    rest = last.data[last.data.rfind(b"\n") + 1 :] if b"\n" in last.data else b""
+    lines = sum(data.count(b"\n") for data in session.scalars(select(Part.data).where(*gone)))
+    first = last.start + len(last.data) - len(rest)
+    session.execute(delete(Part).where(*gone))
+    if rest:
+        session.add(Part(name=name, start=first, data=rest))
+    kept = {"first": first, "lines": there.lines + lines}
+    _put(session, f"{name}.kept", json.dumps(kept).encode())
+    session.flush()
+    return first
 
 
 def _add(session: Session, file: File, start: int, data: bytes) -> None:

@@ -21,6 +21,7 @@ from controlplane.clusters.base import (
     Stacks,
     Traits,
 )
+from controlplane.domain.logs import LogExtent
 from controlplane.render import identity_of
 from controlplane.render.environment import pods_of
 
@@ -50,6 +51,7 @@ class MemoryCluster:
         self.deleted: list[str] = []
         self.secrets: dict[str, dict[str, str]] = {}
         self.written: dict[str, bytes] = {}
+        self.given_up: dict[str, tuple[int, int]] = {}  # bytes and lines of the beginnings that are not kept
         self.seen = Stacks(problem="nothing runs here")
         self.fail: ClusterError | None = None
         self.refuse: ClusterError | None = None
@@ -136,7 +138,13 @@ class MemoryCluster:
 
     def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
         self._maybe_fail()
-        return self.written.get(f"{name}/{pod}", b"")[offset : offset + limit]
+        kept = offset >= self.given_up.get(f"{name}/{pod}", (0, 0))[0]
+        return self.written.get(f"{name}/{pod}", b"")[offset : offset + limit] if kept else b""
+
+    def log_extent(self, name: str, pod: str) -> LogExtent:
+        self._maybe_fail()
+        first, lines = self.given_up.get(f"{name}/{pod}", (0, 0))
+        return LogExtent(first, len(self.written.get(f"{name}/{pod}", b"")), lines)
 
     def stacks(self, name: str) -> Stacks:
         self._maybe_fail()

@@ -1,6 +1,7 @@
 """A pod's log as it is kept on a shelf, and how far it has been read: nothing twice, nothing left out.
 
 <object>/<pod>.log       what the pod wrote, without timestamps
+<object>/<pod>.log.*     what of that the shelf has made smaller
 <object>/<pod>.cursor    the last line's timestamp and digest, and how long the log was then
 
 A log is only ever appended to, so readers' offsets stay true. The cursor follows it: what the log has beyond the
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from controlplane.clusters.shelf import Shelf
 
+log = logging.getLogger(__name__)
+TENDED = 1 << 20  # bytes after which a log that grows is made smaller
 OVERLAP = timedelta(seconds=1)  # two streams of a container may be written a little out of order
 
 
@@ -37,6 +41,7 @@ class PodLog:
         self._shelf, self._log, self._file = shelf, f"{name}.log", f"{name}.cursor"
         self.cursor = self._read(uid)
         self._expected = self._beyond()
+        self._tended, self.first = 0, shelf.extent(self._log).first
 
     @property
     def since(self) -> str | None:
@@ -60,12 +65,17 @@ class PodLog:
             self._expected = b""
         if fresh:
             self._shelf.append(self._log, fresh)
+            self._tended += len(fresh)
         stamp, digest = last.split(b" ", 1)[0].decode("ascii"), hashlib.sha256(last).hexdigest()
         size = self._size() - len(self._expected)
         self._save(Cursor(self.cursor.uid, stamp, digest, size, self.cursor.done))
+        if self._tended >= TENDED:
+            self._tended = 0
+            self._tend(over=False)
 
     def finish(self) -> None:
         """There will be no more. Raises OSError."""
+        self._tend(over=True)
         self._save(replace(self.cursor, done=True))
 
     def is_last(self, line: bytes) -> bool:
@@ -86,6 +96,13 @@ class PodLog:
 
     def _size(self) -> int:
         return self._shelf.size(self._log)
+
+    def _tend(self, *, over: bool) -> None:
+        """Make it smaller; where that cannot be, it stays as it is."""
+        try:
+            self.first = self._shelf.tend(self._log, over=over)
+        except OSError as error:
+            log.warning("the log %s is kept as it is for now: %s", self._log, error)
 
     def _save(self, cursor: Cursor) -> None:
         self._shelf.put(self._file, json.dumps(asdict(cursor)).encode())

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +44,7 @@ from controlplane.clusters.kubernetes.remembered import Remembered
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, CLAIMS, PODS
 from controlplane.clusters.kubernetes.submission import Submission
 from controlplane.clusters.shelf import Shelf
+from controlplane.domain.logs import LogExtent
 from controlplane.render.models import MANAGED_BY
 
 log = logging.getLogger(__name__)
@@ -147,7 +149,8 @@ class KubernetesCluster:
     def observe(self) -> list[ObservedJob]:
         """See `Cluster.observe`. Raises Unavailable where what is known may not be what is there."""
         self._check()
-        return self._observer.observe()
+        jobs, cuts = self._observer.observe(), self._collector.cuts()
+        return [_with_cuts(job, cuts) for job in jobs] if cuts else jobs
 
     def shows(self, name: str) -> bool:
         """Whether there is an object of this name, as far as the watch has told."""
@@ -169,9 +172,23 @@ class KubernetesCluster:
         offset, limit, file = max(0, offset), max(0, limit), f"{name}/{pod}.log"
         if data := self._archive.read(file, offset, limit):
             return data
+        other = self._longer(name, pod)
+        return self._archive.read(other, offset, limit) if other else b""
+
+    def log_extent(self, name: str, pod: str) -> LogExtent:
+        """See `Cluster.log_extent`."""
+        if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
+            return LogExtent()
+        there = self._archive.extent(f"{name}/{pod}.log")
+        other = None if there.end else self._longer(name, pod)
+        return self._archive.extent(other) if other else there
+
+    def _longer(self, name: str, pod: str) -> str | None:
+        """The log of a pod that was named without those letters; None where the very name has a log."""
+        file = f"{name}/{pod}.log"
         longer = re.compile(rf"{re.escape(f'{name}/{pod}')}-.{{5}}\.log")
         others = [other for other in self._archive.names(name) if other == file or longer.fullmatch(other)]
-        return self._archive.read(min(others), offset, limit) if others and file not in others else b""
+        return min(others) if others and file not in others else None
 
     def stacks(self, name: str) -> Stacks:
         """See `Cluster.stacks`: pods are looked into by nobody but themselves."""
@@ -379,3 +396,9 @@ class KubernetesCluster:
     def _wake(self) -> None:
         for wake in self._wakers:
             wake()
+
+
+def _with_cuts(job: ObservedJob, cuts: Mapping[str, int]) -> ObservedJob:
+    """The object with the beginnings that logs of its pods have lost."""
+    pods = tuple(replace(pod, log_from=cuts.get(pod.uid, 0)) for pod in job.pods)
+    return job if pods == job.pods else replace(job, pods=pods)

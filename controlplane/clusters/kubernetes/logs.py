@@ -100,6 +100,11 @@ class Collector:
         with self._changed:
             return self._changed.wait_for(lambda: not self._unsettled(wanted), wait_s)
 
+    def cuts(self) -> dict[str, int]:
+        """By uid of the pods whose log has lost its beginning: the first byte kept."""
+        with self._changed:
+            return {uid: one.log.first for uid, one in self._sources.items() if one.log is not None and one.log.first}
+
     def forget(self, name: str) -> None:
         """Remove the archive of an object."""
         with self._changed:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from controlplane.clusters.base import Caller, Capacity, Check, Manifest, ObservedJob, Stacks, Traits
 from controlplane.clusters.kubernetes.cluster import KubernetesCluster
+from controlplane.domain.logs import LogExtent
 
 
 class Namespaces:
@@ -48,6 +49,10 @@ class Namespaces:
     def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
         """See `Cluster.logs`; all of them keep logs on one shelf."""
         return self._first.logs(name, pod, offset, limit)
+
+    def log_extent(self, name: str, pod: str) -> LogExtent:
+        """See `Cluster.log_extent`."""
+        return self._first.log_extent(name, pod)
 
     def stacks(self, name: str) -> Stacks:
         """See `Cluster.stacks`."""

@@ -30,6 +30,7 @@ from controlplane.clusters.base import (
 )
 from controlplane.clusters.local import ports, shim
 from controlplane.clusters.local.folder import ADMITTED, Folders
+from controlplane.clusters.local.keeper import Keeper
 from controlplane.clusters.local.launch import host_environment, launch_record, read_job
 from controlplane.clusters.local.line import Claim, giving_way, in_order
 from controlplane.clusters.local.machine import Machine, this_machine
@@ -38,6 +39,8 @@ from controlplane.clusters.local.pod import LocalPod
 from controlplane.clusters.local.share import Share, lacks, total, whole, whole_cores
 from controlplane.clusters.local.stacks import stacks_of
 from controlplane.clusters.local.watcher import Watcher
+from controlplane.clusters.pieces import Limits, LogFile
+from controlplane.domain.logs import LogExtent
 from controlplane.render import Identity, PyTorchJob, identity_of, pods_of
 
 log = logging.getLogger(__name__)
@@ -49,8 +52,8 @@ LOCK_S = 1.0
 class LocalCluster:
     """`controlplane.clusters.base.Cluster` on this machine, with its objects under `root`.
 
-    `machine` and `environment` (what every pod inherits) are found out unless given. Raises Unavailable where another
-    control plane follows the same folder.
+    `machine` and `environment` (what every pod inherits) are found out unless given; `limits` are those of logs. Raises
+    Unavailable where another control plane follows the same folder.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class LocalCluster:
         name: str = "local",
         machine: Machine | None = None,
         environment: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._name = name
         self._machine = machine or this_machine()
@@ -73,7 +77,9 @@ class LocalCluster:
         self._objects: dict[str, LocalObject] = {}
         self._observed: dict[str, ObservedJob] = {}
         self._served: dict[str, int] = {}  # by owner, how many had begun before its last one: a courtesy, not a truth
+        self._keeper = Keeper(limits or Limits(), self._writing, self._folders.ended, self._cut)
         self._recover()
+        self._keeper.start()
         self._watcher.start()
         self._watcher.poke()
 
@@ -122,7 +128,13 @@ class LocalCluster:
         """See `Cluster.logs`."""
         if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
             return b""
-        return self._folders.log(name, pod, max(0, offset), max(0, limit))
+        return self._folders.log(name, pod, lambda log: log.read(max(0, offset), max(0, limit)))
+
+    def log_extent(self, name: str, pod: str) -> LogExtent:
+        """See `Cluster.log_extent`."""
+        if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
+            return LogExtent()
+        return self._folders.log(name, pod, LogFile.extent)
 
     def stacks(self, name: str) -> Stacks:
         """See `Cluster.stacks`."""
@@ -174,6 +186,7 @@ class LocalCluster:
 
     def close(self) -> None:
         """See `Cluster.close`."""
+        self._keeper.close()
         self._watcher.close()
         for found in self._objects.values():
             found.release()
@@ -211,6 +224,19 @@ class LocalCluster:
         self._watcher.poke()
         return found.uid
 
+    # --- for the thread that keeps the logs ------------------------------------------------------------------------
+
+    def _writing(self) -> list[Path]:
+        with self._lock:
+            return [pod.folder for pod in self._admitted_pods()]
+
+    def _cut(self, folder: Path, first: int) -> None:
+        with self._lock:
+            for pod in self._admitted_pods():
+                if pod.folder == folder and pod.log_from != first:
+                    pod.log_from, pod.dirty = first, True
+                    self._watcher.poke()
+
     # --- on the supervising thread ---------------------------------------------------------------------------------
 
     def _tick(self) -> None:
@@ -222,7 +248,7 @@ class LocalCluster:
             if found.ended:
                 found.release()
                 if found.deleting:
-                    self._folders.archive(found.name)
+                    self._keeper.over(self._folders.archive(found.name))
                     del self._objects[found.name]
         self._admit()
         self._publish()

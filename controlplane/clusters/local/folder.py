@@ -10,18 +10,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from controlplane.clusters.local import shim
+from controlplane.clusters.pieces import LogFile
 from controlplane.render import Identity, identity_of
 
 MANIFEST, OBJECT, SECRET, ADMITTED = "manifest.json", "object.json", "secret.json", "admitted.json"
 PREEMPTED = "preempted.json"
+T = TypeVar("T")
 UNFINISHED = "."  # a name that begins so is a folder being made or removed: no object's name can
 
 
@@ -55,11 +56,12 @@ class Folders:
         shim.sync_folder(str(self.live))
         return self.live / name
 
-    def archive(self, name: str) -> None:
-        """The object is gone; what its pods wrote stays to be read. Its secret goes."""
+    def archive(self, name: str) -> Path:
+        """The object is gone; what its pods wrote stays to be read, there. Its secret goes."""
         (self.live / name / SECRET).unlink(missing_ok=True)
         (self.live / name).rename(self._ended / name)
         shim.sync_folder(str(self._ended))
+        return self._ended / name
 
     def archived(self, name: str) -> tuple[Identity, str] | None:
         """Whose attempt a deleted object was, and its uid."""
@@ -77,16 +79,14 @@ class Folders:
             return
         shutil.rmtree(aside)
 
-    def log(self, name: str, pod: str, offset: int, limit: int) -> bytes:
-        """Part of what a pod of a live or deleted object wrote."""
-        for folder in (self.live, self._ended):
-            try:
-                descriptor = os.open(folder / name / pod / shim.LOG, os.O_RDONLY)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-                return os.pread(file.fileno(), limit, offset)
-        return b""
+    def ended(self) -> Iterator[Path]:
+        """The folders of deleted objects."""
+        return (path for path in self._ended.iterdir() if not path.name.startswith(UNFINISHED))
+
+    def log(self, name: str, pod: str, look: Callable[[LogFile], T]) -> T:
+        """What `look` sees of what a pod wrote: in its object's place, and where that is after the deletion."""
+        seen = look(LogFile(self.live / name / pod / shim.LOG))
+        return seen if (self.live / name).is_dir() else look(LogFile(self._ended / name / pod / shim.LOG))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from controlplane.clusters.base import ObservedPod, PodPhase, termination_of
 from controlplane.clusters.local import shim
 from controlplane.clusters.local.share import Share
 from controlplane.clusters.local.watcher import Watcher
+from controlplane.clusters.pieces import LogFile
 from controlplane.render.environment import Pod
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class LocalPod:
         self.cores: tuple[int, ...] = ()
         self.waits_for = "its turn"
         self.end: dict[str, Any] | None = None
+        self.log_from = LogFile(folder / shim.LOG).extent().first  # the first byte of its log that is kept
         self.dirty = True  # whether `observe` would say something new
         self._watcher = watcher
         self._launch: Launch | None = None
@@ -105,7 +107,8 @@ class LocalPod:
         return "Queued", self.waits_for
 
     def _observed(self, phase: PodPhase, reason: str | None, message: str | None, **more: Any) -> ObservedPod:
-        return ObservedPod(self.pod.name, self.uid, self.pod.role, self.pod.number, phase, reason, message, **more)
+        pod, more = self.pod, {"log_from": self.log_from, **more}
+        return ObservedPod(pod.name, self.uid, pod.role, pod.number, phase, reason, message, **more)
 
     def _alive(self) -> None:
         """Something of the pod lives. Follow the shim, once it has said who it is; else look again soon."""

@@ -21,7 +21,7 @@ POINTS = """
     SELECT seq, step, NULL FROM metric_points WHERE run_id = :run AND attempt = :attempt
     UNION ALL SELECT NULL, NULL, data FROM metric_blocks WHERE run_id = :run AND attempt = :attempt
 """
-ELSEWHERE = {"changes", "purges", "queues", "sweeps"}  # tests/controlplane/services/test_instants.py dies at theirs
+ELSEWHERE = {"changes", "pieces", "purges", "queues", "sweeps"}  # test_instants.py and test_pieces.py die at theirs
 CALL = re.compile(r'\bfault\("([a-z ]+)"\)')
 
 

@@ -64,3 +64,39 @@ def test_a_rank_that_the_run_does_not_have_is_told_those_that_it_has(
     body = {"size": "tiny", "compute": {"processes_per_node": 1}}
     one = client.post("/runs", json=body).json()["id"]
     assert "allowed: 0, the only rank" in client.get(f"/runs/{one}/{path}?rank=1").json()["detail"]
+
+
+def test_a_search_tells_rank_line_and_offset(client: TestClient, plane: Plane, run: dict[str, Any]) -> None:
+    plane.write(run["kubernetes"]["name"], LINES)
+    page = client.get(f"/runs/{run['id']}/logs", params={"search": "step 20", "limit": 1}).json()
+    offset = LINES.index("step 20/200")
+    text = "step 20/200 | loss 3.1"
+    assert page["items"] == [{"attempt": 1, "rank": 0, "line": 39, "offset": offset, "text": text}]
+    more = {"search": "step 20", "cursor": page["next_cursor"]}
+    rest = client.get(f"/runs/{run['id']}/logs", params=more).json()
+    assert ([one["text"] for one in rest["items"]], rest["next_cursor"]) == (["step 200/200 | loss 3.1"], None)
+    other = client.get(f"/runs/{run['id']}/logs", params={"search": "noise 7", "rank": 0}).json()
+    assert other["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("search=", "?search"),
+        ("search=a%0Ab", "?search"),
+        ("search=a&tail=1", "?tail"),
+        ("limit=1", "?limit"),
+        ("cursor=x", "?cursor"),
+        ("search=a&limit=0", "?limit"),
+        ("search=a&rank=x", "?rank"),
+    ],
+)
+def test_a_bad_search_is_pointed_at(client: TestClient, run: dict[str, Any], query: str, pointer: str) -> None:
+    reply = client.get(f"/runs/{run['id']}/logs?{query}")
+    assert (reply.status_code, reply.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+def test_a_search_of_what_is_not_there_is_not_found(client: TestClient, run: dict[str, Any]) -> None:
+    assert client.get(f"/runs/{run['id']}/logs?search=a&rank=7").status_code == 404
+    assert client.get(f"/runs/{run['id']}/logs?search=a&attempt=7").status_code == 404
+    assert client.get(f"/runs/{run['id']}/logs?search=a&cursor=x").json()["code"] == "invalid_request"

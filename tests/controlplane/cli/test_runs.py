@@ -60,6 +60,11 @@ def test_logs_are_those_of_the_rank_asked_for(teragpt: Teragpt, finished: str) -
     assert any(line.startswith("step 2/2 | loss ") for line in lines)
     assert teragpt("logs", finished, "--tail", "1").splitlines() == lines[-1:]
     assert teragpt("logs", "first", "--follow").splitlines() == lines
+    found = teragpt("logs", "first", "--search", lines[-1]).splitlines()
+    assert found[-1].startswith("attempt 1 rank 0 line ")
+    assert found[-1].endswith(f": {lines[-1]}")
+    assert teragpt("logs", "first", "--search", "no such words") == ""
+    assert "--search goes without --tail" in teragpt("logs", "first", "--search", "x", "--tail", "1", code=2)
 
 
 def test_following_a_run_that_has_ended_returns_at_once(teragpt: Teragpt, finished: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from controlplane.clusters.base import Stacks
 from controlplane.services import metrics
+from controlplane.services.attempts import events
 from controlplane.services.stacks import stacks
 from tests.controlplane.reconcile.conftest import Stage
 
@@ -122,3 +123,15 @@ def test_a_folder_that_takes_no_stacks_holds_up_no_verdict(reporting: Stage) -> 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "faults").write_text("in the way")
     assert re.search(r"; no stacks were kept: .*attempt-1-stacks\.txt: \w+", hang(reporting))
+
+
+def test_a_log_that_has_lost_its_beginning_is_heard_and_told_once(reporting: Stage) -> None:
+    key = f"{reporting.object}/{reporting.attempt.pods[0].name}"
+    for turn in range(1, 5):
+        write(reporting, b"still loading\n")
+        reporting.memory.given_up[key] = (14 * turn - 1, turn)
+        reporting.memory.pod(reporting.object, log_from=14 * min(turn, 2))
+        assert reporting.after(400).phase == "running"
+    told = [event for event in events(reporting.context, reporting.id) if event.kind == "log"]
+    assert [event.data["first_byte"] for event in told] == [14, 28]
+    assert told[0].message.endswith("is longer than --log-keep-bytes: its first 14 bytes are given up")

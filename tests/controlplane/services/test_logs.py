@@ -105,3 +105,19 @@ def test_a_cluster_that_is_away_says_so(context: Context, run: RunView, memory: 
     memory.fail = Unavailable("away")
     with pytest.raises(Unavailable):
         logs(context, run.id)
+
+
+def test_what_was_given_up_is_told_in_its_place(context: Context, run: RunView, memory: MemoryCluster) -> None:
+    name = run.kubernetes["name"]
+    key = f"{name}/{pod_name(name, 0)}"
+    lines = [f"step {number}" for number in range(100)]
+    memory.written[key] = "\n".join([*lines, ""]).encode()
+    first = memory.written[key].index(b"step 40\n")
+    memory.given_up[key] = (first, 40)
+    told = f"[the first 40 lines ({first} bytes) are not kept: longer than --log-keep-bytes]"
+    whole = logs(context, run.id, rank=0)
+    assert (whole.lines, whole.offset) == ([told, *lines[40:]], len(memory.written[key]))
+    assert logs(context, run.id, rank=0, offset=first - 9).lines == [told, *lines[40:]]
+    assert logs(context, run.id, rank=0, offset=first).lines == lines[40:]
+    assert logs(context, run.id, tail=60).lines == lines[40:]
+    assert logs(context, run.id, tail=61).lines == [told, *lines[40:]]

@@ -10,14 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
+from controlplane.clusters.pieces import Limits
 from controlplane.clusters.shelf import Folder, Shelf
 from controlplane.domain.errors import Superseded
-from controlplane.store import shelf as module
+from controlplane.domain.logs import LogExtent
 from controlplane.store.leadership import take
 from controlplane.store.shelf import StoreShelf
 from controlplane.store.store import Store
 from controlplane.store.tables import Part
 from tests.controlplane.postgres import ON_SQLITE
+
+MOST = 300_000
 
 
 @pytest.fixture(params=["folder", "sqlite", "postgres"])
@@ -72,16 +75,56 @@ def test_any_pieces_are_read_as_one(store: Store, pieces: list[bytes], offset: i
 
 
 @ON_SQLITE
-def test_short_lines_share_a_part_and_a_file_has_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST", 5000)
+def test_short_lines_share_a_part(store: Store) -> None:
     held = StoreShelf(store)
     for _ in range(600):
         held.append("run/log", b"step 1 ok\n")
     with store.read() as session:
         assert session.scalar(select(func.count()).select_from(Part)) == 1
-    assert held.read("run/log") == b"step 1 ok\n" * 500
-    held.append("other/log", b"x" * 6000)
-    assert held.read("other/log") == b"x" * 5000 + module.CUT
+    assert held.read("run/log") == b"step 1 ok\n" * 600
+
+
+@pytest.fixture(params=["folder", "sqlite", "postgres"])
+def limited(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shelf]:
+    if request.param == "folder":
+        yield Folder(tmp_path, Limits(piece=64 << 10, most=MOST))
+        return
+    url = str(request.getfixturevalue("database")) if request.param == "postgres" else ""
+    store = Store(tmp_path / "home", url)
+    yield StoreShelf(store, MOST)
+    store.close()
+
+
+def test_beyond_its_limit_a_log_loses_its_oldest_lines_and_says_how_many(limited: Shelf) -> None:
+    text = b"".join(b"step %d | loss 3.1\n" % step for step in range(40_000))
+    assert limited.tend("run/pod.log") == 0
+    for start in range(0, len(text), 50_000):
+        limited.append("run/pod.log", text[start : start + 50_000])
+        limited.tend("run/pod.log")
+    there = limited.extent("run/pod.log")
+    assert (there.end, there.lines) == (len(text), text[: there.first].count(b"\n"))
+    assert len(text) - MOST - (64 << 10) < there.first
+    assert len(text) - there.first <= MOST
+    assert text[there.first - 1 : there.first] == b"\n"
+    assert limited.read("run/pod.log", there.first, 1 << 40) == text[there.first :]
+    assert (limited.read("run/pod.log"), limited.read("run/pod.log", there.first - 1)) == (b"", b"")
+    limited.append("run/pod.log", b"last\n")
+    assert limited.tend("run/pod.log", over=True) == there.first
+    assert limited.read("run/pod.log", there.first, 1 << 40) == text[there.first :] + b"last\n"
+    assert limited.size("run/pod.log") == len(text) + 5
+    limited.remove("run")
+    assert limited.extent("run/pod.log") == LogExtent()
+
+
+def test_postgres_keeps_parts_compressed(tmp_path: Path, database: str) -> None:
+    store = Store(tmp_path / "home", database)
+    held, text = StoreShelf(store), b"".join(b"step %d | loss 3.1 | 5,123 tokens/s\n" % step for step in range(20_000))
+    held.append("run/pod.log", text)
+    with store.read() as session:
+        stored = session.scalar(select(func.sum(func.pg_column_size(Part.data))))
+    store.close()
+    assert stored is not None
+    assert stored < len(text) / 2
 
 
 def test_a_former_leader_puts_nothing_on_the_shelf(tmp_path: Path, database: str) -> None:

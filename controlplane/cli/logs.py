@@ -1,0 +1,46 @@
+"""`teragpt logs`: what ranks printed, shown, followed or searched."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.contexts import connect
+from controlplane.cli.errors import CliError, Code
+from controlplane.cli.options import Context, RunName, Url
+from controlplane.cli.runs import find
+
+commands = typer.Typer()
+
+
+@commands.command()
+def logs(
+    run: RunName,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print lines as they come until the run ends.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Whose lines; those of rank 0 else.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Of which attempt; the newest else.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only the last lines.")] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", help="Only lines with this text, of all ranks and attempts else.")
+    ] = None,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Print what a rank of a run printed, or find a text in what all of them did."""
+    if search is not None and (follow or tail is not None):
+        raise CliError(f"--search goes without {'--follow' if follow else '--tail'}", Code.BAD_INPUT)
+    with connect(url, context) as client:
+        found = find(client, run)["id"]
+        if search is not None:
+            for match in client.search_logs(found, search, rank=rank, attempt=attempt):
+                print(f"attempt {match['attempt']} rank {match['rank']} line {match['line']}: {match['text']}")
+            return
+        if not follow:
+            sys.stdout.write(client.logs(found, rank=rank or 0, attempt=attempt, tail=tail))
+            return
+        for line in client.stream_logs(found, rank=rank or 0, attempt=attempt, tail=tail):
+            print(line, flush=True)

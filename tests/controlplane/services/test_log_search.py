@@ -1,0 +1,129 @@
+"""A search finds every line that holds a text, once, in bounded steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controlplane.domain.errors import BadCursor, NotFound
+from controlplane.domain.spec import parse_spec
+from controlplane.services import log_search, runs
+from controlplane.services.context import Context
+from controlplane.services.log_search import search
+from controlplane.services.logs import pod_name
+from controlplane.services.views import LogMatch, RunView
+from controlplane.store.moves import add_attempt, get_attempt, get_run
+from tests.controlplane.memory_cluster import MemoryCluster
+
+FIRST = "one\n[rank 1] uno loss\ntwo loss é\r\n[rank 1] dos\nlast loss"
+SECOND = "[rank 2] due loss\n[rank 3] tre\n"
+
+
+@pytest.fixture
+def two_nodes(context: Context, memory: MemoryCluster) -> RunView:
+    spec = parse_spec({"size": "tiny", "compute": {"nodes": 2, "processes_per_node": 2, "cpus_per_node": 1}})
+    made, _ = runs.create_run(context, spec)
+    write(memory, made.kubernetes["name"], FIRST, 0)
+    write(memory, made.kubernetes["name"], SECOND, 1)
+    return made
+
+
+def write(memory: MemoryCluster, name: str, text: str, node: int = 0) -> None:
+    memory.written[f"{name}/{pod_name(name, node)}"] = text.encode()
+
+
+def end(context: Context, run: RunView, *, again: bool = False) -> str:
+    """End the first attempt; with `again` a second one follows, whose object's name this returns."""
+
+    def job(transaction: Any) -> None:
+        get_attempt(transaction, run.id, 1).finished_at = 1.0
+        if again:
+            add_attempt(transaction, get_run(transaction, run.id), 2, 1.0, 1.0, resumed_from=None)
+
+    context.store.write(job)
+    return str(runs.get(context, run.id).kubernetes["name"])
+
+
+def every(context: Context, run: RunView, text: str, **wanted: Any) -> list[LogMatch]:
+    """All pages."""
+    found, cursor = list[LogMatch](), None
+    for _ in range(1000):
+        page = search(context, run.id, text, cursor=cursor, **wanted)
+        found += page.matches
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+    raise AssertionError("it does not end")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_all_nodes_ranks_and_attempts_are_searched(
+    context: Context, two_nodes: RunView, memory: MemoryCluster, limit: int
+) -> None:
+    write(memory, end(context, two_nodes, again=True), "again loss\n")
+    found = [(one.attempt, one.rank, one.line, one.text) for one in every(context, two_nodes, "loss", limit=limit)]
+    assert found == [
+        (1, 1, 2, "uno loss"),
+        (1, 0, 3, "two loss é"),
+        (1, 0, 5, "last loss"),
+        (1, 2, 1, "due loss"),
+        (2, 0, 1, "again loss"),
+    ]
+
+
+def test_a_rank_and_an_attempt_narrow_it(context: Context, two_nodes: RunView) -> None:
+    assert [one.text for one in every(context, two_nodes, "loss", rank=2)] == ["due loss"]
+    assert [one.text for one in every(context, two_nodes, "loss", rank=0, attempt=1)] == ["two loss é"]
+    assert every(context, two_nodes, "rank 1") == []
+    assert [one.text for one in every(context, two_nodes, "é")] == ["two loss é"]
+    with pytest.raises(NotFound, match="attempt"):
+        search(context, two_nodes.id, "loss", attempt=2)
+    with pytest.raises(NotFound, match="rank"):
+        search(context, two_nodes.id, "loss", rank=4)
+
+
+def test_an_offset_is_where_the_line_begins(context: Context, two_nodes: RunView, memory: MemoryCluster) -> None:
+    end(context, two_nodes)
+    for one in every(context, two_nodes, "loss"):
+        name = two_nodes.kubernetes["name"]
+        data = memory.written[f"{name}/{pod_name(name, one.rank // 2)}"]
+        assert one.text in data[one.offset :].decode().splitlines()[0]
+        assert data[: one.offset].count(b"\n") == one.line - 1
+
+
+def test_a_page_is_bounded_work_and_the_next_one_goes_on(
+    context: Context, run: RunView, memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_search, "SCANNED", 1 << 20)
+    lines = [f"step {number} | {'x' * 90}" for number in range(50_000)]
+    lines[30_000] += " needle"
+    write(memory, run.kubernetes["name"], "\n".join([*lines, ""]))
+    first = search(context, run.id, "needle")
+    assert (first.matches, bool(first.next_cursor)) == ([], True)
+    assert first.looked < 3 << 20
+    (found,) = every(context, run, "needle")
+    assert (found.line, found.text) == (30_001, lines[30_000])
+
+
+def test_of_a_long_line_what_stands_around_is_shown(context: Context, run: RunView, memory: MemoryCluster) -> None:
+    write(memory, run.kubernetes["name"], "a" * 5000 + "needle" + "b" * 5000 + "\n")
+    (found,) = every(context, run, "needle")
+    assert found.text == "a" * 500 + "needle" + "b" * 500
+
+
+def test_a_log_that_has_lost_its_beginning_keeps_its_numbers(
+    context: Context, run: RunView, memory: MemoryCluster
+) -> None:
+    name = run.kubernetes["name"]
+    write(memory, name, "".join(f"step {number}\n" for number in range(100)))
+    key = f"{name}/{pod_name(name, 0)}"
+    memory.given_up[key] = (memory.written[key].index(b"step 40\n"), 40)
+    assert (every(context, run, "5")[0].line, every(context, run, "5")[0].text) == (46, "step 45")
+    assert every(context, run, "step 39") == []
+
+
+@pytest.mark.parametrize("cursor", ["x", "MQ==", "MS4yLjM="])
+def test_a_cursor_of_nobody_is_refused(context: Context, run: RunView, cursor: str) -> None:
+    with pytest.raises(BadCursor):
+        search(context, run.id, "x", cursor=cursor)
