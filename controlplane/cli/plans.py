@@ -86,9 +86,10 @@ def plan(
             raise CliError(f"{', '.join(here)}: allowed: without --gpus, --gpu and --gpu-hours", Code.BAD_INPUT)
         elsewhere = Elsewhere(gpu or GPU, gpus, nodes, link, gpu_memory, price, calibration)
         shown = Shown(explain=explain, picture=picture, everything=everything, json=json)
-        budget(size, gpu_hours, elsewhere, shown) if gpu_hours is not None else there(
-            size, train(settings), elsewhere, shown
-        )
+        if gpu_hours is None:
+            there(size, train(settings), elsewhere, shown)
+        else:
+            budget(size, train(settings), gpu_hours, elsewhere, shown)
         return
     only = some({"--link": link, "--gpu-memory": gpu_memory, "--price": price, "--calibration": calibration})
     only |= {name: True for name, given in (("--explain", explain), ("--picture", picture)) if given}
@@ -202,14 +203,17 @@ class Shown:
     json: bool
 
 
-def budget(size: str | None, gpu_hours: float, where: Elsewhere, shown: Shown) -> None:
+def budget(size: str | None, settings: dict[str, object], gpu_hours: float, where: Elsewhere, shown: Shown) -> None:
     """What a budget trains best."""
     from teragpt.plan import cluster_of, within
     from teragpt.plan.report import budget as rows
 
     if size is not None:
         raise CliError(f"--gpu-hours: got {gpu_hours:g} and size {size!r}; allowed: one of the two", Code.BAD_INPUT)
-    cluster = cluster_of(where.gpu, where.numbers[-1], nodes=where.nodes, network=where.link, memory=where.memory)
+    unused = [("--explain", shown.explain), ("--picture", shown.picture), ("--all", shown.everything)]
+    if names := [name for name, given in unused if given] + ["--set"] * bool(settings):
+        raise CliError(f"{', '.join(names)}: allowed: with a size, without --gpu-hours", Code.BAD_INPUT)
+    cluster = cluster_of(where.gpu, where.numbers[-1], nodes=where.nodes, network=where.link, gpu_memory=where.memory)
     found = within(gpu_hours, cluster, price=where.price, calibration=where.calibration)
     if shown.json:
         output.json({**{name: getattr(found, name) for name in BUDGET}, "plan": found.plan.to_json()})
@@ -227,7 +231,9 @@ def there(size: str | None, settings: dict[str, object], where: Elsewhere, shown
 
     asked = {"size": named(size), **settings}
     numbers, last = where.numbers, where.numbers[-1]
-    cluster = cluster_of(where.gpu, last, nodes=where.nodes, network=where.link, memory=where.memory)
+    if where.nodes is not None and len(numbers) > 1:
+        raise CliError(f"--nodes: got {where.nodes}; allowed: with one number of --gpus", Code.BAD_INPUT)
+    cluster = cluster_of(where.gpu, last, nodes=where.nodes, network=where.link, gpu_memory=where.memory)
     if len(numbers) == 1:
         plans = [make(asked, cluster, price=where.price, calibration=where.calibration)]
     else:
@@ -238,7 +244,11 @@ def there(size: str | None, settings: dict[str, object], where: Elsewhere, shown
     if shown.picture:
         from teragpt.plan.picture import page
 
-        shown.picture.write_text(page(plans), "utf-8")
+        try:
+            shown.picture.write_text(page(plans), "utf-8")
+        except OSError as error:
+            told = f"--picture: got {str(shown.picture)!r}; allowed: a file that can be written ({error.strerror})"
+            raise CliError(told, Code.BAD_INPUT) from None
     show(plans, shown, swept=len(numbers) > 1)
 
 

@@ -23,6 +23,7 @@ from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 MOST = 1 << 20
 MOST_PRICE = 1e6
+MOST_HOURS = 1e12
 CHOSEN = frozenset({*DIMENSIONS, "micro_batch", "recompute", "gathered", "pipeline_schedule", "pipeline_chunks"})
 # Bounds of a step's seconds, as parts of what is predicted. One H100: five steps that fixed no constant were within 5%
 # of it. Several: other frameworks' published steps take 1.23 as long at the median (tests/teragpt/plan). Another kind
@@ -109,9 +110,9 @@ def cluster_of(
     *,
     nodes: int | None = None,
     network: str | None = None,
-    memory: float | None = None,
+    gpu_memory: float | None = None,
 ) -> Cluster:
-    """GPUs by the name or the numbers of their kind (`hardware.device`), and how many; `memory` in GB where it differs.
+    """GPUs by the name or the numbers of their kind (`hardware.device`), and how many; `gpu_memory`: GB of each.
 
     Raises ConfigError that names the field.
     """
@@ -119,10 +120,10 @@ def cluster_of(
     for name, value in (("gpus", gpus), ("nodes", 1 if nodes is None else nodes)):
         if value != int(value) or not 1 <= value <= MOST:
             raise ConfigError([Problem(name, value, f"a whole number from 1 to {MOST:,}")])
-    if memory is not None:
-        if not 1 <= memory <= 1e6:
-            raise ConfigError([Problem("memory", memory, "GB of one GPU, from 1 to 1,000,000")])
-        found = replace(found, memory=int(memory * 1e9))
+    if gpu_memory is not None:
+        if not 1 <= gpu_memory <= 1e6:
+            raise ConfigError([Problem("gpu_memory", gpu_memory, "GB of one GPU, from 1 to 1,000,000")])
+        found = replace(found, memory=int(gpu_memory * 1e9))
     if nodes is not None and gpus % nodes:
         raise ConfigError([Problem("nodes", nodes, f"a divisor of gpus {gpus}")])
     per_node = gpus // nodes if nodes else min(gpus, found.per_node)
@@ -142,10 +143,15 @@ def plan(
     `exactly` where every GPU is to be used. Raises ConfigError: settings that cannot be, or a cluster too small, with
     the smallest that would do.
     """
-    if price is not None and not 0 <= price < MOST_PRICE:
-        raise ConfigError([Problem("price", price, f"money for an hour of one GPU, from 0 to below {MOST_PRICE:,.0f}")])
+    check_price(price)
     frozen = tuple(sorted((name, value) for name, value in settings.items()))
     return planned(frozen, cluster, read(calibration) if calibration else None, price, exactly)
+
+
+def check_price(price: float | None) -> None:
+    """Raise ConfigError for a price that cannot be."""
+    if price is not None and not 0 <= price < MOST_PRICE:
+        raise ConfigError([Problem("price", price, f"money for an hour of one GPU, from 0 to below {MOST_PRICE:,.0f}")])
 
 
 @lru_cache(maxsize=256)
@@ -254,18 +260,23 @@ class Budget:
     plan: Plan
 
 
-def within(gpu_hours: float, cluster: Cluster, **named: Any) -> Budget:
-    """The model that a budget trains best. Raises ConfigError for one that pays for no size."""
-    if not 0 < gpu_hours < 1e12:
-        raise ConfigError([Problem("gpu_hours", gpu_hours, "hours of one GPU, more than 0")])
+def within(
+    gpu_hours: float, cluster: Cluster, *, calibration: Path | None = None, price: float | None = None
+) -> Budget:
+    """The model that a budget trains best. Raises ConfigError for one that pays for no size, and as `plan`."""
+    if not 0 < gpu_hours < MOST_HOURS:
+        raise ConfigError([Problem("gpu_hours", gpu_hours, f"hours of one GPU, more than 0, below {MOST_HOURS:,.0f}")])
+    check_price(price)
+    if calibration:
+        read(calibration)
     best: Plan | None = None
     cheapest = 0.0
     for size in SIZES:
         if size == TINY:
             continue
         try:
-            one = plan({"size": size}, cluster, **named)
-        except ConfigError:
+            one = plan({"size": size}, cluster, calibration=calibration, price=price)
+        except TooSmall:
             continue
         cheapest = min(cheapest or one.forecast.gpu_hours, one.forecast.gpu_hours)
         if one.forecast.gpu_hours <= gpu_hours:

@@ -54,6 +54,11 @@ def test_a_budget_of_gpu_hours_names_a_model(capsys: pytest.CaptureFixture[str])
         (["8b", "--price", "2", "--explain"], "--price, --explain: allowed: with --gpus or --gpu"),
         (["--gpus", "8"], "SIZE: got nothing; allowed: a named size"),
         (["8b", "--gpu-hours", "10"], "--gpu-hours: got 10 and size '8b'; allowed: one of the two"),
+        (["8b", "--gpus", "8", "--gpu-memory", "-1"], "gpu_memory: got -1.0; allowed: GB of one GPU"),
+        (["8b", "--gpus", "8", "--picture", "/no/such/place.html"], "--picture: got '/no/such/place.html'; allowed: a"),
+        (["8b", "--gpus", "8..64", "--nodes", "2"], "--nodes: got 2; allowed: with one number of --gpus"),
+        (["--gpu-hours", "10", "--explain"], "--explain: allowed: with a size, without --gpu-hours"),
+        (["--gpu-hours", "10", "--price", "inf"], "price: got inf; allowed: money for an hour of one GPU"),
         (["--gpu-hours", "-1"], "gpu_hours: got -1.0; allowed: hours of one GPU, more than 0"),
     ],
 )

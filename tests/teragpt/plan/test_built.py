@@ -40,7 +40,7 @@ def specs(count: int) -> Iterator[tuple[dict[str, Any], Plan]]:
         pinned = chance.choice([{}, {"tp": 2}, {"pp": 2}, {"cp": 2}, {"dp_replicate": 2}, {"tp": 2, "pp": 2}])
         gpus, card = chance.choice([4, 8, 12, 64]), chance.choice(sorted(DEVICES))
         try:
-            found = plan({**settings, **pinned}, cluster_of(card, gpus, memory=chance.choice([1, 2, 4])))
+            found = plan({**settings, **pinned}, cluster_of(card, gpus, gpu_memory=chance.choice([1, 2, 4])))
         except ConfigError:
             continue
         count -= 1

@@ -31,6 +31,7 @@ SMALL = settings(max_examples=12, deadline=None, derandomize=True)
 SIZES = st.sampled_from(["124m", "1.3b", "8b", "13b"])
 CARDS = st.sampled_from(sorted(DEVICES))
 GPUS = st.integers(1, 96)
+EIGHT = cluster_of("h100", 8)
 
 
 def plan_or_none(size: str, cluster: Cluster, **given: Any) -> Plan | None:
@@ -101,7 +102,7 @@ PINNED = st.sampled_from([{}, {"tp": 2}, {"recompute": "full"}, {"dp_replicate":
 def test_of_all_cuts_there_are_the_best_is_the_simplest_of_those_near_the_quickest(
     size: str, card: str, gpus: int, pinned: dict[str, Any], memory: int
 ) -> None:
-    cluster, config = cluster_of(card, gpus, memory=memory), resolve({"size": size, "num_tokens": 50_304, **pinned})
+    cluster, config = cluster_of(card, gpus, gpu_memory=memory), resolve({"size": size, "num_tokens": 50_304, **pinned})
     speed = Speed(cluster.device, shipped(), DEVICES["h100"])
     search = Search(Clock(config, cluster, speed), Ledger(config, cluster.device.memory), frozenset(pinned))
     numbers = counts(gpus, cluster.per_node)
@@ -191,8 +192,9 @@ def test_what_cannot_be_is_refused_with_its_field_and_its_mend(settings: dict[st
 
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
 def test_a_price_that_cannot_be_is_refused(price: float) -> None:
-    with pytest.raises(ConfigError, match=r"price: got .*; allowed: money for an hour of one GPU"):
-        plan({"size": "8b"}, cluster_of("h100", 8), price=price)
+    for asked in (lambda: plan({"size": "8b"}, EIGHT, price=price), lambda: within(5000, EIGHT, price=price)):
+        with pytest.raises(ConfigError, match=r"^price: got .*; allowed: money for an hour of one GPU"):
+            asked()
 
 
 def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() -> None:
@@ -220,7 +222,7 @@ def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() ->
         ({"gpu": "h100", "gpus": 1 << 40}, "gpus: got 1099511627776"),
         ({"gpu": "h100", "gpus": 8, "nodes": 3}, "nodes: got 3; allowed: a divisor of gpus 8"),
         ({"gpu": "h100", "gpus": 8, "network": "carrier-pigeon"}, "link: got 'carrier-pigeon'; allowed: one of ib-xdr"),
-        ({"gpu": "h100", "gpus": 8, "memory": -1}, "memory: got -1"),
+        ({"gpu": "h100", "gpus": 8, "gpu_memory": -1}, "gpu_memory: got -1"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_by_its_field(named: dict[str, Any], told: str) -> None:
