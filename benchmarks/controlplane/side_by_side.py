@@ -12,26 +12,22 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
-from pathlib import Path
 
-import httpx
-
-from benchmarks.controlplane.at_rest import create, ready, started, tell, wait_for
+from benchmarks.controlplane.plane import Plane, opened, tell
 
 STEPS, SETTLED, LIMIT = 150, 30, 0.95
 
 
-def speeds(client: httpx.Client, runs: int, cpus: int) -> list[float]:
+def speeds(plane: Plane, runs: int, cpus: int) -> list[float]:
     """Tokens a second of each of so many runs that train at once."""
     compute = {"processes_per_node": 1, "cpus_per_node": cpus}
     train = {"steps": STEPS, "eval_every": STEPS, "checkpoint_every": STEPS}
-    names = [create(client, {"compute": compute, "train": train}) for _ in range(runs)]
+    names = [plane.create({"compute": compute, "train": train}) for _ in range(runs)]
     for name in names:
-        wait_for(client, name, "succeeded")
+        plane.wait_for(name, "succeeded")
     found = []
     for name in names:
-        points = client.get(f"/runs/{name}/metrics").raise_for_status().json()["points"]
+        points = plane.client.get(f"/runs/{name}/metrics").raise_for_status().json()["points"]
         found.append(statistics.median(one["tokens_per_s"] for one in points if SETTLED < one["step"] < STEPS))
     tell(f"{runs} at once: {', '.join(f'{one:,.0f}' for one in found)} tokens/s")
     return found
@@ -40,17 +36,16 @@ def speeds(client: httpx.Client, runs: int, cpus: int) -> list[float]:
 def main(rounds: int) -> None:
     """Alternate, and print the medians and their ratio."""
     cores = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "home"
-        server = started(home)
-        client = ready(server, home)
-        played = [(speeds(client, 1, cores // 2)[0], min(speeds(client, 2, cores // 2))) for _ in range(rounds)]
-        server.terminate()
-        server.wait()
+    if cores < 2:
+        raise SystemExit(f"this process may use {cores} core, and two runs need one each")
+    load = os.getloadavg()[0]
+    with opened() as plane:
+        played = [(speeds(plane, 1, cores // 2)[0], min(speeds(plane, 2, cores // 2))) for _ in range(rounds)]
     alone, beside = (statistics.median(values) for values in zip(*played, strict=True))
     result = {
         "command": " ".join(["python", "-m", "benchmarks.controlplane.side_by_side", *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "load_before": round(load, 1),
         "tokens_per_s": {"alone": round(alone), "the slower of two": round(beside)},
         "ratio": round(beside / alone, 3),
         "limit": LIMIT,

@@ -81,6 +81,7 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
         notifications=lambda: state.notifications_by_state(context),
         watch_restarts=state.watch_restarts,
         streams=lambda: hub.open,
+        scheduling=state.SCHEDULING,
     )
     problems.install(app)
     app.router.routes += routes(whole=settings.database.role != "reconciler")

@@ -39,7 +39,7 @@ class Measurements:
 
     `phases` counts runs by phase, `outbox` objects that wait for the cluster, the longest for `outbox_age` seconds,
     `notifications` those by state, `watch_restarts` by watch, `streams` open streams; they are asked when the page is.
-    What is stored is left out while the store does not answer.
+    What is stored is left out while the store does not answer. `scheduling` is measured where it is decided.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Measurements:
         notifications: Gauges,
         watch_restarts: Gauges,
         streams: Callable[[], float],
+        scheduling: Collector,
     ) -> None:
         self.registry = CollectorRegistry()
         self._looked_at: dict[str, float] = {}  # by reconciler
@@ -65,6 +66,7 @@ class Measurements:
         )
         Gauge("teragpt_http_streams", "Event streams now open.", registry=self.registry).set_function(streams)
         for found in (
+            scheduling,
             _Asked("teragpt_outbox_rows", "Objects to be made or ended.", None, lambda: {"": outbox()}),
             _Asked(
                 "teragpt_outbox_age_seconds", "Since when the first of them is due.", None, lambda: {"": outbox_age()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from controlplane.clusters.base import Capacity, Check, ClusterError, Kind
+from controlplane.clusters.decisions import DECISIONS
 from controlplane.clusters.watches import RESTARTS
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import Phase
@@ -17,6 +18,7 @@ from controlplane.store.leadership import holder
 from controlplane.store.tables import Delivery, Outbox, Run
 
 ROOM = 16 << 20  # bytes without which the next writes may fail
+SCHEDULING = DECISIONS  # what measures them is shown as it is
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.api.telemetry import Measurements
+from controlplane.clusters.decisions import DECISIONS
 from controlplane.domain.phases import Phase
 from tools.blocks import ROOT
 
@@ -36,6 +37,7 @@ def samples() -> dict[str, set[str]]:
         notifications=lambda: dict.fromkeys(("waiting", "delivered", "given up"), 0),
         watch_restarts=lambda: {"/api/v1/pods": 0},
         streams=lambda: 0,
+        scheduling=DECISIONS,
     )
     measurements.requests.labels("GET", "/runs", "200").inc()
     measurements.seconds.labels("/runs").observe(0.1)

@@ -28,6 +28,7 @@ from controlplane.clusters.base import (
     Traits,
     Unavailable,
 )
+from controlplane.clusters.decisions import DECISIONS
 from controlplane.clusters.local import ports, shim
 from controlplane.clusters.local.folder import ADMITTED, Folders
 from controlplane.clusters.local.keeper import Keeper
@@ -193,7 +194,10 @@ class LocalCluster:
         os.close(self._root_lock)
 
     def _recover(self) -> None:
-        """Take up what an earlier control plane left; what it had admitted comes back with its port and its GPUs."""
+        """Take up what an earlier control plane left; what it had admitted comes back with its port and its GPUs.
+
+        What waits and the machine can hold no more ends here.
+        """
         objects = [LocalObject(self._folders.live / name, self._watcher) for name in self._folders.names()]
         for found in sorted(objects, key=lambda found: found.number):
             self._objects[found.name] = found
@@ -201,6 +205,9 @@ class LocalCluster:
                 self._serve(found)
                 found.hold(found.admitted["port"])
                 self._start(found, found.admitted)
+            elif not found.over and lacks(found.asks.share, whole(self._machine)):
+                for pod in found.pods:
+                    pod.never("Rejected", "the machine has become smaller than this needs")
             self._observed[found.name] = found.observe()
 
     def _taken(self, name: str, identity: Identity) -> str | None:
@@ -254,21 +261,24 @@ class LocalCluster:
         self._publish()
 
     def _admit(self) -> None:
-        """Start those that are next while they fit; tell the others what they wait for."""
+        """Start those that are next while they fit; tell each of the others behind whom it waits.
+
+        That is the one right before it, not the first: it stays so while the line moves on, and each of a thousand
+        hears nothing new whenever one begins.
+        """
         while (line := self._line()) and self._begin(self._objects[line[0].name]):
             pass
-        for claim in line[1:]:
-            self._objects[claim.name].waits(f"waits behind {line[0].name}")
+        for before, claim in itertools.pairwise(line):
+            self._objects[claim.name].waits(f"waits behind {before.name}")
 
     def _line(self) -> list[Claim]:
-        """Those that wait, the next one first; what the machine can hold no more has ended."""
-        waiting = [found for found in self._objects.values() if not (found.admitted or found.over)]
-        for found in waiting:
-            if lacks(found.claim.share, whole(self._machine)):
-                for pod in found.pods:
-                    pod.never("Rejected", "the machine has become smaller than this needs")
-        claims = (found.claim for found in waiting if not found.over)
-        return in_order(claims, self._held(), whole(self._machine), self._served)
+        """Those that wait, the next one first: what takes the longer the more they are."""
+        started = time.perf_counter()
+        claims = (found.asks for found in self._objects.values() if not (found.admitted or found.over))
+        line = in_order(claims, self._held(), whole(self._machine), self._served)
+        if line:
+            DECISIONS.observe(time.perf_counter() - started)
+        return line
 
     def _held(self) -> list[Claim]:
         return [found.claim for found in self._objects.values() if found.admitted and not found.ended]

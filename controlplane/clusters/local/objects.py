@@ -42,10 +42,13 @@ class LocalObject:
         self.admitted: dict[str, Any] | None = read(folder / ADMITTED) if (folder / ADMITTED).exists() else None
         self.preempted: dict[str, Any] | None = read(folder / PREEMPTED) if (folder / PREEMPTED).exists() else None
         self.reservation: socket.socket | None = None
+        self._rank = rank(self.job.spec.pytorch_replica_specs.master.template.spec.priority_class_name)
+        self._owner = self.job.metadata.labels.get(SHARED_BY, "")
         self.pods = [
             LocalPod(pod, str(uuid.uuid5(uuid.UUID(self.uid), pod.name)), folder / pod.name, share(pod), watcher)
             for pod in pods_of(self.job)
         ]
+        self.asks = self.claim
 
     def hold(self, port: int) -> None:
         """Hold the port that was admitted, unless pods that run already do, or someone took it meanwhile."""
@@ -79,23 +82,18 @@ class LocalObject:
     @property
     def over(self) -> bool:
         """Whether the rest is to be stopped: as the operator has it with cleanPodPolicy Running and restarts Never."""
-        codes = [pod.end["code"] for pod in self.pods if pod.end is not None]
-        return (
-            self.deleting
-            or self.preempted is not None
-            or self.pods[0].end is not None
-            or any(code != 0 for code in codes)
-        )
+        if self.deleting or self.preempted is not None or self.pods[0].end is not None:
+            return True
+        return any(pod.end is not None and pod.end["code"] != 0 for pod in self.pods)
 
     @property
     def claim(self) -> Claim:
-        """What it asks for, or still holds."""
-        template = self.job.spec.pytorch_replica_specs.master.template.spec
+        """What it asks for, or still holds; while it waits, that is what it `asks`."""
         return Claim(
             name=self.name,
             number=self.number,
-            rank=rank(template.priority_class_name),
-            owner=self.job.metadata.labels.get(SHARED_BY, ""),
+            rank=self._rank,
+            owner=self._owner,
             share=total(pod.share for pod in self.pods if pod.end is None),
             stopping=self.over,
         )

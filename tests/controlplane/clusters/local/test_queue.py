@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
+from controlplane.clusters.decisions import DECISIONS
 from controlplane.clusters.local import LocalCluster, Machine
 from controlplane.domain.placement import Scheduling
 from controlplane.render import render
@@ -65,6 +66,28 @@ def test_nothing_overtakes_the_head_of_the_queue(bench: Bench) -> None:
     admitted = [bench.root / "objects" / name / "admitted.json" for name in ("large", "small")]
     large, small = (path.stat().st_mtime_ns for path in admitted)
     assert large <= small
+
+
+def test_in_a_long_line_one_that_begins_is_news_to_the_next_alone_and_each_decision_is_measured(bench: Bench) -> None:
+    bench.create("running", cpus_per_node=4)
+    bench.pod("running", "Running")
+    for number in range(12):
+        bench.create(f"w{number}", cpus_per_node=4)
+    until(lambda: bench.pods("w11")[0].message == "waits behind w10")
+    before = {job.name: job.pods for job in bench.cluster.observe()}
+    decisions = decided()
+    bench.cluster.delete("running")
+    bench.pod("w0", "Running")
+    assert waiting(bench, "w1") == "needs 4 cpus, 0 free"
+    changed = {job.name for job in bench.cluster.observe() if job.pods != before.get(job.name)}
+    assert changed == {"w0", "w1"}
+    assert decided() >= decisions + 2
+
+
+def decided() -> float:
+    """How many decisions this process has measured."""
+    (family,) = DECISIONS.collect()
+    return next(one.value for one in family.samples if one.name == "teragpt_scheduling_seconds_count")
 
 
 def test_the_pods_of_an_object_start_together_or_not_at_all(bench: Bench) -> None:
