@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; nothing needs activating. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster chaos parity
+.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster chaos soak parity
 SHELL := /bin/bash -o pipefail
 
 BIN := .venv/bin
@@ -67,14 +67,19 @@ test-cluster: install ## the tests on that cluster, or on the one of KUBECONFIG;
 
 chaos: export TERAGPT_CHAOS_ROUNDS ?= $(if $(ROUND),1,1000)
 chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
+chaos: export TERAGPT_CHAOS_INSTANTS ?= 500
 chaos: export TERAGPT_STRIKES ?= 100
 chaos: export TERAGPT_CHAOS_SEED ?= $(or $(SEED),$(shell date +%s))
 ifdef ROUND
 chaos: export TERAGPT_CHAOS_ROUND = $(ROUND)
 chaos: export TERAGPT_CHAOS_POINT = $(POINT)
 endif
-chaos: install ## 1,000 rounds of everything that goes wrong, an outage, 100 of a struck trainer; SEED= ROUND= plays one again
-	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster/test_chaos.py $(if $(ROUND),,tests/teragpt/test_chaos.py))
+chaos: install ## 1,000 rounds on an API server, 500 kills on one machine, 100 of a struck trainer; TESTS= SEED= ROUND= plays one again
+	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster/test_chaos.py $(if $(ROUND),,\
+	tests/controlplane/test_chaos.py tests/teragpt/test_chaos.py))
+
+soak: install ## 1,000 runs queued on the local cluster, kept busy: is its memory flat? MINUTES= (30)
+	$(BIN)/python -m benchmarks.controlplane.soak $(MINUTES)
 
 parity: export OMP_NUM_THREADS ?= 1
 parity: install ## every mesh beside one rank, with what inductor compiles; CELLS="TP 2" takes some; TORCH=2.11.0 another torch

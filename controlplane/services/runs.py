@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import undefer
 
 from controlplane.domain.chains import AFTER, WAITS_FOR_RUN, cannot_follow, does_not_fit, waits_for_run
@@ -109,10 +109,7 @@ def clone_run(
 
 def get(context: Context, run_id: str) -> RunView:
     """The run with this id, or of this name: the live one, else the newest. Raises NotFound, also for a hidden one."""
-    by_id = bool(RUN_ID.fullmatch(run_id))
-    named = whole().where(Run.name == run_id).order_by(Run.live_name.is_(None), Run.id.desc()).limit(1)
-    wanted = whole().where(Run.id == run_id) if by_id else named
-    return view_of(context, wanted.where(Run.deleted_at.is_(None)), run_id)
+    return view_of(context, _seen(by_id=bool(RUN_ID.fullmatch(run_id))), run_id)
 
 
 def cancel_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
@@ -292,16 +289,29 @@ def _made_before(context: Context, principal: str, key: str | None, body_hash: s
 
 def of_id(context: Context, run_id: str) -> RunView:
     """The run with this id, also where it is hidden. Raises NotFound."""
-    return view_of(context, whole().where(Run.id == run_id), run_id)
+    return view_of(context, _by_id(), run_id)
 
 
 def view_of(context: Context, wanted: Select[Run, str], run_id: str) -> RunView:
-    """The one run of a selection, which its caller calls `run_id`. Raises NotFound."""
+    """The one run of a selection, which its caller calls `run_id`, as its parameter `run`. Raises NotFound."""
     with context.store.read() as session:
-        found = session.execute(wanted).one_or_none()
+        found = session.execute(wanted, {"run": run_id}).one_or_none()
         if found is None:
             raise NotFound("run", run_id)
         return view_run(found[0], found[1], context.cluster.name, context.cluster.traits().namespace)
+
+
+@cache
+def _by_id() -> Select[Run, str]:
+    """The run with the id `run`: made once, since making it would take longer than running it."""
+    return whole().where(Run.id == bindparam("run"))
+
+
+@cache
+def _seen(*, by_id: bool) -> Select[Run, str]:
+    """The run with the id, or of the name, `run` that is not hidden."""
+    named = whole().where(Run.name == bindparam("run")).order_by(Run.live_name.is_(None), Run.id.desc()).limit(1)
+    return (_by_id() if by_id else named).where(Run.deleted_at.is_(None))
 
 
 def where(context: Context, run: RunView) -> Context:

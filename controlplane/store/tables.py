@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from controlplane.store.columns import json_value, prose, words
 
-LISTED = ("id", "deleted_at", "task_of", "phase", "size", "pinned", "created_at", "search")
+LISTED = ("id", "deleted_at", "task_of", "phase", "size", "pinned", "created_at", "search", "cluster")
 
 
 class Base(DeclarativeBase):
