@@ -1,16 +1,22 @@
-"""A run's batches on its device: each is read and sent while the device computes the step before it.
+"""A run's batches on its device: read some steps ahead in a thread, and sent while the device computes a step.
 
-It knows a loader's `batch` and a place to put it, and neither model nor loop.
+Why: a batch is a function of its number, so what comes next is known, and neither a cold disk nor a store far away
+holds up a step. It knows a loader's `batch` and a place to put it, and neither model nor loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
 
+from teragpt.crew import Crew
+
 Batch = tuple[Tensor, Tensor]
+AHEAD = 8  # batches; a rank's part of one is small
+reader = Crew(1, "batches")  # one thread: a loader is never asked for two batches at once
 
 
 class Batches:
@@ -18,17 +24,29 @@ class Batches:
 
     def __init__(self, fetch: Callable[[int], Batch], device: torch.device) -> None:
         self.fetch, self.device = fetch, device
+        self.reading: dict[int, Future[Batch]] = {}
         self.ready: dict[int, Batch] = {}
 
-    def prepare(self, number: int) -> None:
-        """Have a batch ready, which will probably be wanted next; another one that was ready is dropped."""
-        ids, targets = self.fetch(number)
-        self.ready = {number: (to_device(ids, self.device), to_device(targets, self.device))}
+    def prepare(self, number: int, left: int = AHEAD) -> None:
+        """Have a batch ready, the first of `left` that will probably be wanted, and read those after it ahead.
+
+        What was read or ready of other numbers is dropped. Raises what reading this one raises.
+        """
+        wanted = range(number, number + min(left, AHEAD))
+        for other in self.reading.keys() - set(wanted):
+            self.reading.pop(other).cancel()
+        for one in wanted:
+            if one not in self.reading:
+                self.reading[one] = reader.do(lambda one=one: self.fetch(one))  # type: ignore[misc]
+        self.ready = {}
+        if wanted:
+            ids, targets = self.reading.pop(number).result()
+            self.ready = {number: (to_device(ids, self.device), to_device(targets, self.device))}
 
     def take(self, number: int) -> Batch:
-        """A batch on the device."""
+        """A batch on the device. Raises what reading it raises."""
         if number not in self.ready:
-            self.prepare(number)
+            self.prepare(number, 1)
         return self.ready.pop(number)
 
 

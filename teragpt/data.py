@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -21,11 +22,11 @@ import torch
 
 from teragpt.config import ConfigError, Problem
 from teragpt.corpus import embedded_dataset
-from teragpt.dataset_files import TOKENIZER_FOLDER, TRAIN, VALIDATION, Manifest, Split, fail, read_manifest
-from teragpt.fetch import on_this_node
+from teragpt.dataset_files import TOKENIZER_FOLDER, TRAIN, VALIDATION, fail
+from teragpt.fetch import Files, open_files
 from teragpt.mixture import Schedule
 from teragpt.portions import Portion, parse_mixture, whole
-from teragpt.shards import numpy_type, verify
+from teragpt.shards import Ids, Shard
 from teragpt.tokenizer import Tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -90,21 +91,22 @@ def open_dataset(path: str, *, tokenizer: str = "") -> ShardedDataset | MixedDat
 
 def open_folder(path: str, tokenizer: str) -> ShardedDataset:
     """One dataset. Raises ConfigError."""
-    folder = on_this_node(path) if path else embedded_dataset()
-    manifest = read_manifest(folder)
-    verify(folder, manifest)
-    if tokenizer and Tokenizer(tokenizer).fingerprint != manifest.tokenizer_fingerprint:
-        made = folder / TOKENIZER_FOLDER
-        raise fail("tokenizer", tokenizer, f"the tokenizer that the dataset {folder} was made with, which is {made}")
-    return ShardedDataset(folder, manifest)
+    files = open_files(path or embedded_dataset())
+    if tokenizer and Tokenizer(tokenizer).fingerprint != files.manifest.tokenizer_fingerprint:
+        made = files.folder / TOKENIZER_FOLDER
+        raise fail("tokenizer", tokenizer, f"the tokenizer that {path or files.folder} was made with, which is {made}")
+    return ShardedDataset(files)
 
 
 class ShardedDataset:
-    """A folder of token shards, memory-mapped. A split's tokens lie one after the other over its shards."""
+    """Token shards, mapped or read from a store. A split's tokens lie one after the other over its shards."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
-        self.splits = {name: Tokens(folder, split, manifest) for name, split in manifest.splits.items()}
+    def __init__(self, files: Files) -> None:
+        self.folder, self.manifest = files.folder, files.manifest
+        self.splits = {
+            name: Tokens([files.shard(one) for one in split.shards]) for name, split in files.manifest.splits.items()
+        }
+        self._held_out = lru_cache(maxsize=1)(self.held_out)  # of every evaluation of a run
 
     @property
     def vocabulary(self) -> int:
@@ -163,16 +165,23 @@ class ShardedDataset:
 
         Raises ConfigError if the split holds no window.
         """
-        return self.held_out(share(sequences, rank, world_size), context)
+        first, last = (one * sequences // world_size for one in (rank, rank + 1))
+        return self._held_out(range(first, last), context)
 
-    def held_out(self, numbers: Places, context: int) -> Batch:
+    def held_out(self, numbers: Places | range, context: int) -> Batch:
         """The held-out sequences of these numbers, from 0. Raises ConfigError if the split holds no window."""
         windows = self.windows(VALIDATION, context)
-        return self._read(VALIDATION, shuffled(numbers % windows, windows, VALIDATION), context)
+        places = np.asarray(numbers, np.int64) % windows
+        return self._read(VALIDATION, shuffled(places, windows, VALIDATION), context)
 
     def windows(self, split: str, context: int) -> int:
         """Windows of a split. Raises ConfigError if it holds none."""
         held = self.tokens(split)
+        if not held:
+            allowed = (
+                f"a dataset with a document in its {split} split, which --validation of `teragpt prepare` holds out"
+            )
+            raise fail("data", self.folder, allowed)
         if context >= held:
             where = f"the {split} split of {self.folder} holds {held:,} tokens"
             raise ConfigError([Problem("context", context, f"at most {max(0, held - 1)} ({where})")])
@@ -180,10 +189,8 @@ class ShardedDataset:
 
     def _read(self, split: str, windows: npt.NDArray[np.int64], context: int) -> Batch:
         rows = np.empty((len(windows), context + 1), np.int64)
-        for row, window in zip(rows, windows, strict=True):
-            self.splits[split].read(int(window) * context, row)
-        sequences = torch.from_numpy(rows)
-        return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
+        self.splits[split].read(windows * context, rows)
+        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
 
 
 class MixedDataset:
@@ -272,25 +279,32 @@ class MixedDataset:
 
 
 class Tokens:
-    """One split's tokens as one sequence over memory-mapped shards."""
+    """One split's tokens as one sequence over its shards."""
 
-    def __init__(self, folder: Path, split: Split, manifest: Manifest) -> None:
-        self.maps = [np.memmap(folder / shard.name, numpy_type(manifest.dtype), "r") for shard in split.shards]
-        self.starts = [0]
-        for shard in self.maps:
-            self.starts.append(self.starts[-1] + len(shard))
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards, self.starts = shards, [0, *accumulate(map(len, shards))]
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def read(self, start: int, into: npt.NDArray[np.int64]) -> None:
-        """Fill `into` with the tokens from `start` on."""
-        done, shard = 0, bisect.bisect_right(self.starts, start) - 1
-        while done < len(into):
-            offset = start + done - self.starts[shard]
-            piece = self.maps[shard][offset : offset + len(into) - done]
-            into[done : done + len(piece)] = piece
-            done, shard = done + len(piece), shard + 1
+    def read(self, starts: Places, rows: npt.NDArray[np.int64]) -> None:
+        """Fill each row with the tokens from its start on; all are asked for before any is waited for."""
+        asked = [
+            (piece, arrived) for start, row in zip(starts, rows, strict=True) for piece, arrived in self.ask(start, row)
+        ]
+        for piece, arrived in asked:
+            piece[:] = arrived()
+
+    def ask(self, start: int, row: Places) -> list[tuple[Places, Callable[[], Ids]]]:
+        """The pieces of a row, each with what waits for its tokens."""
+        pieces: list[tuple[Places, Callable[[], Ids]]] = []
+        done, number = 0, bisect.bisect_right(self.starts, start) - 1
+        while done < len(row):
+            first = int(start) + done - self.starts[number]
+            last = min(first + len(row) - done, len(self.shards[number]))
+            pieces.append((row[done : done + last - first], self.shards[number].ask(first, last)))
+            done, number = done + last - first, number + 1
+        return pieces
 
 
 def share(sequences: int, rank: int, world_size: int) -> npt.NDArray[np.int64]:

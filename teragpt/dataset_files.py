@@ -21,6 +21,7 @@ MANIFEST = "dataset.json"
 TOKENIZER_FOLDER = "tokenizer"
 TRAIN, VALIDATION = "train", "validation"
 TOKEN_BYTES = {"uint16": 2, "uint32": 4}
+BLOCKS_FILE, BLOCK_BYTES, DIGEST_BYTES = "blocks.bin", 1 << 18, 16
 
 
 def fail(field: str, given: object, allowed: str) -> ConfigError:
@@ -52,6 +53,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """The pieces in which shards are read from afar: `size` bytes each, the last of a shard what is left.
+
+    `digests` is a file of their BLAKE2b-128 digests, shard by shard as `Manifest.shards` has them.
+    """
+
+    size: int
+    digests: File
+
+    def of(self, file: File) -> int:
+        """How many blocks a shard has."""
+        return -(-file.size // self.size)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `dataset.json` says. `tokenizer_fingerprint`: of the tokenizer that made the shards; `end`: its separator.
 
@@ -64,6 +80,7 @@ class Manifest:
     tokenizer_files: tuple[File, ...]
     unigram_entropy: float
     splits: dict[str, Split]
+    blocks: Blocks | None = None  # datasets made before there were any have none
 
     @property
     def dtype(self) -> str:
@@ -73,7 +90,17 @@ class Manifest:
     @property
     def files(self) -> tuple[File, ...]:
         """Every file that the dataset consists of, but for `dataset.json`."""
-        return *self.tokenizer_files, *(shard for split in self.splits.values() for shard in split.shards)
+        return *self.head, *self.shards
+
+    @property
+    def head(self) -> tuple[File, ...]:
+        """What is read whole before the first token: the tokenizer's files, and the blocks' digests."""
+        return *self.tokenizer_files, *((self.blocks.digests,) if self.blocks else ())
+
+    @property
+    def shards(self) -> tuple[File, ...]:
+        """The shards of every split."""
+        return tuple(shard for split in self.splits.values() for shard in split.shards)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,7 +114,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write `dataset.json`."""
         head = {"format": FORMAT, "version": VERSION, "dtype": self.dtype}
-        text = json.dumps({**head, **dataclasses.asdict(self)}, indent=2)
+        content = dataclasses.asdict(self)
+        text = json.dumps({**head, **{name: value for name, value in content.items() if value is not None}}, indent=2)
         (folder / MANIFEST).write_text(text + "\n", "utf-8")
 
 
@@ -143,6 +171,7 @@ def parse_manifest(content: dict[str, Any]) -> Manifest:
         tokenizer_files=tuple(File(**file) for file in content["tokenizer_files"]),
         unigram_entropy=float(content["unigram_entropy"]),
         splits={TRAIN: splits[TRAIN], VALIDATION: splits[VALIDATION]},
+        blocks=parse_blocks(content.get("blocks")),
     )
     if content["dtype"] != manifest.dtype:
         raise ValueError(f"{content['dtype']} tokens for a vocabulary of {manifest.vocabulary}")
@@ -153,7 +182,21 @@ def parse_manifest(content: dict[str, Any]) -> Manifest:
         held = sum(shard.size for shard in split.shards)
         if held != split.tokens * TOKEN_BYTES[manifest.dtype]:
             raise ValueError(f"{split.tokens} {name} tokens in shards of {held} bytes")
+    if blocks := manifest.blocks:
+        count = sum(map(blocks.of, manifest.shards))
+        if blocks.digests.size != count * DIGEST_BYTES:
+            raise ValueError(f"{count} blocks with digests of {blocks.digests.size} bytes")
     return manifest
+
+
+def parse_blocks(content: dict[str, Any] | None) -> Blocks | None:
+    """What `dataset.json` says of blocks. Raises KeyError, TypeError or ValueError."""
+    if content is None:
+        return None
+    size = int(content["size"])
+    if size < 1 or size % max(TOKEN_BYTES.values()):
+        raise ValueError(f"blocks of {size} bytes")
+    return Blocks(size, File(**content["digests"]))
 
 
 def measure(folder: Path, file: File) -> list[Any]:

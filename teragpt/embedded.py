@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from teragpt.config import EMBEDDED_VOCABULARY
-from teragpt.dataset_files import MANIFEST, TRAIN, read_manifest
+from teragpt.dataset_files import BLOCK_BYTES, MANIFEST, TRAIN, read_manifest
 from teragpt.storage import cache_folder
 from teragpt.tokenizer_pieces import PIECES
 
@@ -30,7 +30,7 @@ LONGEST_PART = 40_000  # characters; what is longer is a table
 def key() -> str:
     """Names the corpus: which Python's library, made by which rules."""
     version = platform.python_version()
-    recipe = (CUT, str(library()), EMBEDDED_VOCABULARY, PIECES, VALIDATION, sorted(SKIPPED), LONGEST_PART)
+    recipe = (CUT, str(library()), EMBEDDED_VOCABULARY, PIECES, VALIDATION, sorted(SKIPPED), LONGEST_PART, BLOCK_BYTES)
     return f"py{version}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
 
 

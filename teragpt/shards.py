@@ -9,24 +9,84 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from teragpt.dataset_files import File, Manifest, Split, checksum, fail, measure, token_type
+from teragpt.dataset_files import (
+    BLOCK_BYTES,
+    BLOCKS_FILE,
+    DIGEST_BYTES,
+    Blocks,
+    File,
+    Manifest,
+    Split,
+    checksum,
+    fail,
+    measure,
+    token_type,
+)
 from teragpt.storage import cache_folder, locked
 
+Ids = npt.NDArray[np.unsignedinteger]
 
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Refuse a dataset that isn't what was written: sizes always, content once for each state of its files.
+
+class Shard(Protocol):
+    """The tokens of one shard, wherever it lies."""
+
+    def __len__(self) -> int: ...
+
+    def ask(self, start: int, stop: int) -> Callable[[], Ids]:
+        """Begin to bring tokens `start` to `stop`, of which there are as many; what is returned waits for them."""
+        ...
+
+
+class MappedShard:
+    """A shard on a disk of this machine."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        with path.open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.tokens: Ids = np.frombuffer(self.map, dtype)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ask(self, start: int, stop: int) -> Callable[[], Ids]:
+        """See Shard: the system reads what is not in memory yet, all that was asked for at once."""
+        first = start * self.tokens.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+        self.map.madvise(mmap.MADV_WILLNEED, first, stop * self.tokens.itemsize - first)
+        return lambda: self.tokens[start:stop]
+
+
+def write_digests(folder: Path, shards: Iterable[File]) -> Blocks:
+    """Write the digests of the blocks of shards that lie in `folder`. Raises OSError."""
+    with (folder / BLOCKS_FILE).open("wb") as out:
+        for shard in shards:
+            with (folder / shard.name).open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    out.write(block_digest(block))
+    return Blocks(BLOCK_BYTES, File.of(folder, folder / BLOCKS_FILE))
+
+
+def block_digest(content: bytes) -> bytes:
+    """A block's digest."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def verify(folder: Path, manifest: Manifest, files: Sequence[File] = ()) -> None:
+    """Refuse a dataset, or some `files` of it, that isn't what was written: sizes always, content once for each state.
 
     The content that was found good is remembered by size and modification time in the cache folder; where that
     cannot be written, content is read each time. Raises ConfigError that names the file.
     """
-    state = {"fingerprint": manifest.fingerprint, "files": [measure(folder, file) for file in manifest.files]}
+    files = files or manifest.files
+    state = {"fingerprint": manifest.fingerprint, "files": [measure(folder, file) for file in files]}
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     record = cache_folder() / "verified" / f"{name}.json"
     if recorded(record) == state:
@@ -35,10 +95,10 @@ def verify(folder: Path, manifest: Manifest) -> None:
         record.parent.mkdir(parents=True, exist_ok=True)
         with locked(record.with_suffix(".lock")):  # the ranks of a node read the content once, not each
             if recorded(record) != state:
-                read_all(folder, manifest)
+                read_all(folder, files)
                 record.write_text(json.dumps(state), "utf-8")
     except OSError:
-        read_all(folder, manifest)
+        read_all(folder, files)
 
 
 def recorded(record: Path) -> Any:
@@ -49,9 +109,9 @@ def recorded(record: Path) -> Any:
         return None
 
 
-def read_all(folder: Path, manifest: Manifest) -> None:
-    """Compare the content of every file with its checksum. Raises ConfigError."""
-    for file in manifest.files:
+def read_all(folder: Path, files: Iterable[File]) -> None:
+    """Compare the content of files with their checksums. Raises ConfigError."""
+    for file in files:
         path = folder / file.name
         try:
             found = checksum(path)

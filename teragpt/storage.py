@@ -214,6 +214,11 @@ class Bucket:
         with self.store() as (fs, path):
             return bytes(fs.cat_file(f"{path}/{name}"))
 
+    def read_part(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of an object, or all of it from a server that knows no parts."""
+        with self.store() as (fs, path):
+            return bytes(fs.cat_file(f"{path}/{name}", start=start, end=stop))
+
     def write(self, name: str, content: bytes) -> None:
         """See Folder."""
         with self.store() as (fs, path):

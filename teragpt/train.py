@@ -95,11 +95,12 @@ class Trainer:
             except Superseded as error:
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
                 return STOPPED
-            except ConfigError:  # the same on every rank
-                if self.world.rank == 0:
-                    raise
-                time.sleep(LEAVE_S)  # so that rank 0 ends first, which says why
-                return BAD_CONFIG
+            except ConfigError:
+                if self.world.rank > 0:
+                    time.sleep(LEAVE_S)  # rank 0 has mostly met the same: it says so, ends, and this one is stopped
+                    if self.requests.asked >= STOP:
+                        return BAD_CONFIG
+                raise
             finally:
                 dist.destroy_process_group()
 
@@ -179,8 +180,7 @@ class Trainer:
         progress, number = self.progress, self.progress.step + self.progress.skipped
         asked = FENCED if self.checkpoints.superseded() else self.requests.asked
         read = self.advance(progress.step, *self.batches.take(number), asked)
-        if progress.step + 1 < self.config.steps:
-            self.batches.prepare(number + 1)
+        self.batches.prepare(number + 1, self.config.steps - progress.step - 1)
         loss, norm, asked = read()
         return (loss, norm), asked
 

@@ -25,6 +25,7 @@ SET_ELSEWHERE = {  # settings of the trainer that have a place of their own in a
     "start_from": "/train/start_from",
 }
 RESERVED_ENV = ("TERAGPT_", "PET_")
+FREE_ENV = frozenset({"TERAGPT_CACHE", "TERAGPT_CACHE_BYTES"})  # where a node keeps what it copies, and how much
 RESERVED_NAMES = frozenset({"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
 NODES, PROCESSES, CPUS, MEMORY = 65_536, 1_024, 4_096, 1 << 50  # far beyond any machine: a typo, not a wish
 YEAR = 366 * 86_400
@@ -56,7 +57,7 @@ def printable(name: str) -> str:
 
 
 def _free_variable(name: str) -> str:
-    if name.startswith(RESERVED_ENV) or name in RESERVED_NAMES:
+    if (name.startswith(RESERVED_ENV) and name not in FREE_ENV) or name in RESERVED_NAMES:
         raise ValueError(f"got {name!r}; allowed: names that teragpt does not set itself")
     return name
 

@@ -23,7 +23,7 @@ from teragpt.prepare.documents import BLOCK_BYTES, Document, Dropped, Recipe
 from teragpt.prepare.duplicates import EXACT, KEPT, NEAR, find_duplicates
 from teragpt.prepare.parts import Part, batches, make_part
 from teragpt.prepare.report import Tally, write_report
-from teragpt.shards import SplitWriter, entropy
+from teragpt.shards import SplitWriter, entropy, write_digests
 from teragpt.storage import locked
 from teragpt.tokenizer import Tokenizer
 
@@ -58,13 +58,15 @@ def finish(parts: Sequence[Part], draft: Path, tokenizer: Tokenizer, recipe: Rec
         why = ", ".join(f"{one['documents']} {reason}" for reason, one in tally.dropped.reasons.items()) or "all empty"
         raise fail("sources", f"{documents} documents", f"text of which a document is left ({why})")
     files = sorted((draft / TOKENIZER_FOLDER).iterdir())
+    written = {name: split.finish() for name, split in splits.items()}
     manifest = Manifest(
         vocabulary=tokenizer.vocabulary,
         end=tokenizer.end,
         tokenizer_fingerprint=tokenizer.fingerprint,
         tokenizer_files=tuple(File.of(draft, path) for path in files),
         unigram_entropy=entropy(splits[TRAIN].counts),
-        splits={name: split.finish() for name, split in splits.items()},
+        splits=written,
+        blocks=write_digests(draft, (shard for split in written.values() for shard in split.shards)),
     )
     write_report(tally.report(manifest), draft)
     shutil.rmtree(draft / PARTS)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from teragpt.config import ConfigError
 from teragpt.data import Batch, Dataset, ShardedDataset, mixed, open_dataset, round_keys, share, shuffled
 from teragpt.dataset_files import MANIFEST, parse_manifest, read_manifest
+from teragpt.fetch import mapped
 from teragpt.prepare.assembly import write
 from teragpt.prepare.documents import Document, Recipe
 from teragpt.tokenizer import Tokenizer, train_bpe
@@ -51,7 +52,7 @@ def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> ShardedDataset:
     folder = make(tmp_path_factory.mktemp("data") / "dataset", tokenizer)
-    return ShardedDataset(folder, read_manifest(folder))
+    return ShardedDataset(mapped(folder, read_manifest(folder)))
 
 
 def stream(dataset: ShardedDataset, split: str) -> list[int]:
@@ -196,7 +197,7 @@ def test_the_cut_into_shards_changes_no_batch(
     dataset: ShardedDataset, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory, shard_tokens: int
 ) -> None:
     folder = make(tmp_path_factory.mktemp("cut") / "dataset", tokenizer, shard_tokens)
-    other = ShardedDataset(folder, read_manifest(folder))
+    other = ShardedDataset(mapped(folder, read_manifest(folder)))
     assert torch.equal(other.batch(5, 8, 64, 7, 0, 1)[0], dataset.batch(5, 8, 64, 7, 0, 1)[0])
 
 
@@ -236,9 +237,9 @@ def test_a_context_longer_than_a_split_is_refused(dataset: ShardedDataset, split
         draw(most + 1)
 
 
-def test_a_split_without_tokens_allows_no_context(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_split_without_a_document_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write([Document((TEXTS[0],))], tmp_path / "dataset", tokenizer, Recipe(validation=0))
-    with pytest.raises(ConfigError, match="context: got 8; allowed: at most 0"):
+    with pytest.raises(ConfigError, match=r"data: got .*dataset'; allowed: .* a document in its validation split"):
         open_dataset(str(tmp_path / "dataset")).validation(1, 8, 0, 1)
 
 

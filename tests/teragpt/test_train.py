@@ -158,12 +158,15 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_is_used(
         folder_at(f"s3://{stores.BUCKET}/data", "data").write(relative, path.read_bytes())
     out = f"s3://{stores.BUCKET}/runs/one"
     settings = {"out": out, "data": f"s3://{stores.BUCKET}/data"}
-    cache = {"TERAGPT_CACHE": str(tmp_path)}
+    cache = {"TERAGPT_CACHE": str(tmp_path), "TERAGPT_CACHE_BYTES": "1500000"}  # of the 4.6 MB that the corpus takes
     said = ranks.train_until(lambda said: last_step(said) >= 9, settings, 2, cache)
     code, output = ranks.train(settings, 2, cache)
     assert code == 0, output
     assert re.search("resumed from step [48] ", output)
     assert ranks.curve(said + output) == ranks.curve(uninterrupted[1])
+    blocks = [path.stat().st_size for path in tmp_path.glob("datasets/*/blocks/*/[0-9]*")]
+    assert 1 <= len(blocks) <= 5
+    assert sum(blocks) <= 1_500_000
     run = folder_at(out, "run")
     assert [one.step for one in published(run)] == [8, 12]
     points = [json.loads(line) for line in run.read("metrics-2.jsonl").splitlines()]

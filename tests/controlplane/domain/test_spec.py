@@ -201,6 +201,11 @@ def test_the_size_alone_is_enough() -> None:
     assert run.state_bytes["total"] == 16 * -(-run.parameters // 2)
 
 
+@pytest.mark.parametrize("name", ["TERAGPT_CACHE", "TERAGPT_CACHE_BYTES"])
+def test_a_run_may_say_where_and_how_much_of_its_data_a_node_keeps(name: str) -> None:
+    assert [one.name for one in parse_spec(tiny(env=[{"name": name, "value": "1"}])).env] == [name]
+
+
 def test_a_resolved_run_survives_json_and_its_hash_tells_it_from_others() -> None:
     run = resolve(parse_spec(tiny(env=[{"name": "A", "value": "b"}], labels={"team": "lm"})), Machine(), "/runs/x")
     assert ResolvedRun.from_json(run.to_json()) == run

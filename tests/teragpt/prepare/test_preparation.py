@@ -89,7 +89,8 @@ def test_the_manifest_describes_what_was_written(texts: Path, tmp_path: Path, to
     assert Tokenizer(str(tmp_path / "out" / "tokenizer")).fingerprint == made.tokenizer_fingerprint
     assert not list(tmp_path.glob(".*"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "dataset.json", "report.json", "report.svg", "tokenizer", "train-00000.bin", "validation-00000.bin",
+        "blocks.bin", "dataset.json", "report.json", "report.svg", "tokenizer", "train-00000.bin",
+        "validation-00000.bin",
     }  # fmt: skip
 
 
