@@ -36,12 +36,13 @@ def attempt_of(  # noqa: PLR0913 - each is one fact that only its caller knows
 ) -> Attempt:
     """The attempt as the renderer takes it. `url` is the control plane's, as the pods reach it.
 
-    `image`, `queue` and `namespace` are for runs that name none; `priority` is the attempt's own, if it has one. With
-    the `audience` of a cluster's service-account tokens, pods show one of those instead of `token`; no pod comes to
-    `avoid_nodes`.
+    `image`, `queue` and `namespace` are for runs that name none; `priority` is the attempt's own, empty for none; None
+    is the run's. With the `audience` of a cluster's service-account tokens, pods show one of those instead of `token`;
+    no pod comes to `avoid_nodes`.
     """
     layout = run.layout
-    own = {"queue": run.scheduling.queue or queue or None, "priority": priority or run.scheduling.priority}
+    stays = run.scheduling.priority if priority is None else priority or None
+    own = {"queue": run.scheduling.queue or queue or None, "priority": stays}
     scheduling = run.scheduling.model_copy(update=own)
     return Attempt(
         run_id=run_id,

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -57,7 +57,7 @@ class Watcher(Protocol):
 def run(arguments: Sequence[str], watcher: Watcher) -> None:
     """Bring the nodes together, start this node's ranks, and wait until all nodes' have ended.
 
-    Raises ConfigError or SystemExit (argparse's) on bad options, torch's errors when the nodes do not come together.
+    Raises ConfigError on bad options, SystemExit on `-h`, torch's errors when the nodes do not come together.
     """
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.WARNING)  # the agent's remarks, which would stand between the ranks' lines
@@ -91,6 +91,11 @@ def read_options(arguments: Sequence[str]) -> tuple[LaunchConfig, str, list[str]
     """torchrun's options from the command line and PET_*: configuration, program, its arguments. Raises ConfigError."""
     parser = get_args_parser()
     parser.prog = "python -m teragpt.launch"
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError([Problem("options", " ".join(arguments), f"{message}; {parser.prog} -h lists them")])
+
+    parser.error = refuse  # type: ignore[method-assign]
     options = parser.parse_args(list(arguments))
     problems = list(refused(options))
     if problems:

@@ -41,6 +41,7 @@ from controlplane.api import (
 )
 from controlplane.api.access import Access
 from controlplane.api.addresses import Addresses
+from controlplane.api.heads import Heads
 from controlplane.api.streams import Hub
 from controlplane.api.telemetry import Measurements, Telemetry
 from controlplane.services import state, users
@@ -89,6 +90,7 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     known = users.users_of(context, settings.authentication)
     app.add_middleware(Addresses)
     app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=known)
+    app.add_middleware(Heads)
     app.add_middleware(Telemetry, measurements=app.state.measurements)
     return app
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -126,7 +127,7 @@ def _unknown_parameter(name: str, known: Sequence[str]) -> FieldProblem:
 def parse(body: bytes) -> Any:
     """The value of a JSON text. Raises Refusal: 400 where it is no JSON, 422 with pointers for values beyond it."""
     try:
-        value = json.loads(body)
+        value = json.loads(body, object_pairs_hook=_object)
     except RecursionError:
         raise Refusal("invalid_json", f"nested deeper than {DEEPEST} levels") from None
     except UnicodeDecodeError as error:
@@ -141,6 +142,21 @@ def parse(body: bytes) -> Any:
     return value
 
 
+class Repeated(dict[str, Any]):
+    """An object with the keys `names` more than once, of which only the last values are here."""
+
+    names: tuple[str, ...]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    repeated = Repeated(made)
+    repeated.names = tuple(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    return repeated
+
+
 def oddities(value: Any, path: Path = ()) -> Iterator[FieldProblem]:
     """Values inside `value` that JSON's other readers would not take, or that nothing stores."""
     if isinstance(value, dict | list):
@@ -149,6 +165,10 @@ def oddities(value: Any, path: Path = ()) -> Iterator[FieldProblem]:
                 pointer=pointer(path), code="too_deep", detail=f"got more; allowed: {DEEPEST} levels of nesting"
             )
             return
+        for name in value.names if isinstance(value, Repeated) else ():
+            yield FieldProblem(
+                pointer=pointer((*path, name)), code="repeated_key", detail="got it more than once; allowed: once"
+            )
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for key, entry in entries:
             if isinstance(key, str) and (problem := _odd(key)):

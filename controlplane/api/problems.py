@@ -24,7 +24,7 @@ from controlplane.domain import errors
 from controlplane.domain.fields import BadField
 
 MEDIA_TYPE = "application/problem+json"
-METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came from
 
 CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, and those of HTTP
@@ -136,7 +136,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """What the address knows: each of its methods is a route of its own, and the router tells of the first alone."""
-    asked = [(method, {**request.scope, "method": method}) for method in METHODS]
+    asked = [(method, {**request.scope, "method": "GET" if method == "HEAD" else method}) for method in METHODS]
     routes = request.app.router.routes
     return [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 

@@ -176,8 +176,8 @@ class Telemetry:
         self.measurements.requests.labels(scope["method"], route, str(status)).inc()
         if not streams:
             self.measurements.seconds.labels(route).observe(seconds)
-        read = scope["method"] == "GET" and status < HTTPStatus.BAD_REQUEST  # whoever follows a run reads all the time
-        quiet = read or (scope["method"], route) in QUIET
+        read = scope["method"] in {"GET", "HEAD"} and status < HTTPStatus.BAD_REQUEST
+        quiet = read or (scope["method"], route) in QUIET  # whoever follows a run reads all the time
         level = logging.DEBUG if quiet else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
         run = scope.get("path_params", {}).get("run")

@@ -35,26 +35,30 @@ class ChangedLimits(Section):
 class ChangedScheduling(Section):
     """Who goes first, from the next object on."""
 
-    priority: Subdomain = Field(
-        description="On Kubernetes, as in a spec: the object that is there keeps its own.", examples=["high"]
+    priority: Subdomain | None = Field(
+        description="As in a spec; null: the installation's. The object that is there keeps its own.", examples=["high"]
     )
 
 
 class RunChanges(Section):
     """What to change of a run. What is left out stays; null takes a value away."""
 
-    labels: Annotated[dict[LabelKey, LabelValue | None], Field(max_length=2 * MOST_LABELS)] = Field(
+    labels: Annotated[dict[LabelKey, LabelValue | None], Field(max_length=2 * MOST_LABELS)] | None = Field(
         default_factory=dict,
-        description="Labels to set, and with null to take away; pods keep those that they began with.",
+        description="Labels to set, and with null to take away; null: none. Pods keep those that they began with.",
         examples=[{"team": "lm", "draft": None}],
     )
     notes: Notes | None = Field(default=None, description="Its notes; null: none.", examples=["diverged at 2e-3"])
-    pinned: bool = Field(default=False, description="Whether it is pinned.", examples=[True])
-    limits: ChangedLimits = Field(
-        default_factory=ChangedLimits, description="Limits of a run that lives.", examples=[{"max_restarts": 10}]
+    pinned: bool | None = Field(default=False, description="Whether it is pinned; null: not.", examples=[True])
+    limits: ChangedLimits | None = Field(
+        default_factory=ChangedLimits,
+        description="Limits of a run that lives; null: all as where a spec says nothing.",
+        examples=[{"max_restarts": 10}],
     )
     scheduling: ChangedScheduling | None = Field(
-        default=None, description="Priority of a run that lives.", examples=[{"priority": "high"}]
+        default=None,
+        description="Priority of a run that lives; null: the installation's.",
+        examples=[{"priority": "high"}],
     )
 
 

@@ -235,6 +235,9 @@ def _folders(spec: RunSpec, places: Mapping[str, Place], problems: list[Problem]
     names = {"out": OUT, "start_from": START, **({"data": "/data/uri"} if spec.data.uri else {})}
     folders = {name: paths[pointer] for name, pointer in names.items() if pointer in paths}
     data = [paths[pointer] for pointer in spec.data.uris if pointer in paths]
+    if not spec.data.sources and "sources" in spec.data.model_fields_set:
+        detail = "got none; allowed: one or more, or leave it out for the embedded corpus"
+        problems.append(Problem("/data/sources", "too_short", detail))
     if not spec.data.sources or len(data) < len(spec.data.sources):
         return folders
     mixture = ",".join(written(at, one.weight, one.epochs) for at, one in zip(data, spec.data.sources, strict=True))

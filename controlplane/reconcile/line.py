@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from controlplane.domain.phases import LIVE, Phase
 from controlplane.domain.priorities import rank
 from controlplane.store.moves import CREATE
-from controlplane.store.tables import Outbox, Run
+from controlplane.store.tables import Attempt, Outbox, Run
 
 REASON, BEYOND_QUOTA = "WaitsForTurn", "WaitsForGPUs"
 UNDER_WAY = LIVE - {Phase.QUEUED, Phase.SUSPENDED}
@@ -90,10 +90,11 @@ def waiting(
 ) -> list[Any]:
     """The runs of a kind whose objects are `due`, in the order in which they go; who waits `elsewhere` is left out."""
     wanted = (
-        select(Run.id, Run.name, Run.phase, Run.message, Run.gpus, Run.namespace, Run.spec)
+        select(Run.id, Run.name, Run.phase, Run.message, Run.gpus, Run.namespace, Attempt.priority)
         .join(Outbox, (Outbox.run_id == Run.id) & (Outbox.op == CREATE))
+        .join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Outbox.attempt))
         .where(due, *which, Run.id.not_in([*elsewhere]))
         .order_by(Outbox.due_at, Run.id)
     )
     found: Sequence[Any] = session.execute(wanted).all()
-    return sorted(found, key=lambda one: -rank((one.spec.get("scheduling") or {}).get("priority")))
+    return sorted(found, key=lambda one: -rank(one.priority))

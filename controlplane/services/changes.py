@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import delete
 
-from controlplane.domain.changes import MOST_LABELS, RunChanges
+from controlplane.domain.changes import MOST_LABELS, ChangedLimits, RunChanges, merged
 from controlplane.domain.errors import Changed, InvalidSpec, NotAlive, NotFound, Problem, StillRunning
 from controlplane.domain.names import search_text
 from controlplane.domain.phases import Desired, Phase
@@ -21,7 +21,7 @@ from controlplane.faults import fault
 from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
-from controlplane.store.moves import add_event, get_attempt, get_run
+from controlplane.store.moves import add_event, get_attempt, get_run, priority_of
 from controlplane.store.tables import Label, Run
 from controlplane.store.writer import Transaction
 
@@ -46,7 +46,7 @@ def change_run(
             *_relabelled(transaction, run, changes),
             *_annotated(run, changes),
             *_limited(run, changes),
-            *_promoted(transaction, run, changes),
+            *_promoted(transaction, run, changes, context.defaults.scheduling.priority),
         ]
         if not changed:
             return
@@ -112,7 +112,7 @@ def _honoured(context: Context, changes: RunChanges) -> None:
 
 
 def _relabelled(transaction: Transaction, run: Run, changes: RunChanges) -> list[str]:
-    joined = {**run.labels, **changes.labels}
+    joined = {} if changes.labels is None else {**run.labels, **changes.labels}
     labels = {key: value for key, value in joined.items() if value is not None}
     if labels == run.labels:
         return []
@@ -128,6 +128,7 @@ def _relabelled(transaction: Transaction, run: Run, changes: RunChanges) -> list
 def _annotated(run: Run, changes: RunChanges) -> list[str]:
     given = sorted({"notes", "pinned"} & changes.model_fields_set)
     asked: dict[str, Any] = {name: getattr(changes, name) for name in given}
+    asked |= {"pinned": bool(changes.pinned)} if "pinned" in given else {}
     changed = {name: value for name, value in asked.items() if value != getattr(run, name)}
     for name, value in changed.items():
         setattr(run, name, value)
@@ -136,8 +137,9 @@ def _annotated(run: Run, changes: RunChanges) -> list[str]:
 
 
 def _limited(run: Run, changes: RunChanges) -> list[str]:
-    defaults, asked = Limits(), changes.limits.model_fields_set
-    given: dict[str, Any] = {name: getattr(changes.limits, name) for name in sorted(asked)}
+    defaults = Limits()
+    asked = ChangedLimits.model_fields if changes.limits is None else changes.limits.model_fields_set
+    given: dict[str, Any] = {name: getattr(changes.limits, name, None) for name in sorted(asked)}
     wanted = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
     changed = {name: value for name, value in wanted.items() if value != getattr(run, name)}
     if not changed:
@@ -149,15 +151,18 @@ def _limited(run: Run, changes: RunChanges) -> list[str]:
     return [f"limits.{name}" for name in changed]
 
 
-def _promoted(transaction: Transaction, run: Run, changes: RunChanges) -> list[str]:
-    """An object that is not begun yet gets the new priority; one that is keeps its own."""
+def _promoted(transaction: Transaction, run: Run, changes: RunChanges, otherwise: str | None) -> list[str]:
+    """An object that is not begun yet gets the new priority; one that is keeps its own. `otherwise`: for none."""
     scheduling = run.spec.get("scheduling", {})
-    if changes.scheduling is None or changes.scheduling.priority == scheduling.get("priority"):
+    wanted = changes.scheduling.priority if changes.scheduling else None
+    if "scheduling" not in changes.model_fields_set or wanted == scheduling.get("priority"):
         return []
     _ensure_alive(run, "given another priority")
-    run.spec = {**run.spec, "scheduling": {**scheduling, "priority": changes.scheduling.priority}}
+    run.spec = {**run.spec, "scheduling": merged(scheduling, {"priority": wanted})}
+    resolved = merged(run.resolved.get("scheduling") or {}, {"priority": wanted or otherwise})
+    run.resolved = {**run.resolved, "scheduling": resolved}
     if run.phase in {Phase.QUEUED, Phase.RESTARTING}:
-        get_attempt(transaction, run.id, run.attempt).priority = changes.scheduling.priority
+        get_attempt(transaction, run.id, run.attempt).priority = priority_of(run.spec, run.resolved)
     return ["scheduling.priority"]
 
 

@@ -175,8 +175,8 @@ def _add_keys(connection: Connection, stored: Sequence[tuple[Request, dict[str, 
 
 def _attempt(request: Request, run: Mapping[str, Any]) -> NewAttempt:
     now = run["created_at"]
-    name = object_name(request.name, request.id, run["attempt"])
-    return NewAttempt(request.id, run["attempt"], name, priority_of(run["spec"]), now, now, request.resumed_from)
+    name, priority = object_name(request.name, request.id, run["attempt"]), priority_of(run["spec"], run["resolved"])
+    return NewAttempt(request.id, run["attempt"], name, priority, now, now, request.resumed_from)
 
 
 def _event(request: Request, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,15 +143,15 @@ def add_attempt(
     transaction: Transaction, run: Run, number: int, now: float, due_at: float, *, resumed_from: int | None = None
 ) -> None:
     """The run's next attempt, from the checkpoint at step `resumed_from`, and the outbox row that makes its object."""
-    name, priority = object_name(run.name, run.id, number), priority_of(run.spec)
+    name, priority = object_name(run.name, run.id, number), priority_of(run.spec, run.resolved)
     add_attempts(transaction, [NewAttempt(run.id, number, name, priority, now, due_at, resumed_from)])
     transaction.session.connection().execute(update(Run).where(Run.id == run.id).values(attempt=number))
 
 
-def priority_of(spec: Mapping[str, Any]) -> str | None:
-    """The priority that a spec, as it is stored, asks for."""
-    priority: str | None = spec.get("scheduling", {}).get("priority")
-    return priority
+def priority_of(spec: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    """A run's priority, its own or the installation's, as both are stored; empty for none, which an attempt keeps."""
+    given = [(one.get("scheduling") or {}).get("priority") for one in (spec, resolved)]
+    return next((str(one) for one in given if one), "")
 
 
 def request_deletion(transaction: Transaction, attempt: Attempt, now: float) -> None:

@@ -186,7 +186,7 @@ class Attempt(Base):
     """One execution of a run. Its verdict, from `reason` to `last_lines`, is written once.
 
     `charged`: whether its failure counts against `max_restarts`; null where it may not be tried again at all.
-    `priority`: that of its object, where its user gave one.
+    `priority`: that of its object, empty for none; None in what an older version stored, for the run's own.
     """
 
     __tablename__ = "attempts"

@@ -97,3 +97,11 @@ def test_every_bad_value_is_reported_up_to_a_hundred() -> None:
 def test_nesting_ends_at_the_limit() -> None:
     assert not list(oddities(json.loads("[" * DEEPEST + "]" * DEEPEST)))
     assert [problem.code for problem in oddities(json.loads("[" * 40 + "]" * 40))] == ["too_deep"]
+
+
+def test_a_key_that_is_there_twice_is_pointed_at() -> None:
+    with pytest.raises(Refusal) as refused:
+        parse(b'{"a/b": 1, "c": [{"d": 1, "e": 2, "d": {"f": 1}}], "a/b": 2, "g": {"h": 1, "i": {"h": 1}}}')
+    found = [(one.pointer, one.code, one.detail) for one in refused.value.fields]
+    told = ("repeated_key", "got it more than once; allowed: once")
+    assert found == [("/a~1b", *told), ("/c/0/d", *told)]

@@ -40,11 +40,9 @@ BAD: tuple[tuple[dict[str, Any], list[str]], ...] = (
     ({"size": "124m"}, ["/size"]),
     ({"labels": {"a": 1}}, ["/labels/a"]),
     ({"labels": {"-": "x"}}, ["/labels/-"]),
-    ({"labels": None}, ["/labels"]),
     ({"notes": ""}, ["/notes"]),
     ({"notes": "x" * 10_001}, ["/notes"]),
     ({"pinned": "yes"}, ["/pinned"]),
-    ({"pinned": None}, ["/pinned"]),
     (
         {"limits": {"max_restarts": -1, "ttl_after_finish_s": 4000}},
         ["/limits/max_restarts", "/limits/ttl_after_finish_s"],
@@ -183,3 +181,23 @@ def test_stacks_are_those_in_the_runs_own_folder(client: TestClient, run: dict[s
         ("20260101-rank-0-stacks.txt", "== 20260101-rank-0-stacks.txt \xff"),
     ]
     assert told[0]["time"] == "2026-11-24T11:05:02Z"
+
+
+def test_null_takes_away_what_may_be_changed(client: TestClient, run: dict[str, Any]) -> None:
+    path = f"/runs/{run['id']}"
+    given = {
+        "labels": {"team": "lm"},
+        "notes": "x",
+        "pinned": True,
+        "limits": {"max_runtime_s": 60, "max_restarts": 9},
+        "scheduling": {"priority": "high"},
+    }
+    first = client.patch(path, json=given).json()
+    assert first["spec"]["scheduling"] == {"priority": "high"}
+    gone = client.patch(path, json=dict.fromkeys(given)).json()
+    assert (gone["labels"], gone["notes"], gone["pinned"]) == ({}, None, False)
+    assert gone["spec"]["limits"] == {"max_runtime_s": None, "max_restarts": 3}
+    assert gone["spec"]["scheduling"] == {}
+    again = client.patch(path, json=dict.fromkeys(given)).json()
+    assert again["revision"] == gone["revision"]
+    assert client.patch(path, json={"scheduling": {"priority": None}}).json()["revision"] == gone["revision"]

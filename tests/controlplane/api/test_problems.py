@@ -190,8 +190,8 @@ def test_an_unknown_address_and_a_wrong_method_are_told_apart(client: TestClient
     assert (reply.status_code, reply.json()["code"]) == (404, "unknown_route")
     reply = client.delete("/runs")
     assert (reply.status_code, reply.json()["code"]) == (405, "method_not_allowed")
-    assert reply.headers["allow"] == "GET, POST"
-    assert client.post("/runs/5").headers["allow"] == "GET"
+    assert reply.headers["allow"] == "GET, HEAD, POST"
+    assert client.post("/runs/5").headers["allow"] == "GET, HEAD"
 
 
 def test_a_text_that_nothing_stores_is_refused_in_an_address_too(client: TestClient) -> None:

@@ -21,7 +21,7 @@ def test_a_run_is_reached_by_a_name_with_a_slash(client: TestClient) -> None:
     assert client.get("/runs/lr%2F3e-4").json()["id"] == made["id"]
     assert client.post("/v1/runs/lr%2f3e-4/cancel").json()["desired"] == "cancelled"
     assert client.get("/runs/lr%2F3e-4/nope").json()["instance"] == "/runs/lr/3e-4/nope"
-    assert client.post("/v1/runs/lr%2F3e-4").headers["allow"] == "DELETE, GET, PATCH"
+    assert client.post("/v1/runs/lr%2F3e-4").headers["allow"] == "DELETE, GET, HEAD, PATCH"
     assert client.get("/runs?q=a%00b").status_code == client.get("/runs/%00").status_code == 422
     assert client.get("/runs/other%2Frun").json()["detail"] == "there is no run 'other/run'"
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from controlplane.clusters.base import Traits
 from controlplane.domain.changes import RunChanges
+from controlplane.domain.defaults import parse_defaults
 from controlplane.domain.errors import InvalidSpec
 from controlplane.services import changes, runs
 from controlplane.services.context import Context
@@ -58,6 +61,18 @@ def test_runs_wait_in_line_for_the_gpus_of_their_namespace(stage: Stage) -> None
     stage.memory.stop(stage.object)
     stage.look(3)
     assert [told(stage, one)[0] for one in (first, second, third)] == ["cancelled", "pending", "pending"]
+
+
+def test_a_priority_of_the_installation_counts_in_line(stage: Stage) -> None:
+    ask(stage, "first", 4)
+    stage.look(2)
+    usual = ask(stage, "usual", 4)
+    defaults = parse_defaults({"scheduling": {"priority": "high"}})
+    stage.context = replace(stage.context, defaults=defaults, laid_out={})
+    high = ask(stage, "high", 4)
+    stage.look(2)
+    places = [(told(stage, one)[2] or "").partition(" in line")[0] for one in (high, usual)]
+    assert places == ["place 1", "place 2"]
 
 
 def test_the_higher_priority_goes_first_also_when_it_changes(stage: Stage) -> None:

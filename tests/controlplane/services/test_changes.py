@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from controlplane.clusters.base import Traits
 from controlplane.domain.changes import RunChanges, merged
+from controlplane.domain.defaults import parse_defaults
 from controlplane.domain.errors import Changed, InvalidSpec, NotAlive, NotFound, StillRunning
 from controlplane.domain.spec import parse_spec
 from controlplane.services import attempts, changes, runs
@@ -95,6 +96,26 @@ def test_limits_of_a_run_that_does_not_go_on_are_refused(context: Context, run: 
         change(context, run.id, limits={"max_restarts": 9}, notes="x")
     assert runs.get(context, run.id).notes is None
     assert change(context, run.id, notes="x").notes == "x"
+
+
+def test_a_priority_taken_away_is_the_installations(context: Context, memory: MemoryCluster, stage: Stage) -> None:
+    memory.shown = dataclasses.replace(Traits(), shared_folders=False)
+    run = stage.ask(compute={"nodes": 1}, checkpoint={"uri": "s3://b/x"}, scheduling={"priority": "low"})
+
+    def priority(number: int) -> str | None:
+        manifest = attempts.manifest(context, run.id, number)
+        found: dict[str, str] = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+        return found.get("priorityClassName")
+
+    assert change(context, run.id, scheduling=None).spec["scheduling"] == {}
+    assert priority(1) is None
+    stage.look()
+    defaults = dataclasses.replace(context, defaults=parse_defaults({"scheduling": {"priority": "usual"}}))
+    change(context, run.id, scheduling={"priority": "high"})
+    change(defaults, run.id, scheduling={"priority": None})
+    assert priority(1) is None  # its object is there
+    fail(stage)
+    assert (priority(1), priority(2)) == (None, "usual")
 
 
 @ON_SQLITE
