@@ -213,9 +213,9 @@ def reconciling(
 
     def reconciler(name: str, cluster: Cluster) -> Reconciler:
         class Measured(Reconciler):
-            def step(self) -> bool:
+            def step(self, *, whole: bool = True) -> bool:
                 with measurements.look(name):
-                    return super().step()
+                    return super().step(whole=whole)
 
         site = Site(context.at(name).url, context.image, context.queue)
         return Measured(ledger, cluster, site=site, of=name, turn=turn)

@@ -6,12 +6,15 @@ Names look like paths. What is appended to is only ever appended to, so that rea
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 from typing import Protocol
 
 from controlplane.clusters.pieces import Limits, LogFile
 from controlplane.domain.logs import LogExtent
+
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class Shelf(Protocol):
@@ -118,11 +121,16 @@ class Folder:
 
     def put(self, name: str, data: bytes) -> None:
         """See `Shelf.put`."""
-        path = self._root / name
-        draft = path.with_name(f".{path.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
-        draft.replace(path)
+        folder, _, file = f"{self._root}/{name}".rpartition("/")
+        draft = f"{folder}/.{file}"
+        try:
+            descriptor = os.open(draft, WRITE, 0o666)
+        except FileNotFoundError:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(draft, WRITE, 0o666)
+        with open(descriptor, "wb") as out:  # noqa: PTH123 - a descriptor
+            out.write(data)
+        os.replace(draft, f"{folder}/{file}")  # noqa: PTH105 - thousands in a row
 
     def extent(self, name: str) -> LogExtent:
         """See `Shelf.extent`."""

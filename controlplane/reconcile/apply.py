@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import bindparam, update
 
 from controlplane.domain.phases import FAILURE, RESTART, Phase
 from controlplane.faults import fault
@@ -11,7 +14,18 @@ from controlplane.reconcile.decide import Decision, Look
 from controlplane.reconcile.pace import Pace
 from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict
 from controlplane.runfolder import last_checkpoint, metric_lines
-from controlplane.store.moves import add_attempt, add_event, get_attempt, get_run, move, request_deletion, withdraw
+from controlplane.store.moves import (
+    Move,
+    add_attempt,
+    add_event,
+    get_attempt,
+    get_run,
+    locked,
+    move,
+    move_all,
+    request_deletion,
+    withdraw,
+)
 from controlplane.store.points import add_points, newest_seq
 from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Run
@@ -31,12 +45,21 @@ def apply(store: Ledger, pace: Pace, look: Look, decision: Decision) -> bool:
         read_leftovers(store, look.run, look.attempt)
         checkpoint = last_checkpoint(Path(look.run.folder))
     try:
-        fault("decision made")
-        store.write(lambda transaction: _store(transaction, pace, look, decision, checkpoint))
-        fault("decision stored")
+        _write(store, lambda transaction: _store(transaction, pace, look, decision, checkpoint))
     except Stale:
         return False
     return True
+
+
+def apply_simple(store: Ledger, seen: Sequence[tuple[Look, Decision]]) -> None:
+    """Store simple decisions together, each if it is still valid. Raises StoreUnavailable, with nothing stored."""
+    _write(store, lambda transaction: _store_simple(transaction, seen))
+
+
+def _write(store: Ledger, job: Callable[[Transaction], None]) -> None:
+    fault("decision made")
+    store.write(job)
+    fault("decision stored")
 
 
 def read_leftovers(store: Ledger, run: Run, attempt: Attempt) -> None:
@@ -87,18 +110,54 @@ def _tell_of_logs(transaction: Transaction, attempt: Attempt, pods: list[dict[st
             add_event(transaction, attempt.run_id, "log", told, now, data={"pod": pod["name"], "first_byte": first})
 
 
+def _store_simple(transaction: Transaction, seen: Sequence[tuple[Look, Decision]]) -> None:
+    rows = locked(transaction, [look.run.id for look, _ in seen])
+    now_at = {row.id: (row.phase, row.desired, row.attempt) for row in rows}
+    valid = [
+        (look, decision)
+        for look, decision in seen
+        if now_at.get(look.run.id) == (look.run.phase, look.run.desired, look.run.attempt)
+    ]
+    changes: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    moves: list[Move] = []
+    for look, decision in valid:
+        new: dict[str, Any] = {}
+        if decision.pods is not None:
+            _tell_of_logs(transaction, look.attempt, decision.pods, look.now)
+            new["pods"] = decision.pods
+        if decision.transition is not None:
+            began = _began(look, decision)
+            new |= {"phase": decision.transition.target, "started_at": began or look.attempt.started_at}
+            started = {"started_at": look.run.started_at or began}
+            moves.append(Move(look.run.id, decision.transition, decision.reason, decision.message, started))
+        changes.setdefault(tuple(new), []).append({"run": look.run.id, "of": look.attempt.number, **_new(new)})
+    which = (Attempt.run_id == bindparam("run"), Attempt.number == bindparam("of"))
+    for names, given in changes.items():
+        values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+        transaction.session.connection().execute(update(Attempt.__table__).where(*which).values(values), given)  # type: ignore[arg-type]
+    if moves:
+        move_all(transaction, moves, valid[0][0].now)
+
+
+def _new(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def _began(look: Look, decision: Decision) -> float | None:
+    """When the attempt began to run, if it has by this decision."""
+    if decision.transition is None or decision.transition.target is not Phase.RUNNING:
+        return None
+    pods = look.attempt.pods if decision.pods is None else decision.pods
+    return look.attempt.started_at or _first_start(pods) or look.now
+
+
 def _step(transaction: Transaction, run: Run, attempt: Attempt, decision: Decision, now: float) -> None:
-    """A transition of a live attempt."""
+    """A transition of a live attempt that is more than `simple`."""
     assert decision.transition is not None
-    target, started = decision.transition.target, run.started_at
-    attempt.phase = target
-    if target is Phase.RUNNING:
-        attempt.started_at = attempt.started_at or _first_start(attempt) or now
-        started = started or attempt.started_at
+    attempt.phase = decision.transition.target
     transaction.session.flush()
     reason, message = decision.reason, decision.message
-    moved = move(transaction, run.id, decision.transition, now, reason=reason, message=message, started_at=started)
-    if not moved:
+    if not move(transaction, run.id, decision.transition, now, reason=reason, message=message):
         raise Stale
 
 
@@ -137,7 +196,7 @@ def _end(
 ) -> None:
     """The attempt is over: the run ends with it, or goes on with the next one."""
     attempt.finished_at = now
-    attempt.started_at = attempt.started_at or _first_start(attempt)
+    attempt.started_at = attempt.started_at or _first_start(attempt.pods)
     attempt.phase = decision.transition.target if decision.transition else Phase.FAILED
     transaction.session.flush()
     if checkpoint is None:  # the run's storage is not this machine's: what the trainer has told
@@ -194,5 +253,5 @@ def _restart_or_fail(
     return moved
 
 
-def _first_start(attempt: Attempt) -> float | None:
-    return min((pod["started_at"] for pod in attempt.pods if pod.get("started_at")), default=None)
+def _first_start(pods: Sequence[Mapping[str, Any]]) -> float | None:
+    return min((pod["started_at"] for pod in pods if pod.get("started_at")), default=None)

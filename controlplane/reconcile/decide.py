@@ -113,6 +113,12 @@ class Decision:
     deletes: bool = False
     pods: list[dict[str, Any]] | None = None
 
+    @property
+    def simple(self) -> bool:
+        """Whether it says no more than how the pods are, and which phase that is: the run goes on as it did."""
+        plain = self.transition is None or self.transition in (WAITING, PLACED, RUNS)
+        return plain and not (self.verdict or self.ends or self.resumes or self.deletes)
+
 
 def decide(look: Look) -> Decision | None:
     """The next thing to store about this run; None where nothing has changed."""

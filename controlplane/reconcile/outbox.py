@@ -7,19 +7,24 @@ when they turn out to be done, deletions of what is gone succeed.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select, update
-from sqlalchemy.orm import Session, aliased, undefer
+from sqlalchemy import ColumnElement, and_, exists, or_, select, tuple_, update
+from sqlalchemy.orm import Session, aliased
 
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
-from controlplane.domain.phases import REFUSED, SUBMIT, SUBMITTED, UNREACHABLE, Desired
+from controlplane.domain.phases import REFUSED, UNREACHABLE, Desired
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.faults import fault
 from controlplane.logfmt import about
 from controlplane.reconcile.admission import Admission
+from controlplane.reconcile.leases import lease, submitted
 from controlplane.reconcile.pace import Pace
 from controlplane.render import render, secret_of
 from controlplane.store.moves import CREATE, get_attempt, get_run, move, settle
@@ -32,7 +37,9 @@ from controlplane.tracing import of_run
 log = logging.getLogger(__name__)
 NODE_FAULTS = frozenset({"NodeLost", "Shutdown"})
 MOST_AVOIDED = 10
-BATCH = 16  # rows leased at once: one commit serves them all
+AT_ONCE = 4  # rows worked off at the same time, where a whole batch waits
+BATCH = 64  # rows leased at once: one commit serves them all
+STORED_S = 0.5  # for how long what came of rows may be gathered before it is stored
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,15 @@ class Site:
     url: str
     image: str
     queue: str = ""
+
+
+class _Facts(NamedTuple):
+    """What a stored run's object is made of."""
+
+    resolved: dict[str, Any]
+    spec_hash: str
+    priority: str | None
+    avoid: tuple[str, ...]
 
 
 def void_leases(store: Ledger, cluster: str) -> None:
@@ -65,20 +81,43 @@ class Worker:
         self._store, self._cluster, self._site, self._pace = store, cluster, site, pace
         self._of, self._turn = of, turn
         self._admission = Admission(store, cluster, of)
+        self._pool = ThreadPoolExecutor(AT_ONCE, f"outbox {of}".strip())
 
     @property
     def contended(self) -> bool:
         """Whether runs wait for another one to find its places."""
         return self._admission.contended
 
-    def work(self, now: float) -> bool:
-        """Work off one batch; whether there may be more. Raises StoreUnavailable."""
-        with self._turn:
-            leased = self._leased(now)
-        for row in leased:
-            with about(run=row.run_id, attempt=row.attempt), of_run(f"outbox {row.op}", row.run_id, row.attempt):
-                self._create(row, now) if row.op == CREATE else self._delete(row, now)
-        return len(leased) == BATCH
+    def work(self, clock: Callable[[], float], longest_s: float) -> bool:
+        """Work off what is due, batch by batch, for so long at most; whether there may be more.
+
+        Few rows go one by one, in their order. Of a whole batch several are asked for at the same time, while the next
+        one is leased. Raises StoreUnavailable.
+        """
+        end, under_way = time.monotonic() + longest_s, deque[Future[None]]()
+        try:
+            while True:
+                now = clock()
+                with self._turn:
+                    leased = self._leased(now)
+                more = len(leased) == BATCH
+                if not (more or under_way):
+                    self._work_off(leased, now)
+                    return False
+                for lane in range(AT_ONCE):
+                    under_way.append(self._pool.submit(self._work_off, leased[lane::AT_ONCE], now))
+                while len(under_way) > AT_ONCE:
+                    under_way.popleft().result()
+                if not more or time.monotonic() > end:
+                    return more
+        finally:
+            wait(under_way)
+            for one in under_way:
+                one.result()
+
+    def close(self) -> None:
+        """End the threads that ask at the same time."""
+        self._pool.shutdown()
 
     def _leased(self, now: float) -> list[Outbox]:
         """The next rows, taken from all others."""
@@ -94,51 +133,59 @@ class Worker:
             rows = session.scalars(wanted.order_by(Outbox.due_at).limit(BATCH)).all()
         if not rows:
             return []
-        leased = self._store.write(lambda transaction: self._lease(transaction, [*rows], now))
+        leased = self._store.write(lambda transaction: lease(transaction, [*rows], now, now + self._pace.lease_s))
         fault("rows leased")
         return leased
 
-    def _lease(self, transaction: Transaction, rows: list[Outbox], now: float) -> list[Outbox]:
-        """Take those rows that are still free. A creation is taken only as transition 1: no cancel came before it."""
-        return [row for row in rows if self._take(transaction, row, now)]
+    def _work_off(self, rows: Sequence[Outbox], now: float) -> None:
+        """One row after the other; what was made is stored together."""
+        facts = self._facts([row for row in rows if row.op == CREATE])
+        made, since = list[tuple[Outbox, str]](), time.monotonic()
+        for row in rows:
+            with about(run=row.run_id, attempt=row.attempt), of_run(f"outbox {row.op}", row.run_id, row.attempt):
+                if row.op != CREATE:
+                    self._delete(row, now)
+                elif (uid := self._create(row, facts[row.run_id], now)) is not None:
+                    made.append((row, uid))
+            if time.monotonic() - since > STORED_S:
+                self._made(made, now)
+                made, since = [], time.monotonic()
+        self._made(made, now)
 
-    def _take(self, transaction: Transaction, row: Outbox, now: float) -> bool:
-        if row.op == CREATE:
-            if not move(transaction, row.run_id, SUBMIT, now):
-                return False
-            attempt = get_attempt(transaction, row.run_id, row.attempt)
-            attempt.phase = SUBMIT.target
-            if attempt.resumed_from is None:
-                attempt.resumed_from = _left_by_upstream(transaction.session, row.run_id)
-        fault("row taken")
-        row.lease, row.leased_until = secrets.token_hex(8), now + self._pace.lease_s
-        taken = transaction.session.connection().execute(
-            update(Outbox)
-            .where(*_this(row), or_(Outbox.leased_until.is_(None), Outbox.leased_until < now))
-            .values(lease=row.lease, leased_until=row.leased_until)
-        )
-        return taken.rowcount == 1
+    def _made(self, made: Sequence[tuple[Outbox, str]], now: float) -> None:
+        if made:
+            self._store.write(lambda transaction: submitted(transaction, made, now))
+            fault("object stored")
 
-    def _create(self, row: Outbox, now: float) -> None:
+    def _facts(self, rows: Sequence[Outbox]) -> dict[str, _Facts]:
+        """What the objects of these rows are made of, by run."""
+        wanted = select(Run.id, Run.resolved, Run.spec_hash, Attempt.priority).join(Attempt, Attempt.run_id == Run.id)
+        at = tuple_(Attempt.run_id, Attempt.number).in_([(row.run_id, row.attempt) for row in rows])
+        again = [row.run_id for row in rows if row.attempt > 1]
+        if not rows:
+            return {}
         with self._store.read() as session:
-            run = session.get_one(Run, row.run_id, options=[undefer(Run.resolved)])
-            priority = session.get_one(Attempt, (row.run_id, row.attempt)).priority
-            avoid = _bad_nodes(session, run.id)
+            bad = {run_id: _bad_nodes(session, run_id) for run_id in again}
+            found = session.connection().execute(wanted.where(at)).all()
+        return {one.id: _Facts(one.resolved, one.spec_hash, one.priority, bad.get(one.id, ())) for one in found}
+
+    def _create(self, row: Outbox, facts: _Facts, now: float) -> str | None:
+        """Make the row's object; its uid, None where it could not be made, which is stored then."""
         traits = self._cluster.traits()
         try:
             attempt = attempt_of(
-                run.id,
+                row.run_id,
                 row.object_name,
                 row.attempt,
-                ResolvedRun.from_json(run.resolved),
-                spec_hash=run.spec_hash,
+                ResolvedRun.from_json(facts.resolved),
+                spec_hash=facts.spec_hash,
                 url=self._site.url,
                 image=self._site.image,
                 queue=self._site.queue,
-                priority=priority,
+                priority=facts.priority,
                 namespace=traits.namespace,
                 audience=traits.audience,
-                avoid_nodes=avoid,
+                avoid_nodes=facts.avoid,
                 token=row.token or "",
             )
             manifest = render(attempt)
@@ -154,8 +201,8 @@ class Worker:
             self._store.write(lambda transaction: _refused(transaction, row, reason, message, now))
         else:
             fault("object made")
-            self._store.write(lambda transaction: _created(transaction, row, uid, now))
-            fault("object stored")
+            return uid
+        return None
 
     def _delete(self, row: Outbox, now: float) -> None:
         self._store.confirm()
@@ -182,28 +229,13 @@ def _bad_nodes(session: Session, run_id: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lost))[:MOST_AVOIDED]
 
 
-def _left_by_upstream(session: Session, run_id: str) -> int | None:
-    """The step at which a run starts that comes after another one."""
-    upstream = aliased(Run)
-    wanted = select(upstream.checkpoint_step).join(Run, Run.after_id == upstream.id).where(Run.id == run_id)
-    return session.scalar(wanted)
-
-
-def _created(transaction: Transaction, row: Outbox, uid: str, now: float) -> None:
-    """Transition 3."""
-    if not settle(transaction, row.run_id, row.attempt, row.op, row.lease or ""):
-        return
-    attempt = get_attempt(transaction, row.run_id, row.attempt)
-    attempt.uid, attempt.submitted_at, attempt.phase = uid, now, SUBMITTED.target
-    transaction.session.flush()
-    move(transaction, row.run_id, SUBMITTED, now)
-
-
 def _returned(transaction: Transaction, row: Outbox, message: str, now: float, due_at: float) -> None:
     """Transition 2: the row is due again later; that fails nothing."""
     transaction.session.connection().execute(
         update(Outbox)
-        .where(*_this(row), Outbox.lease == row.lease)
+        .where(
+            Outbox.run_id == row.run_id, Outbox.attempt == row.attempt, Outbox.op == row.op, Outbox.lease == row.lease
+        )
         .values(lease=None, leased_until=None, tries=row.tries + 1, due_at=due_at)
     )
     if row.op == CREATE:
@@ -220,7 +252,3 @@ def _refused(transaction: Transaction, row: Outbox, reason: str, message: str, n
         attempt.phase, attempt.finished_at = REFUSED.target, now
     transaction.session.flush()
     move(transaction, row.run_id, REFUSED, now, reason=reason, message=message)
-
-
-def _this(row: Outbox) -> tuple[ColumnElement[bool], ...]:
-    return Outbox.run_id == row.run_id, Outbox.attempt == row.attempt, Outbox.op == row.op

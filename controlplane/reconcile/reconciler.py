@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from controlplane.clusters.base import Cluster, ClusterError, ObservedJob
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
 from controlplane.faults import fault
 from controlplane.logfmt import about
-from controlplane.reconcile.apply import apply
-from controlplane.reconcile.decide import Look, Upstream, decide
+from controlplane.reconcile.apply import apply, apply_simple
+from controlplane.reconcile.decide import Decision, Look, Upstream, decide
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, on_cluster, void_leases
 from controlplane.reconcile.pace import Pace
@@ -31,7 +31,14 @@ from controlplane.tracing import of_run
 
 log = logging.getLogger(__name__)
 HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
-BATCHES = 4  # of the outbox before each look, at most
+OUTBOX_S = 1.0  # of each look, at most, for the outbox
+WHOLE_S, WHOLE_SHARE = (
+    60.0,
+    200.0,
+)  # from one whole look to the next: so many times what it takes of a processor, at most
+REST_S, REST_SHARE = 0.25, 3.0  # after each look: so many times what it took, at most
+TOGETHER = 256  # decisions of one transaction
+MOST_APART = 1000  # objects and runs that are looked at apart from the others
 FOLLOW_UPS = 8  # decisions about one run in one look, at most
 
 
@@ -55,10 +62,13 @@ class Reconciler:
     ) -> None:
         self._store, self._cluster, self._clock = store, cluster, clock
         self._pace = pace or Pace()
-        self._of, self._work = of, store.signals.work.wait()
+        self._of, self._work, self._news = of, store.signals.work.wait(), store.signals.collect()
         self._worker = Worker(store, cluster, site, self._pace, of=of, turn=turn or threading.Lock())
         self._listener = Listener(cluster)
         self._absent: dict[str, int] = {}  # looks in a row that missed a live attempt's object
+        self._seen: dict[str, ObservedJob] = {}  # by name, at the last look
+        self._lost = True  # whether changes since the last whole look may be unknown
+        self._alive, self._whole_at = True, float("-inf")
         self._strangers: set[str] = set()
         self._trouble: str | None = None
         self._stopping = threading.Event()
@@ -82,43 +92,68 @@ class Reconciler:
         """End after the step at hand. The runs go on."""
         self._stopping.set()
         self._store.signals.work.leave(self._work)
+        self._store.signals.forsake(self._news)
         self._work.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._worker.close()
 
-    def step(self) -> bool:
-        """One look at everything that lives; whether anything does. Raises StoreUnavailable."""
-        for _ in range(BATCHES):
-            if not self._worker.work(self._clock()):
-                break
-        else:  # a long outbox must not keep what runs from being seen
+    def step(self, *, whole: bool = True) -> bool:
+        """One look, at everything that lives; whether anything does. Raises StoreUnavailable.
+
+        Where it need not be `whole`, it is at what has changed in the store or on the cluster since the last one.
+        """
+        if self._worker.work(self._clock, OUTBOX_S):  # a long outbox must not keep what runs from being seen
             self._work.set()
-        live = self._live()
-        upstreams = self._upstreams(live)
+        began, touched = time.thread_time(), self._news.take()
+        whole, self._lost = whole or self._lost or touched is None, True  # until this look has come to its end
         try:
-            jobs = {job.name: job for job in self._cluster.observe()}
+            observed = self._cluster.observe()
         except ClusterError as error:
             self._hear(str(error))
             return True
         self._hear(None)
         fault("cluster observed")
-        names = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
-        self._count_absences(names, jobs)
-        self._listener.keep(names)
+        jobs = {job.name: job for job in observed}
+        names = {name for name, job in jobs.items() if self._seen.get(name) is not job and self._seen.get(name) != job}
+        names |= (self._seen.keys() - jobs.keys()) | self._absent.keys()
+        self._seen = jobs
+        live = self._live() if whole else self._live(names, touched or set())
+        self._look_at(live, jobs, names, whole=whole)
+        if whole:
+            self._alive = any(run.phase != Phase.SUSPENDED for run, _ in live)
+            self._whole_at = time.monotonic() + min(WHOLE_S, WHOLE_SHARE * (time.thread_time() - began))
+        self._lost, self._alive = False, self._alive or bool(live)
+        return self._alive or self._outbox_waits()
+
+    def _look_at(
+        self, live: list[tuple[Run, Attempt]], jobs: dict[str, ObservedJob], names: set[str], *, whole: bool
+    ) -> None:
+        """Decide about these runs, and end what is left over of others."""
+        wanted = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
+        self._absent = {name: self._absent.get(name, 0) + 1 for name in wanted - jobs.keys()}
+        if whole:
+            self._listener.keep(wanted)
+        upstreams = self._upstreams(live)
+        simple: list[tuple[Look, Decision]] = []
         for run, attempt in live:
-            self._reconcile_one(run, attempt, jobs.pop(attempt.object_name, None), upstreams.get(run.after_id))
-        self._sweep([job for job in jobs.values() if not job.deleting])
-        return any(run.phase != Phase.SUSPENDED for run, _ in live) or self._outbox_waits()
+            self._reconcile_one(run, attempt, jobs.get(attempt.object_name), upstreams.get(run.after_id), simple)
+        for first in range(0, len(simple), TOGETHER):
+            apply_simple(self._store, simple[first : first + TOGETHER])
+        ours = {attempt.object_name for _, attempt in live}
+        left = (jobs.keys() if whole else jobs.keys() & names) - ours
+        self._sweep([jobs[name] for name in left if not jobs[name].deleting])
 
     def _run(self) -> None:
         work, busy = self._work, True
         while not self._stopping.is_set():
             work.wait(self._pace.tick_s if busy else self._pace.idle_s)
             work.clear()
+            began = time.monotonic()
             try:
                 if not self._begun:
                     self._begin()
-                busy = self.step()
+                busy = self.step(whole=began >= self._whole_at)
             except StoreError as error:
                 log.warning("a look broke off; the next one begins anew: %s", error)
                 busy, self._begun = True, False
@@ -127,13 +162,26 @@ class Reconciler:
                 log.exception("a look failed; the next one follows")
                 busy = True
                 self._stopping.wait(self._pace.tick_s)
+            self._stopping.wait(
+                min(REST_S, REST_SHARE * (time.monotonic() - began))
+            )  # what comes then is seen together
 
-    def _live(self) -> list[tuple[Run, Attempt]]:
-        """Every live run with its present attempt, by the index on phases."""
-        joined = (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt)
-        wanted = select(Run, Attempt).join(Attempt, joined).where(Run.phase.in_([*LIVE]), Run.cluster == self._of)
+    def _live(self, names: set[str] | None = None, touched: Collection[str] = ()) -> list[tuple[Run, Attempt]]:
+        """Live runs, each with its present attempt: all, or those of objects and of runs, and who waits for these."""
+        wanted = select(Run, Attempt).join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt))
+        wanted = wanted.where(Run.phase.in_([*LIVE]), Run.cluster == self._of).order_by(Run.id)
+        if names is None or len(names) + len(touched) > MOST_APART:
+            with self._store.read() as session:
+                return [(run, attempt) for run, attempt in session.execute(wanted)]
+        if not (names or touched):
+            return []
+        either = or_(Run.id.in_(self._runs_of(names) | {*touched}), Run.after_id.in_(touched))
         with self._store.read() as session:
-            return [(run, attempt) for run, attempt in session.execute(wanted.order_by(Run.id))]
+            return [(run, attempt) for run, attempt in session.execute(wanted.where(either))]
+
+    def _runs_of(self, names: set[str]) -> set[str]:
+        with self._store.read() as session:
+            return {*session.scalars(select(Attempt.run_id).where(Attempt.object_name.in_(names)))}
 
     def _upstreams(self, live: list[tuple[Run, Attempt]]) -> dict[str | None, Upstream]:
         """Those that queued runs come after, by their ids."""
@@ -148,9 +196,6 @@ class Reconciler:
         with self._store.read() as session:
             return session.scalar(select(Outbox.run_id).where(on_cluster(self._of)).limit(1)) is not None
 
-    def _count_absences(self, wanted: set[str], jobs: dict[str, ObservedJob]) -> None:
-        self._absent = {name: self._absent.get(name, 0) + 1 for name in wanted - jobs.keys()}
-
     def _hear(self, trouble: str | None) -> None:
         """Say once that the cluster does not answer, and once that it does again."""
         if trouble is not None and self._trouble is None:
@@ -159,18 +204,32 @@ class Reconciler:
             log.info("cluster %s answers again", self._cluster.name)
         self._trouble = trouble
 
-    def _reconcile_one(self, run: Run, attempt: Attempt, job: ObservedJob | None, upstream: Upstream | None) -> None:
+    def _reconcile_one(
+        self,
+        run: Run,
+        attempt: Attempt,
+        job: ObservedJob | None,
+        upstream: Upstream | None,
+        simple: list[tuple[Look, Decision]],
+    ) -> None:
         """One run's trouble is not another's; the store's is everyone's."""
         with about(run=run.id, attempt=attempt.number):
             try:
-                self._reconcile(run, attempt, job, upstream)
+                self._reconcile(run, attempt, job, upstream, simple)
             except StoreError:
                 raise
             except Exception:
                 log.exception("it could not be reconciled; the next look tries again")
 
-    def _reconcile(self, run: Run, attempt: Attempt, job: ObservedJob | None, upstream: Upstream | None) -> None:
-        """Decide about a run until nothing is left to decide on this observation."""
+    def _reconcile(
+        self,
+        run: Run,
+        attempt: Attempt,
+        job: ObservedJob | None,
+        upstream: Upstream | None,
+        simple: list[tuple[Look, Decision]],
+    ) -> None:
+        """Decide about a run until nothing is left to decide on this observation; a `simple` decision is the last."""
         absent = self._absent.get(attempt.object_name, 0)
         for _ in range(FOLLOW_UPS):
             patience = self._pace.patience_s if self._worker.contended else None
@@ -179,6 +238,9 @@ class Reconciler:
                 look = replace(look, heard_at=self._listener.listen(attempt, look.now))
             decision = decide(look)
             if decision is None:
+                return
+            if decision.simple:
+                simple.append((look, decision))
                 return
             with of_run("reconcile", run.id, attempt.number):
                 valid = apply(self._store, self._pace, look, witnessed(self._cluster, look, decision))
@@ -193,12 +255,16 @@ class Reconciler:
 
     def _sweep(self, jobs: list[ObservedJob]) -> None:
         """End objects whose attempt has ended, as after a creation that came late; leave strangers alone."""
+        if not jobs:
+            return
+        wanted = select(Attempt.object_name, Attempt.finished_at)
+        with self._store.read() as session:
+            rows = session.execute(wanted.where(Attempt.object_name.in_([job.name for job in jobs]))).all()
+        ends = {row.object_name: row.finished_at for row in rows}
         for job in jobs:
-            with self._store.read() as session:
-                attempt = session.scalars(select(Attempt).where(Attempt.object_name == job.name)).one_or_none()
-            if attempt is not None and attempt.finished_at is not None:
+            if ends.get(job.name) is not None:
                 self._end(job)
-            elif attempt is None and job.name not in self._strangers:
+            elif job.name not in ends and job.name not in self._strangers:
                 self._strangers.add(job.name)
                 log.warning("object %s is of run %s, which is not in this store: left alone", job.name, job.run_id)
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from controlplane.render.attempt import Attempt
-from controlplane.render.environment import read
-from controlplane.render.job import Job, headless_service, job
+from controlplane.render.job import headless_service, job
 from controlplane.render.pytorchjob import pytorchjob
-from controlplane.render.trainjob import PRIORITY, TrainJob, runtime_name, training_runtime, trainjob
+from controlplane.render.trainjob import PRIORITY, runtime_name, training_runtime, trainjob
 
 RENDERERS = {"PyTorchJob": pytorchjob, "Job": job, "TrainJob": trainjob}
 
@@ -28,13 +27,12 @@ def companions_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     A Job needs the headless Service, a TrainJob our runtime unless it names another.
     """
-    found = read(manifest)
-    namespace = found.metadata.namespace
-    if isinstance(found, Job):
+    namespace = manifest["metadata"].get("namespace")
+    if manifest["kind"] == "Job":
         return [headless_service(namespace)]
-    if isinstance(found, TrainJob):
-        priority = found.metadata.annotations.get(PRIORITY)
-        reference = found.spec.runtime_ref
-        if (reference.kind, reference.name) == ("TrainingRuntime", runtime_name(priority)):
+    if manifest["kind"] == "TrainJob":
+        priority = manifest["metadata"].get("annotations", {}).get(PRIORITY)
+        reference = manifest["spec"]["runtimeRef"]
+        if (reference["kind"], reference["name"]) == ("TrainingRuntime", runtime_name(priority)):
             return [training_runtime(priority, namespace)]
     return []

@@ -8,8 +8,8 @@ a second time.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +28,7 @@ DRY = {**STRICT, "dryRun": "All"}
 CONNECT_S, ANSWER_S = 3.0, 5.0
 HELD_S = 20  # that the server may keep a creation: by itself it does for 34 s when etcd is away; webhooks take 10
 MADE = "object.json"
+ENSURED_S = 5.0  # for how long a companion that was there is taken for there
 CONFLICT, NOT_FOUND = 409, 404
 
 
@@ -37,6 +38,7 @@ class Submission:
     def __init__(self, connection: Connection, archive: Shelf, instance: str, patience: Patience | None = None) -> None:
         self._connection, self._archive, self._instance = connection, archive, instance
         self._patience = patience or Patience()
+        self._ensured: dict[str, float] = {}
 
     def create(self, manifest: Manifest) -> tuple[str, Manifest | None]:
         """The object's uid, and the object where it is there (None: it has been deleted since an earlier try).
@@ -123,9 +125,13 @@ class Submission:
         return found
 
     def _ensure(self, companion: Manifest) -> None:
-        """What must stand beside an attempt's object, made once for all of them."""
+        """What must stand beside an attempt's object, made once for all of them; not looked for at every object."""
+        which = f"{companion['kind']} {companion['metadata']['name']}"
+        if time.monotonic() - self._ensured.get(which, float("-inf")) < ENSURED_S:
+            return
         if self._get(companion) is None:
             self._post(self._placed(companion), STRICT)
+        self._ensured[which] = time.monotonic()
 
     def _post(self, manifest: Manifest, query: Mapping[str, str]) -> Manifest | None:
         """The object as it was made; None where the name is taken. Raises Unavailable and Rejected."""
@@ -141,15 +147,13 @@ class Submission:
             raise meaning(error, manifest, self._patience) from error
 
     def _placed(self, manifest: Manifest) -> Manifest:
-        placed = copy.deepcopy(manifest)
-        placed["metadata"]["namespace"] = self._connection.namespace
-        return placed
+        return {**manifest, "metadata": {**manifest["metadata"], "namespace": self._connection.namespace}}
 
     def _ours(self, manifest: Manifest) -> Manifest:
         """With this installation's id, so that another one in the namespace leaves it alone."""
         placed = self._placed(manifest)
-        placed["metadata"].setdefault("annotations", {})[INSTANCE] = self._instance
-        return placed
+        annotations = {**placed["metadata"].get("annotations", {}), INSTANCE: self._instance}
+        return {**placed, "metadata": {**placed["metadata"], "annotations": annotations}}
 
     def _made(self, name: str) -> tuple[Identity, str] | None:
         try:

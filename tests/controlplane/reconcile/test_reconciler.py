@@ -74,11 +74,11 @@ def test_a_look_that_fails_does_not_end_the_thread(
     looks: list[int] = []
 
     class Trouble(Reconciler):
-        def step(self) -> bool:
+        def step(self, *, whole: bool = True) -> bool:
             looks.append(1)
             if len(looks) < 3:
                 raise StoreUnavailable("disk full")
-            return super().step()
+            return super().step(whole=whole)
 
     reconciler = Trouble(context.store, memory, site=SITE, pace=Pace(tick_s=0.01))
     reconciler.start()
