@@ -43,6 +43,7 @@ from teragpt.trackers import asked_for
 from teragpt.watch import Watch
 
 FINISHED, UNCONNECTED, BAD_CONFIG, DIVERGED, STOPPED = 0, 1, 2, 3, 143  # exit codes; any other is a crash
+RANK_0_FIRST_S = 5.0  # a launcher ends the other ranks with rank 0, so what is wrong everywhere is said once
 EXPLODED = 2.0  # a loss beyond this many times ln(vocabulary), which guessing costs, will not come back by itself
 
 
@@ -245,6 +246,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
         given = parse(sys.argv[1:] if arguments is None else arguments)
         return Trainer({**parse_spec(os.environ.get("TERAGPT_SPEC", "{}")), **given}).train()
     except ConfigError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(RANK_0_FIRST_S)
         print(f"error: {error}", file=sys.stderr, flush=True)
         return BAD_CONFIG
     except Diverged as error:

@@ -49,11 +49,13 @@ def run(
     environ: Mapping[str, str],
     seconds: float,
     reached: Callable[[str], bool] | None = None,
+    *,
+    everyone: bool = True,
 ) -> tuple[int, str]:
     """Run a Python module (`-m NAME ...`) or file on `count` ranks: the first failure's exit code, and the output.
 
     Lines of ranks above 0 begin with theirs. Once `reached` is true of what rank 0 has written, every rank is killed
-    with SIGKILL. Raises TimeoutError after so many seconds; nothing runs any more then.
+    with SIGKILL, or the last alone. Raises TimeoutError after so many seconds; nothing runs any more then.
     """
     if not parents:
         words = [sys.executable, "-m", "tests.teragpt.forks"]
@@ -67,7 +69,7 @@ def run(
         logs = [f"{folder}/{rank}" for rank in range(count)]
         print(json.dumps([list(command), world(count, environ), logs]), file=parent.stdin, flush=True)
         if reached:
-            kill_when(lambda: reached(text(logs[0])), parent, seconds)
+            kill_when(lambda: reached(text(logs[0])), parent, seconds, everyone=everyone)
         ready, _, _ = select.select([parent.stdout], [], [], seconds)
         answer = parent.stdout.readline() if ready else ""
         if not answer:
@@ -83,14 +85,15 @@ def run(
     return int(answer), output
 
 
-def kill_when(reached: Callable[[], bool], parent: subprocess.Popen[str], seconds: float) -> None:
+def kill_when(reached: Callable[[], bool], parent: subprocess.Popen[str], seconds: float, *, everyone: bool) -> None:
     """Kill the ranks that run once `reached`, or never if they end before it or so many seconds pass."""
     assert parent.stdout is not None
     deadline = time.monotonic() + seconds
     while not reached():
         if select.select([parent.stdout], [], [], 0.001)[0] or time.monotonic() > deadline:
             return
-    for one in psutil.Process(parent.pid).children(recursive=True):
+    running = sorted(psutil.Process(parent.pid).children(), key=psutil.Process.create_time)
+    for one in running if everyone else running[-1:]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
 

@@ -55,15 +55,6 @@ def start(command: Sequence[str], ranks: int = 1, environ: Mapping[str, str] | N
     return process
 
 
-def kill_one(process: subprocess.Popen[str]) -> str:
-    """kill -9 the job's last rank, and return what was printed until the launcher had ended the others and itself."""
-    ranks = [one for one in psutil.Process(process.pid).children(recursive=True) if "teragpt.train" in one.cmdline()]
-    ranks[-1].kill()
-    output = process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == 128 + signal.SIGKILL, output
-    return output
-
-
 def clean_up() -> None:
     """Leave nothing running and nothing open, whatever a test did."""
     while started:
@@ -97,10 +88,13 @@ def train_until(
     settings: Mapping[str, object],
     ranks: int = 1,
     environ: Mapping[str, str] | None = None,
+    *,
+    everyone: bool = True,
 ) -> str:
-    """Train until `reached` is true of rank 0's output, then kill -9 every rank at once; returns the output."""
+    """Train until `reached` is true of rank 0's output, then kill -9 every rank at once, or the last; the output."""
     command = ["-m", "teragpt.train", *arguments({**SMALL, **settings})]
-    code, output = forks.run(command, ranks, {**outside(), **(environ or {})}, PATIENCE_S, reached)
+    environ = {**outside(), **(environ or {})}
+    code, output = forks.run(command, ranks, environ, PATIENCE_S, reached, everyone=everyone)
     assert code == 128 + signal.SIGKILL, output
     return output
 

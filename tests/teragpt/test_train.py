@@ -7,12 +7,14 @@ import re
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 import teragpt
+from teragpt import train
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError
 from teragpt.corpus import embedded_dataset
@@ -113,11 +115,9 @@ def test_runs_killed_at_any_instant_go_on_to_the_same_curve(tmp_path: Path) -> N
     out, chance, printed, torn = tmp_path / "run", random.Random(7), "", 0
     for kill in range(KILLS):
         step = kill * STEPS // KILLS + chance.randrange(1, STEPS // KILLS // 2)
-        if kill % 2:
-            printed += one_killed({**settings, "out": out}, step)
-            continue
-        printed += ranks.train_until(partial(saving_after, step, out), {**settings, "out": out}, 2)
-        torn += bool(ranks.torn(out))
+        reached = partial(saving_after, step, out) if kill % 2 == 0 else partial(stepped, step)
+        printed += ranks.train_until(reached, {**settings, "out": out}, 2, everyone=kill % 2 == 0)
+        torn += bool(ranks.torn(out)) and kill % 2 == 0
     code, output = ranks.train({**settings, "out": out}, 2)
     assert code == 0, output
     assert torn, "no kill fell inside a save"
@@ -129,21 +129,14 @@ def last_step(output: str) -> int:
     return int(re.findall(r"^step (\d+)/", f"step 0/\n{output}", re.MULTILINE)[-1])
 
 
+def stepped(step: int, output: str) -> bool:
+    """Whether a run has that step behind it."""
+    return last_step(output) >= step
+
+
 def saving_after(step: int, out: Path, output: str) -> bool:
-    """Whether a run is inside a save, with that step behind it."""
-    return last_step(output) >= step and bool(ranks.torn(out))
-
-
-def one_killed(settings: dict[str, object], step: int) -> str:
-    """The output of a launch that lost its last rank at that step."""
-    process = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})], 2)
-    assert process.stdout is not None
-    printed = ""
-    for line in process.stdout:
-        printed += line
-        if last_step(line) >= step:
-            break
-    return printed + ranks.kill_one(process)
+    """Whether it is inside a save besides."""
+    return stepped(step, output) and bool(ranks.torn(out))
 
 
 def test_a_run_in_an_object_store_is_killed_goes_on_and_is_used(
@@ -208,17 +201,15 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
 
 def test_a_later_attempt_fences_an_earlier_one(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    settings = {**ranks.SMALL, "out": out, "steps": 100_000, "checkpoint_every": 10, "eval_every": 100_000}
-    zombie = ranks.start(["-m", "teragpt.train", *ranks.arguments(settings)])
+    settings = {"out": out, "steps": 100_000, "checkpoint_every": 10, "eval_every": 100_000}
+    zombie = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})])
     ranks.wait_for(out, "checkpoints/step-*/meta.json", zombie)
-    later = ranks.start(["-m", "teragpt.train", *ranks.arguments(settings)])
+    code, output = ranks.train({**settings, "max_seconds": 1})
+    assert code == 143, output
+    assert "resumed from step" in output
     said, _ = zombie.communicate(timeout=ranks.PATIENCE_S)
     assert zombie.returncode == 143
-    ranks.wait_for(out, "checkpoints/step-*-attempt-2/meta.json", later)
-    later.terminate()
-    output, _ = later.communicate(timeout=ranks.PATIENCE_S)
     assert re.search("stopped: .*later attempt", said)
-    assert later.returncode == 143, output
     assert published(Disk(out))[-1].attempt == 2
 
 
@@ -327,6 +318,16 @@ def test_bad_settings_exit_2_before_anything_is_made(tmp_path: Path) -> None:
         code, output = ranks.train({"out": tmp_path / "run", **settings})
         assert (code, message in output) == (2, True), output
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_on_every_rank_is_left_to_rank_0_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "RANK_0_FIRST_S", 0.5)
+    for rank, waits in ((0, False), (1, True)):
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": str(rank), "WORLD_SIZE": "2"}
+        begin = time.monotonic()
+        code, output = ranks.train({"pp": 3}, environ=world)
+        assert (code, output.count("error: pp: got 3; allowed: at most depth 2\n")) == (2, 1)
+        assert (time.monotonic() - begin >= 0.5) == waits
 
 
 def test_a_spec_in_the_environment_gives_way_to_the_command_line(
