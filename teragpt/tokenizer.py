@@ -267,7 +267,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def through_transformers(name: str) -> Found:
     """What `transformers` has for a folder, or for a hub name in the hub's cache or at the hub."""
-    from transformers import AutoTokenizer
+    # from its own module: type checkers read all 2,000 of `transformers` for a name of the package
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(name, local_files_only=True)
@@ -285,7 +286,7 @@ def through_transformers(name: str) -> Found:
 def download(name: str) -> Any:
     """What the hub has for a name. Raises TokenizerError, and soon where the hub is out of reach."""
     from huggingface_hub import constants, get_session
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)  # the hub's own client would retry for a minute

@@ -6,7 +6,7 @@ import pytest
 
 from tests.teragpt.moves import Mesh, Seen, make, name_of
 
-pytestmark = pytest.mark.timeout(900)  # one launch makes many moves
+pytestmark = [pytest.mark.timeout(900), pytest.mark.unmeasured]  # one launch makes many moves
 
 MESHES = [
     Mesh("one", 1),

@@ -41,7 +41,7 @@ CELLS = [
 ]
 
 
-INDUCTOR = [Cell(count, backend="inductor") for count in (1, 2)]
+INDUCTOR = [Cell(count, {}, {"tied": False, **SHALLOW}, "inductor") for count in (1, 2)]
 
 
 @pytest.fixture(scope="module")
