@@ -43,7 +43,7 @@ from teragpt.trackers import asked_for
 from teragpt.watch import Watch
 
 FINISHED, UNCONNECTED, BAD_CONFIG, DIVERGED, STOPPED = 0, 1, 2, 3, 143  # exit codes; any other is a crash
-RANK_0_FIRST_S = 5.0  # a launcher ends the other ranks with rank 0, so what is wrong everywhere is said once
+RANK_0_FIRST_S = 20.0  # a launcher ends the other ranks with rank 0, so what is wrong everywhere is said once
 EXPLODED = 2.0  # a loss beyond this many times ln(vocabulary), which guessing costs, will not come back by itself
 
 
