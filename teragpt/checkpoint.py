@@ -122,10 +122,14 @@ def reader(folder: Folder) -> StorageReader:
 
 
 def writer(folder: Folder) -> StorageWriter:
-    """torch's own writer; in a store a file is durable once it is closed, and nothing there can be synced."""
+    """torch's own writer; in a store a file is durable once it is closed, and nothing there can be synced.
+
+    Copying ahead, it would wait for the GPU at each tensor, and so for a step, though the mirror has copied all.
+    """
+    torch.serialization.set_crc32_options(False)  # three quarters of a write's CPU time, and no reader looks at them
     if isinstance(folder, Disk):
-        return FileSystemWriter(folder.path)
-    in_store: StorageWriter = fsspec_storage().FsspecWriter(str(folder), sync_files=False)
+        return FileSystemWriter(folder.path, per_thread_copy_ahead=0)
+    in_store: StorageWriter = fsspec_storage().FsspecWriter(str(folder), sync_files=False, per_thread_copy_ahead=0)
     return in_store
 
 

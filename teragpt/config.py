@@ -171,6 +171,9 @@ class Config:
         "What backward computes again: nothing; all but products and attention (selective); whole blocks (full).",
         choices=("none", "selective", "full"),
     )
+    recompute_layers: int = setting(
+        0, "Of a stage's layers, how many do so: the first, while others keep everything; 0: all.", low=0, high=1024
+    )
     gathered: str = setting(
         "auto",
         "Weights stay gathered, and gradients whole, for all of a step; auto: where these take 4 GiB or less.",
@@ -300,7 +303,9 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
 
 
 def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:
-    """Shapes that the mesh cannot cut evenly."""
+    """Shapes that the mesh cannot cut evenly, and layers that it does not have."""
+    if config.recompute_layers and config.recompute == "none":
+        yield Problem(*blame("recompute_layers", "recompute"), "0 with recompute none, which computes nothing again")
     for name in ("kv_heads", "ffn"):
         if getattr(config, name) % config.tp:
             yield Problem(*blame("tp", name), f"a divisor of {name} {getattr(config, name)}")

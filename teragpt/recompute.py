@@ -2,7 +2,8 @@
 
 `none` keeps all that backward reads. `full` keeps a block's input alone (Chen et al. 2016). `selective` keeps what is
 dear to compute, which is the products with weights and attention, and computes norms, rotations, gates and gathers
-again (Korthikanti et al. 2022, section 5). activations.activation_bytes says what each costs.
+again (Korthikanti et al. 2022, section 5). activations.activation_bytes says what each costs. What the last blocks keep
+is gone before backward has made most gradients, so that they may keep everything in the room of those.
 
 It is applied from outside to a block's `forward`, inside what tensor parallel hooks to the block's halves and before
 anything is compiled, and must not know the model: products are told apart by their order in a block.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -42,24 +44,23 @@ KEPT_SPREAD = {"product": frozenset({QKV, GATE_UP}), "scattered": frozenset({0})
 
 
 def recompute(blocks: Iterable[nn.Module], config: Config) -> None:
-    """Have each block keep what the setting `recompute` says."""
+    """Have each block, or the first `recompute_layers` of a stage's, keep what the setting `recompute` says."""
     if config.recompute == "none":
         return
-    context = (
-        {"context_fn": partial(contexts, KEPT_SPREAD if config.tp > 1 else KEPT)}
-        if config.recompute == "selective"
-        else {}
-    )
-    for block in blocks:
-        block.forward = again(block.forward, context)
+    made = {"full": nothing, "selective": partial(contexts, KEPT_SPREAD if config.tp > 1 else KEPT)}[config.recompute]
+    for block in islice(blocks, config.recompute_layers or None):
+        block.forward = again(block.forward, made)
 
 
-def again(forward: Callable[..., Tensor], context: dict[str, Any]) -> Callable[..., Tensor]:
-    """`forward`, computed again in backward. It is a function of its own, since compilers pass over a `partial`."""
+def again(forward: Callable[..., Tensor], made: Callable[[], Any]) -> Callable[..., Tensor]:
+    """`forward`, computed again in backward but for what the contexts that are `made` keep.
+
+    It is a function of its own, since compilers pass over a `partial`.
+    """
 
     def run(*args: object) -> Tensor:
         # nothing random happens in a block, so there is no state to restore
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **context)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=made)
 
     return run
 
@@ -67,6 +68,14 @@ def again(forward: Callable[..., Tensor], context: dict[str, Any]) -> Callable[.
 def contexts(kept: Mapping[str, frozenset[int]]) -> Any:
     """The two contexts, of forward and of recomputation, in which a `Kept` decides for one pass through a block."""
     return create_selective_checkpoint_contexts(Kept(kept))
+
+
+def nothing() -> Any:
+    """The two contexts in which all is computed again.
+
+    Without them, torch 2.11 keeps what each autograd.Function of a compiled block returns.
+    """
+    return create_selective_checkpoint_contexts(lambda *_, **__: CheckpointPolicy.PREFER_RECOMPUTE)
 
 
 class Kept:

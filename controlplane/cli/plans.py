@@ -311,10 +311,12 @@ def predicted(planned: dict[str, Any]) -> dict[str, str]:
     if "forecast" not in planned:
         return {"prediction": planned["refused"]} if planned else {}
     layout, whole, memory = planned["layout"], planned["forecast"], planned["memory"]
-    mesh = ", ".join(f"{name} {size}" for name, size in layout.items() if isinstance(size, int) and size > 1)
+    again = f" in {layout['recompute_layers']} layers" if layout.get("recompute_layers") else ""
+    sizes = {name: size for name, size in layout.items() if name != "recompute_layers"}
+    mesh = ", ".join(f"{name} {size}" for name, size in sizes.items() if isinstance(size, int) and size > 1)
     bounds = f"{whole['low']:.3g} to {whole['high']:.3g}"
     return {
-        "mesh": f"{mesh or 'one rank'}, recompute {layout['recompute']}",
+        "mesh": f"{mesh or 'one rank'}, recompute {layout['recompute']}{again}",
         "memory": f"{output.size(memory['peak'])} of each {planned['gpu']} at {memory['where']}",
         "step": f"{whole['step_seconds']:.3g} s ({bounds}), {whole['tokens_per_second']:,.0f} tokens/s",
         "takes": f"{whole['days']:.3g} days, {whole['gpu_hours']:,.0f} GPU-hours",

@@ -29,7 +29,8 @@ HELD_BLOCKS = 2  # gathered at once: the one that computes and the next one
 class Cut:
     """A step cut over ranks: the mesh, sequences of a micro-batch, micro-batches of a step, what is computed again.
 
-    `gathered`: whether weights stay whole for all of it; None where the trainer goes by their size.
+    `gathered`: whether weights stay whole for all of it; None where the trainer goes by their size. `again`: how many
+    of a stage's layers recompute; 0: all.
     """
 
     stages: Layout
@@ -37,6 +38,16 @@ class Cut:
     count: int
     recompute: str
     gathered: bool | None = None
+    again: int = 0
+
+    def whole(self, layers: int) -> int:
+        """Of a rank's layers, those that keep everything."""
+        return layers if self.recompute == "none" else max(0, layers - (self.again * self.stages.chunks or layers))
+
+    @property
+    def recomputed(self) -> str:
+        """What is computed again, in words."""
+        return f"{self.recompute} in {self.again} layers" if self.again else self.recompute
 
     def tokens(self, context: int) -> int:
         """Tokens of a micro-batch on a rank, before `tp` cuts them between a layer's halves."""
@@ -114,8 +125,20 @@ class Ledger:
         return self.floor(cut) + each * blocks <= self.limit
 
     def kept(self, cut: Cut) -> float:
-        """Bytes that a micro-batch keeps in a layer until its backward."""
+        """Bytes that a micro-batch keeps in a layer until its backward, where that recomputes."""
         return self.each(cut.recompute, cut.stages) * cut.tokens(self.config.context)
+
+    def at_most_whole(self, cut: Cut) -> int:
+        """Layers of the first stage that may keep everything beside what `floor` counts: no more of them fit."""
+        passing, tokens = alive(cut.stages, cut.count, 0), cut.tokens(self.config.context)
+        more = (self.each("none", cut.stages) - self.each(cut.recompute, cut.stages)) * tokens * passing
+        return int((self.limit - self.floor(cut)) / more)
+
+    def kept_in(self, cut: Cut, layers: int) -> float:
+        """As `kept`, in so many layers of a rank."""
+        whole = cut.whole(layers)
+        everything = self.each("none", cut.stages) * cut.tokens(self.config.context)
+        return everything * whole + self.kept(cut) * (layers - whole)
 
     def each(self, recompute: str, stages: Layout) -> float:
         """As `kept`, of a token; counted once."""
@@ -125,10 +148,10 @@ class Ledger:
             self.tokens[key] = activation_bytes(shape, recompute, BF16, tp, cp, fused=True)
         return self.tokens[key]
 
-    def working(self, cut: Cut) -> int:
+    def working(self, cut: Cut, recompute: str) -> int:
         """Of one block's backward: what is computed again, the gradients of its widest product, and of its weights."""
         config, tp = self.config, cut.stages.tp
-        again = self.each("none", cut.stages) - self.each(cut.recompute, cut.stages)
+        again = self.each("none", cut.stages) - self.each(recompute, cut.stages)
         slopes = (3 * config.ffn + 3 * config.dim) * BF16 / tp
         summed = 2 * BF16 * config.dim * config.ffn // tp if cut.count > 1 else 0  # of gate and up, to be added
         return int(cut.tokens(config.context) * (again + slopes) + summed)
@@ -145,7 +168,8 @@ class Ledger:
         config, stages = self.config, cut.stages
         state = self.state(stages, pp_rank)
         layers, head = layers_of(config.depth, stages, pp_rank), pp_rank == stages.pp - 1
-        kept = int(self.kept(cut) * layers * alive(cut.stages, cut.count, pp_rank))
+        passing = alive(cut.stages, cut.count, pp_rank)
+        kept = int(self.kept_in(cut, layers) * passing)
         gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
         copies = 0 if alone else joined_copies(config, cut, layers)  # the copy lies joined
@@ -157,11 +181,14 @@ class Ledger:
         summed = {"gradients": state.gradients * wide // element}
         before = summed if cut.count > 1 else {}  # of the micro-batches before
         whole = {"activations": kept, "copies of weights": copies}
-        last = {"activations": kept // layers, "copies of weights": copies // layers}
-        backward = {"one block's backward": self.working(cut), "gradients to be scattered": gradients}
+        last = {"activations": int(self.kept(cut) * passing), "copies of weights": copies // layers}
+        first, backward = (
+            {"one block's backward": self.working(cut, mode), "gradients to be scattered": gradients}
+            for mode in ("none" if cut.whole(layers) else cut.recompute, cut.recompute)
+        )
         loss = {"logits and loss": loss_bytes(config, cut) if head else 0}
         moments = {
-            START: always | before | whole | backward,
+            START: always | before | whole | first,
             END: always | summed | last | backward,
             LOSS: always | before | whole | loss,
         }
@@ -218,7 +245,7 @@ def joined_copies(config: Config, cut: Cut, layers: int) -> int:
     """Of q, k, v and of gate, up side by side, which stay until backward where nothing is computed again."""
     others = (config.dim * config.dim + config.dim * config.ffn) // cut.stages.tp
     copied = block_parameters(config, cut.stages.tp) - others
-    return BF16 * copied * (layers if cut.recompute == "none" else 1)
+    return BF16 * copied * max(1, cut.whole(layers))
 
 
 def loss_bytes(config: Config, cut: Cut) -> int:

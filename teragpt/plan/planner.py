@@ -24,7 +24,9 @@ from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 MOST = 1 << 20
 MOST_PRICE = 1e6
 MOST_HOURS = 1e12
-CHOSEN = frozenset({*DIMENSIONS, "micro_batch", "recompute", "gathered", "pipeline_schedule", "pipeline_chunks"})
+CHOSEN = frozenset(
+    {*DIMENSIONS, "micro_batch", "recompute", "recompute_layers", "gathered", "pipeline_schedule", "pipeline_chunks"}
+)
 # Bounds of a step's seconds, as parts of what is predicted. One H100: five steps that fixed no constant were within 5%
 # of it. Several: other frameworks' published steps take 1.23 as long at the median (tests/teragpt/plan). Another kind
 # of GPU: nothing of ours was ever measured on it.
@@ -84,6 +86,7 @@ class Plan:
                 "micro_batch": self.best.cut.micro_batch,
                 "micro_batches": self.best.cut.count,
                 "recompute": self.best.cut.recompute,
+                "recompute_layers": self.best.cut.again,
                 "gathered": self.best.settings["gathered"],
                 "precision": self.config.precision,
             },
@@ -231,7 +234,7 @@ def harder(option: Option, best: Option) -> str:
 def named(option: Option) -> str:
     """A layout in words."""
     cut = option.cut
-    return f"{cut.stages}; {cut.count} x {cut.micro_batch}, recompute {cut.recompute}"
+    return f"{cut.stages}; {cut.count} x {cut.micro_batch}, recompute {cut.recomputed}"
 
 
 def sweep(

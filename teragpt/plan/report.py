@@ -25,7 +25,7 @@ def table(plan: Plan) -> list[Row]:
         ("trains on", f"{count(whole.tokens)} tokens: {whole.steps:,} steps of {config.global_batch_tokens:,}"),
         ("GPUs", f"{stages.ranks:,} x {cluster.device.label}, {cluster.per_node} a node, {cluster.network.name}{idle}"),
         ("layout", f"{stages}"),
-        ("micro-batches", f"{cut.count:,} of {cut.micro_batch}, recompute {cut.recompute}, {config.precision}"),
+        ("micro-batches", f"{cut.count:,} of {cut.micro_batch}, recompute {cut.recomputed}, {config.precision}"),
         *(
             [("weights", "gathered once a step" if cut.gathered else "gathered for each use")]
             if stages.fsdp > 1
@@ -63,7 +63,7 @@ def row(plan: Plan) -> list[str]:
     """A plan in a row."""
     cut, whole = plan.best.cut, plan.forecast
     used = f"{cut.stages.ranks:,}" + (f" of {plan.cluster.gpus:,}" if plan.idle else "")
-    batches = f"{cut.count} x {cut.micro_batch}, {cut.recompute}"
+    batches = f"{cut.count} x {cut.micro_batch}, {cut.recomputed}"
     speed = [seconds(whole.step_seconds), f"{whole.tokens_per_second:,.0f}", f"{whole.mfu:.1%}"]
     return [
         used,

@@ -56,7 +56,7 @@ class Option:
         }
         pipeline: dict[str, int | str] = {"pipeline_schedule": schedule, "pipeline_chunks": stages.chunks}
         gathered = "auto" if self.cut.gathered is None else "on" if self.cut.gathered else "off"
-        again = {"recompute": self.cut.recompute, "gathered": gathered}
+        again = {"recompute": self.cut.recompute, "recompute_layers": self.cut.again, "gathered": gathered}
         return {**sizes, **pipeline, "micro_batch": self.cut.micro_batch, **again}
 
 
@@ -144,6 +144,7 @@ class Search:
                     cut = Cut(stages, *batch, again)
                     if self.ledger.hopeless(cut):
                         continue
+                    cut = self.fewest_again(cut)
                     bound = self.clock.computing(cut)
                     if bound >= limit:
                         break  # what computes more again is slower
@@ -250,17 +251,36 @@ class Search:
         found: list[Option] = []
         for stages in self.divisions(cut.stages):
             for gathered in self.gathers:
-                one = Cut(stages, cut.micro_batch, cut.count, cut.recompute, gathered)
-                step = self.clock.step(one)
-                if step.seconds >= (found[-1].seconds if found else limit):
+                quickest = replace(cut, stages=stages, gathered=gathered)
+                if self.clock.step(quickest).seconds >= (found[-1].seconds if found else limit):
                     break  # nor is what is gathered again quicker
+                one = self.filled(quickest)
                 taken = self.ledger.memory(one)
                 if taken.fits:
-                    found.append(Option(one, step, taken))
+                    step = self.clock.step(one)
+                    if step.seconds < (found[-1].seconds if found else limit):
+                        found.append(Option(one, step, taken))
                     break
             else:
                 break  # nor do more copies fit
         return found
+
+    def fewest_again(self, cut: Cut) -> Cut:
+        """The cut with as few layers that recompute as its activations may leave room for, if that is not given."""
+        if "recompute" in self.pinned or cut.recompute == "none" or cut.stages.chunks > 1:
+            return replace(cut, again=self.config.recompute_layers if "recompute" in self.pinned else 0)
+        layers = self.clock.layers(cut)[0]
+        whole = min(layers - 1, self.ledger.at_most_whole(cut))
+        return replace(cut, again=layers - whole if whole > 0 else 0)
+
+    def filled(self, cut: Cut) -> Cut:
+        """The cut with the fewest layers, from its own number on, that have to recompute for all to fit."""
+        if not cut.again or "recompute" in self.pinned:
+            return cut
+        layers = self.clock.layers(cut)[0]
+        numbers = range(cut.again, layers)
+        first = bisect_left(numbers, True, key=lambda again: self.ledger.memory(replace(cut, again=again)).fits)  # noqa: FBT003 - what is sought
+        return replace(cut, again=numbers[first] if first < len(numbers) else 0)
 
     def divisions(self, stages: Layout) -> Iterator[Layout]:
         """Numbers of copies, the fewest first."""

@@ -26,8 +26,7 @@ EXTRA_FORWARD = {"none": (0.0, 0.0), "selective": (0.0, 1 / 3), "full": (1 / 3, 
 GATHERS = {"none": 8, "selective": 10, "full": 12}  # of tensor parallel, a layer and micro-batch (docs/scaling.md)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """Seconds of one layer and micro-batch on a rank: products, attention, passes over memory; forward part of all."""
 
     products: float
@@ -103,9 +102,18 @@ class Clock:
     # --- a layer ------------------------------------------------------------------------------------------------
 
     def layer(self, cut: Cut) -> Layer:
-        """One layer of a micro-batch on a rank, timed once."""
+        """One layer of a micro-batch on a rank; where not all recompute, the mean of them."""
+        recomputes, layers = self.one_layer(cut, cut.recompute), self.layers(cut)[0]
+        share = cut.whole(layers) / layers if cut.again else 0.0
+        if not share:
+            return recomputes
+        pairs = zip(self.one_layer(cut, "none"), recomputes, strict=True)
+        return Layer(*(share * whole + (1 - share) * again for whole, again in pairs))
+
+    def one_layer(self, cut: Cut, recompute: str) -> Layer:
+        """As `layer`, with one mode, timed once."""
         stages = cut.stages
-        key = cut.tokens(self.config.context), stages.tp, stages.cp, cut.recompute, stages.ranks == 1
+        key = cut.tokens(self.config.context), stages.tp, stages.cp, recompute, stages.ranks == 1
         if key not in self.timed:
             self.timed[key] = self.timed_layer(*key)
         return self.timed[key]
@@ -199,7 +207,8 @@ class Clock:
     def slowest_stage(self, cut: Cut) -> float:
         """Seconds that it takes for a micro-batch, timed once."""
         stages = cut.stages
-        key = cut.micro_batch, cut.recompute, stages.tp, stages.cp, stages.pp, stages.chunks, stages.ranks == 1
+        mesh = stages.tp, stages.cp, stages.pp, stages.chunks, stages.ranks == 1
+        key = cut.micro_batch, cut.recompute, cut.again, *mesh
         if key not in self.slowest:
             on_stage, with_head = self.busiest(cut)
             self.slowest[key] = on_stage * self.layer(cut).total + with_head

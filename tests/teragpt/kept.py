@@ -72,7 +72,7 @@ def compiled_bytes_a_token(block: nn.Module, dim: int, head_dim: int, tokens: in
 
         def pack(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
             storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+            sizes[storage._cdata] = storage.nbytes()  # pyright: ignore[reportPrivateUsage] - fake ones have no address
             return tensor
 
         x = torch.randn(sequences, tokens, dim, dtype=dtype, requires_grad=True) * 1

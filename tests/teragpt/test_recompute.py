@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from teragpt import ops
 from teragpt.activations import activation_bytes
 from teragpt.config import resolve
 from teragpt.model import TeraGPT
@@ -21,8 +24,8 @@ MODES = ("none", "selective", "full")
 SHAPE = {"dim": 48, "depth": 2, "heads": 6, "kv_heads": 2, "ffn": 80, "context": 32, "global_batch_tokens": 128}
 
 
-def build(mode: str, dtype: torch.dtype = torch.float32) -> TeraGPT:
-    config = resolve({**SHAPE, "recompute": mode})
+def build(mode: str, dtype: torch.dtype = torch.float32, recompute_layers: int = 0) -> TeraGPT:
+    config = resolve({**SHAPE, "recompute": mode, "recompute_layers": recompute_layers})
     torch.manual_seed(0)
     model = TeraGPT(48, 2, 6, 300, kv_heads=2, ffn=80, dtype=dtype)
     model.to(torch.promote_types(dtype, torch.float32))
@@ -43,6 +46,14 @@ def test_what_is_computed_again_is_the_same_to_the_bit(mode: str, dtype: torch.d
     plain, again = loss_and_gradients(build("none", dtype)), loss_and_gradients(build(mode, dtype))
     assert len(plain) == 1 + len(list(build("none").parameters()))
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+
+
+def test_the_last_blocks_keep_everything_where_fewer_recompute() -> None:
+    shape, model = resolve(SHAPE).shape, build("full", torch.float64, recompute_layers=1)
+    kept = [bytes_a_token(block, 48, 8, 32, torch.float64) for block in model.layers]
+    assert kept == [activation_bytes(shape, mode, 8) for mode in ("full", "none")]
+    plain, some = loss_and_gradients(build("none", torch.float64)), loss_and_gradients(model)
+    assert all(torch.equal(one, other) for one, other in zip(plain, some, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -84,6 +95,31 @@ def test_compiled_blocks_keep_what_is_planned_or_less(mode: str) -> None:
     block.compile(backend="aot_eager_decomp_partition", dynamic=False, fullgraph=True)
     kept, planned = compiled_bytes_a_token(block, 48, 8, 32, torch.bfloat16), activation_bytes(shape, mode)
     assert kept == planned if mode != "none" else 0.8 * planned < kept < planned
+
+
+@pytest.mark.unmeasured
+@compiles
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11's compiler does
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_blocks_compiled_with_a_gpus_kernels_keep_what_is_planned(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "kernels", import_module("teragpt.kernels"), raising=False)
+    monkeypatch.setattr(ops, "fused", lambda _: True)
+    torch.compiler.reset()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        kept = kept_with_kernels(mode)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert kept == activation_bytes(resolve(SHAPE).shape, mode, fused=True)
+
+
+def kept_with_kernels(mode: str) -> float:
+    """Bytes a token; nothing is computed, since kernels want a GPU and their shapes do not."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        block = TeraGPT(48, 2, 6, 300, kv_heads=2, ffn=80).layers[0]
+        recompute([block], resolve({**SHAPE, "recompute": mode}))
+        block.compile(backend="aot_eager_decomp_partition", dynamic=False, fullgraph=True)
+        return compiled_bytes_a_token(block, 48, 8, 32, torch.bfloat16)
 
 
 @pytest.mark.unmeasured

@@ -152,8 +152,24 @@ def every_cut(search: Search, gpus: int) -> Iterator[Cut]:
     """All that there are, each division into shards and copies, without a bound."""
     for mesh in search.meshes(gpus):
         for stages, batch in itertools.product(search.divisions(mesh), search.batches(mesh)):
-            kinds = itertools.product(search.recomputes, search.gathers)
-            yield from (Cut(stages, *batch, *kind) for kind in kinds)
+            for kind in itertools.product(search.recomputes, search.gathers):
+                cut = Cut(stages, *batch, *kind)
+                yield cut
+                if cut.recompute != "none" and stages.chunks == 1 and search.clock.layers(cut)[0] > 1:
+                    yield search.filled(replace(cut, again=1))  # of those with layers that do not, the quickest
+
+
+def test_a_plan_leaves_as_few_layers_to_recompute_as_memory_asks_for() -> None:
+    asked = {"size": "8b", "state_dtype": "bf16", "global_batch_tokens": 8192}
+    found = plan(asked, cluster_of("h100", 1)).best
+    assert 0 < found.cut.again < 32
+    assert found.memory.peak <= found.memory.limit
+    fewer, every = (
+        plan({**asked, **found.settings, "recompute_layers": again}, cluster_of("h200", 1)).best
+        for again in (found.cut.again - 1, 0)
+    )
+    assert fewer.memory.peak > found.memory.limit
+    assert every.seconds > found.seconds
 
 
 def test_a_mesh_of_more_dimensions_has_to_be_worth_them() -> None:
