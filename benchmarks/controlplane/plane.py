@@ -57,8 +57,12 @@ def opened() -> Generator[Plane]:
         command = [sys.executable, "-m", "controlplane.server", "--home", str(home), "--port", "0"]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(command, stderr=log)
-        with contextlib.closing(_client(server, home)) as client:
-            yield Plane(home, time.perf_counter() - start, psutil.Process(server.pid), client)
+        try:
+            with contextlib.closing(_client(server, home)) as client:
+                yield Plane(home, time.perf_counter() - start, psutil.Process(server.pid), client)
+        except BaseException:
+            tell(f"the control plane's end: {server.poll()}; its last lines:\n{(folder / 'log').read_text()[-2000:]}")
+            raise
         server.terminate()
         server.wait()
     finally:

@@ -11,6 +11,7 @@ from controlplane.faults import fault
 from controlplane.services import runs
 from controlplane.services.checkpoints import requested
 from controlplane.services.context import Context
+from controlplane.services.sketches import sketched
 from controlplane.store.history import PLACE, drawn, points_of
 from controlplane.store.points import add_points, newest_seq
 from controlplane.store.tables import MetricBlock, MetricPoint
@@ -60,12 +61,15 @@ def curve(
     """One point a step, of the highest attempt that reached it, with its evaluation merged in. Raises NotFound.
 
     `keys` picks values, and leaves out points that have none of them. `downsample` bounds the number of points; the
-    first, the last, and each stretch's extremes stay; a long curve of a run that has ended is drawn from its tiers.
+    first, the last, and each stretch's extremes stay; a long curve is drawn from its tiers once the run has ended, and
+    before from a sketch that grows with it.
     """
     run_id = runs.get(context, run_id).id
     shape = [*keys] or SHAPE_KEYS
     with context.store.read() as session:
         few = drawn(session, run_id, shape, downsample // 2, keys or None) if downsample else None
+        if few is None and downsample:
+            few = sketched(context.store, session, run_id, shape, downsample // 2)
         points = merged(points_of(session, run_id, keys=keys or None) if few is None else few)
     if keys:
         points = [picked for point in points if (picked := _pick(point, keys))]

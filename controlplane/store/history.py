@@ -26,6 +26,7 @@ DRAWN = 8192  # points from which on a curve has tiers
 ENDS = -1  # where a tier keeps its first and last point
 STRETCHES = 512  # of a tier: each keeps its lowest and its highest point
 COLUMNS = ("run_id", "attempt", "first_seq", "last_seq", "points", "data")
+AT_ONCE = 1000  # rows that are read
 WAIT_S = 60.0  # after a run's end: what was under way arrives
 
 
@@ -42,11 +43,12 @@ def points_of(
     limit: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The run's first `limit` points beyond (attempt, seq), in that order, wherever they lie; of packed ones `keys`."""
-    place = tuple_(MetricPoint.attempt, MetricPoint.seq)
-    wanted = select(MetricPoint).where(MetricPoint.run_id == run_id, place > after)
-    rows = session.scalars(wanted.order_by(MetricPoint.attempt, MetricPoint.seq).limit(limit))
-    merged = heapq.merge(map(point_of, rows), _packed(session, run_id, after, keys), key=_place)
-    return islice(merged, limit)
+    row = MetricPoint
+    wanted = select(row.attempt, row.seq, row.step, row.time, row.values).where(row.run_id == run_id)
+    wanted = wanted.where(tuple_(row.attempt, row.seq) > after).order_by(row.attempt, row.seq).limit(limit)
+    with session.execute(wanted, execution_options={"yield_per": AT_ONCE}) as rows:
+        told = ({**dict(zip(PLACE, place, strict=True)), **values} for *place, values in rows)
+        yield from islice(heapq.merge(told, _packed(session, run_id, after, keys), key=_place), limit)
 
 
 def point_of(row: MetricPoint) -> dict[str, Any]:

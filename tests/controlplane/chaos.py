@@ -205,7 +205,7 @@ def _strike(suite: Suite, target: str, run: Asked) -> None:
 def _pids(suite: Suite, run: Asked, target: str) -> list[int]:
     """The processes of the run's newest attempt that are called so."""
     found: list[int] = []
-    for record in suite.home.glob("home/cluster/objects/*/*/pod.json"):
+    for record in _found(suite, "*/*/pod.json"):
         with suppress(OSError, ValueError, KeyError):
             labels = json.loads((record.parents[1] / "manifest.json").read_text())["metadata"]["labels"]
             if labels[RUN_ID] != run.id:
@@ -216,6 +216,13 @@ def _pids(suite: Suite, run: Asked, target: str) -> list[int]:
             parts |= {"shim": [child], "guard": [guard], "shim and guard": [guard, child]}
             found += parts[target]
     return found
+
+
+def _found(suite: Suite, pattern: str) -> list[Path]:
+    """Files of objects; folders come and go meanwhile."""
+    while True:
+        with suppress(FileNotFoundError):
+            return [*(suite.home / "home/cluster/objects").glob(pattern)]
 
 
 def _killed(pid: int) -> bool:
@@ -246,7 +253,7 @@ def _until_over(suite: Suite, asked: list[Asked], deadline: float) -> None:
         with suppress(Unreachable, RuntimeError):
             left = [(one.name, one.scenario, suite.control.client.run(one.id)["phase"]) for one in asked]
             left = [one for one in left if one[2] not in TERMINAL] or suite.control.read("SELECT * FROM outbox")
-            left = left or [path.name for path in suite.home.glob("home/cluster/objects/*")]
+            left = left or [path.name for path in _found(suite, "*")]
             if not left:
                 return
         time.sleep(LOOK_S)
