@@ -69,14 +69,15 @@ chaos: export TERAGPT_CHAOS_ROUNDS ?= $(if $(ROUND),1,1000)
 chaos: export TERAGPT_CHAOS_OUTAGE ?= 600
 chaos: export TERAGPT_CHAOS_INSTANTS ?= 500
 chaos: export TERAGPT_STRIKES ?= 100
+chaos: export TERAGPT_KILLS ?= 50
 chaos: export TERAGPT_CHAOS_SEED ?= $(or $(SEED),$(shell date +%s))
 ifdef ROUND
 chaos: export TERAGPT_CHAOS_ROUND = $(ROUND)
 chaos: export TERAGPT_CHAOS_POINT = $(POINT)
 endif
-chaos: install ## 1,000 rounds on an API server, 500 kills on one machine, 100 of a struck trainer; TESTS= SEED= ROUND= plays one again
+chaos: install ## 1,000 rounds on an API server, 500 kills on one machine, 100 of a struck trainer, 50 of killed folders; TESTS= SEED= ROUND= plays one again
 	$(BIN)/pytest -s -o cache_dir=$(CACHE)/pytest-cluster $(or $(TESTS),tests/cluster/test_chaos.py $(if $(ROUND),,\
-	tests/controlplane/test_chaos.py tests/teragpt/test_chaos.py))
+	tests/controlplane/test_chaos.py tests/teragpt/test_chaos.py tests/teragpt/test_killed.py))
 
 soak: install ## 1,000 runs queued on the local cluster, kept busy: is its memory flat? MINUTES= (30)
 	$(BIN)/python -m benchmarks.controlplane.soak $(MINUTES)

@@ -159,7 +159,8 @@ def load_manifest(text: bytes, source: object) -> Manifest:
 def parse_manifest(content: dict[str, Any]) -> Manifest:
     """`dataset.json`'s content as a manifest. Raises KeyError, TypeError, ValueError or AttributeError."""
     if (content["format"], content["version"]) != (FORMAT, VERSION):
-        raise ValueError(f"it is a {content['format']} of version {content['version']}")
+        newer = ", which a newer TeraGPT made" if content["format"] == FORMAT and content["version"] > VERSION else ""
+        raise ValueError(f"it is a {content['format']} of version {content['version']}{newer}")
     splits = {
         name: Split(int(split["documents"]), int(split["tokens"]), tuple(File(**file) for file in split["shards"]))
         for name, split in content["splits"].items()

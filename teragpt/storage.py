@@ -282,21 +282,41 @@ def cache_folder() -> Path:
 def appearing(target: Path, what: str) -> Generator[Path]:
     """A folder to fill with `what`; it becomes `target`, which is absent or empty until then, or goes again.
 
-    Raises ConfigError of the setting `out` where it cannot be written.
+    Raises ConfigError of the setting `out` where it cannot be written, or another process is making it.
     """
     draft = target.with_name(f".{target.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        if target.exists():
-            target.rmdir()
-        draft.replace(target)
+        draft.mkdir(parents=True, exist_ok=True)
+        with held(draft):
+            for old in draft.iterdir():  # of one that was killed
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            try:
+                yield draft
+                if target.exists():
+                    target.rmdir()
+                draft.replace(target)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)  # what did not become the folder would only fill the disk
+                raise
+    except BlockingIOError:
+        allowed = "a folder that no other process is making at this moment"
+        raise ConfigError([Problem("out", str(target), allowed)]) from None
     except OSError as error:
         allowed = f"a folder that can be written, with room for {what} ({error.strerror or error})"
         raise ConfigError([Problem("out", str(target), allowed)]) from None
+
+
+@contextmanager
+def held(folder: Path) -> Generator[None]:
+    """Hold a lock on a folder itself, which needs no file in it. Raises BlockingIOError where another holds it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not folder.exists() or os.fstat(handle).st_ino != folder.stat().st_ino:
+            raise BlockingIOError(None, "another process has just been done with it", str(folder))
+        yield
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # what did not become the folder would only fill the disk
+        os.close(handle)
 
 
 @contextmanager

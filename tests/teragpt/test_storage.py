@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from teragpt.config import ConfigError
-from teragpt.storage import Bucket, Disk, Folder, cache_folder, folder_at
+from teragpt.storage import Bucket, Disk, Folder, appearing, cache_folder, folder_at
 from tests.teragpt import stores
 
 
@@ -139,3 +139,19 @@ def test_the_cache_is_the_users_unless_given(monkeypatch: pytest.MonkeyPatch) ->
     assert cache_folder() == Path("/given")
     monkeypatch.delenv("TERAGPT_CACHE")
     assert cache_folder() == Path("/user/teragpt")
+
+
+def test_two_makers_of_one_folder_do_not_mix(tmp_path: Path) -> None:
+    with appearing(tmp_path / "made", "it") as draft:
+        (draft / "mine").write_text("mine")
+        with pytest.raises(ConfigError, match=r"out: got .*; allowed: a folder that no other process is making"):
+            appearing(tmp_path / "made", "it").__enter__()
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_what_a_killed_maker_has_left_is_no_part_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".made.part" / "old").mkdir(parents=True)
+    with appearing(tmp_path / "made", "it") as draft:
+        (draft / "mine").write_text("mine")
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["mine"]
