@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -19,7 +20,9 @@ import torch
 import torch.distributed as dist
 
 from teragpt.config import Config, ConfigError, Problem
+from teragpt.signals import LEAVE_S
 
+BAD_CONFIG = 2  # the trainer's exit code
 SHOWN = 8  # ranks that an error names
 OURS = __name__.partition(".")[0]
 INSTALLED = "site-packages", "dist-packages"  # folders of modules that have nothing to do with each other
@@ -30,7 +33,8 @@ def agree(config: Config, data: str) -> None:
 
     Where a node keeps the dataset, the setting `data`, is its own affair: the fingerprint says whether it is the same.
 
-    Raises ConfigError on every rank, naming what differs, on which ranks, and what rank 0 has.
+    Raises ConfigError on rank 0, naming what differs, on which ranks, and what rank 0 has; SystemExit on the others,
+    which have nothing to add.
     """
     mine = {"torch": str(torch.__version__), OURS: code(), **asdict(config), "data": data}
     mine |= own_code(config.model) | own_code(config.loader)
@@ -40,7 +44,10 @@ def agree(config: Config, data: str) -> None:
     found = [list(differences(theirs)) if theirs else []]
     dist.broadcast_object_list(found)
     if found[0]:
-        raise ConfigError(found[0])
+        if leads:
+            raise ConfigError(found[0])
+        time.sleep(LEAVE_S)  # so that rank 0 ends first, which says why
+        raise SystemExit(BAD_CONFIG)
 
 
 @cache

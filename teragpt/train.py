@@ -36,7 +36,7 @@ from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
 from teragpt.packing import confine
 from teragpt.parallel import build_model, compute_dtype, connect, evaluate, load_attribute, materialize, parallelize
-from teragpt.signals import FENCED, LEAVE_S, STOP, Requests
+from teragpt.signals import FENCED, STOP, Requests
 from teragpt.step import Step
 from teragpt.tokenizer import Tokenizer
 from teragpt.trackers import asked_for
@@ -96,12 +96,6 @@ class Trainer:
             except Superseded as error:
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
                 return STOPPED
-            except ConfigError:
-                if self.world.rank > 0:
-                    time.sleep(LEAVE_S)  # rank 0 has mostly met the same: it says so, ends, and this one is stopped
-                    if self.requests.asked >= STOP:
-                        return BAD_CONFIG
-                raise
             finally:
                 dist.destroy_process_group()
 

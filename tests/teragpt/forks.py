@@ -39,6 +39,7 @@ RUN_BY_RANKS = "teragpt.train", "tests.teragpt.parity", "tests.teragpt.moves", "
 IMPORTED_LATE = "torch._dynamo", "torch._inductor.pattern_matcher", "tokenizers"  # by a rank that already runs
 MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes a process measure its coverage
 PORTS = 20_000, 32_000  # below those that a system gives to whoever asks for any
+REFUSED = 2  # the trainer's exit code
 LEAVE_S = 10  # for the other ranks, once one has failed
 parents: list[subprocess.Popen[str]] = []
 
@@ -152,6 +153,8 @@ def first_failure(command: list[str], environs: list[dict[str, str]], logs: list
             ended = os.waitstatus_to_exitcode(status)
             if ended and not code:
                 code, deadline = ended if ended > 0 else 128 - ended, time.monotonic() + LEAVE_S
+                for left in pids if code == REFUSED else ():  # as launchers do; after a crash they wait for each other
+                    os.kill(left, signal.SIGTERM)
             continue
         if time.monotonic() > deadline:
             for left in pids:
