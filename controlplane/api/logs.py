@@ -158,7 +158,7 @@ def stream(
     A message's data is `{"attempt", "rank", "lines"}`, its id the attempt and the byte to go on from.
     """
     run_id = _run_of_rank(context, run, rank)
-    after = parse_position(last_event_id, 2)
+    after = _position(last_event_id, runs.get(context, run_id).attempt)
     first: list[Message] = []
     if after is None:
         number = attempts.attempt(context, run_id, attempt).attempt
@@ -182,6 +182,15 @@ def _run_of_rank(context: Context, run: str, rank: int) -> str:
         detail = f"got {rank}; allowed: {f'0 to {last}, the ranks' if last else '0, the only rank'} of run {found.id}"
         raise Refusal("not_found", detail, [FieldProblem(pointer="?rank", code="no_such_rank", detail=detail)])
     return found.id
+
+
+def _position(last_event_id: str | None, newest: int) -> Position | None:
+    """Where a Last-Event-ID has the stream go on. Raises Refusal, also for an attempt that the run has not had."""
+    after = parse_position(last_event_id, 2)
+    if after is not None and not 1 <= after[0] <= newest:
+        detail = f"got attempt {after[0]}; allowed: 1 to {newest}, those that the run has had"
+        raise invalid([FieldProblem(pointer="header:last-event-id", code="invalid_value", detail=detail)])
+    return after
 
 
 def _read(context: Context, run_id: str, rank: int, after: Position) -> Batch:

@@ -197,6 +197,7 @@ def _end(
     """The attempt is over: the run ends with it, or goes on with the next one."""
     attempt.finished_at = now
     attempt.started_at = attempt.started_at or _first_start(attempt.pods)
+    attempt.pods = [_over(pod, now) for pod in attempt.pods]
     attempt.phase = decision.transition.target if decision.transition else Phase.FAILED
     transaction.session.flush()
     if checkpoint is None:  # the run's storage is not this machine's: what the trainer has told
@@ -214,6 +215,14 @@ def _end(
     if not done:
         raise Stale
     fault("attempt ended")
+
+
+def _over(pod: dict[str, Any], now: float) -> dict[str, Any]:
+    """A pod of an attempt that is over; one that went with its object before it was seen to end has ended, too."""
+    if pod["phase"] not in {"Pending", "Running"}:
+        return pod
+    told = {"reason": "Deleted", "message": "it went with its object: its end was not seen"}
+    return {**pod, "phase": "Failed", "finished_at": now, **told}
 
 
 def _restart_or_fail(

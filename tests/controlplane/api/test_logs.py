@@ -100,3 +100,13 @@ def test_a_search_of_what_is_not_there_is_not_found(client: TestClient, run: dic
     assert client.get(f"/runs/{run['id']}/logs?search=a&rank=7").status_code == 404
     assert client.get(f"/runs/{run['id']}/logs?search=a&attempt=7").status_code == 404
     assert client.get(f"/runs/{run['id']}/logs?search=a&cursor=x").json()["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("given", ["0.0", "2.0"])
+def test_a_stream_goes_on_in_an_attempt_that_the_run_has_had(
+    client: TestClient, run: dict[str, Any], given: str
+) -> None:
+    reply = client.get(f"/runs/{run['id']}/logs/stream", headers={"last-event-id": given})
+    (problem,) = reply.json()["errors"]
+    assert (reply.status_code, problem["pointer"]) == (422, "header:last-event-id")
+    assert "allowed: 1 to 1" in problem["detail"]

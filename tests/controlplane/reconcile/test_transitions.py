@@ -533,3 +533,13 @@ def test_every_transition_of_the_table_has_a_test() -> None:
         int(n) for names in re.findall(r"def test_((?:\d+_(?:and_)?)+)", written) for n in re.findall(r"\d+", names)
     }
     assert numbers == {one.number for one in TRANSITIONS}
+
+
+def test_a_pod_that_goes_with_its_object_has_ended(running: Stage) -> None:
+    running.cancel()
+    running.look()
+    running.memory.vanish(running.object)
+    run = running.look(3)
+    (pod,) = running.attempt.pods
+    assert (run.phase, pod.phase, pod.reason) == ("cancelled", "Failed", "Deleted")
+    assert pod.finished_at is not None
