@@ -28,7 +28,7 @@ from tests.cluster.layout import CHECKOUT
 
 T = TypeVar("T")
 PATIENCE = float(os.environ.get("TERAGPT_CHAOS_PATIENCE", "1"))  # more on a loaded machine
-CATCH_UP_S, LOOK_S = 60.0, 0.05
+CATCH_UP_S, LOOK_S = 120.0, 0.05
 TESTS = "TESTS=tests/controlplane/test_chaos.py"
 TERMINAL = {"succeeded", "failed", "cancelled"}
 CODES = {"well": "0", "crash": "1,0", "spent": "1", "config": "2", "cancel": "0", "suspend": "0"}
