@@ -37,7 +37,7 @@ class LocalObject:
         self.uid: str = record["uid"]
         self.number: int = record["number"]
         self.created = datetime.fromtimestamp(record["created"], UTC)
-        self.secret = read(folder / SECRET)
+        self.secret = read(folder / SECRET) if (folder / SECRET).exists() else {}  # gone just before the object is
         self.deleting = (folder / shim.DELETING).exists()
         self.admitted: dict[str, Any] | None = read(folder / ADMITTED) if (folder / ADMITTED).exists() else None
         self.preempted: dict[str, Any] | None = read(folder / PREEMPTED) if (folder / PREEMPTED).exists() else None

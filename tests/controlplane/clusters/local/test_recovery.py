@@ -154,6 +154,17 @@ def test_after_a_restart_of_the_machine_what_ran_is_lost(closed: Bench) -> None:
     assert (pod.reason, pod.message) == ("Lost", "the machine was restarted")
 
 
+def test_a_kill_between_the_end_of_a_secret_and_that_of_its_object_is_outlived(closed: Bench) -> None:
+    take_over(closed)
+    closed.create("going", "pass")
+    closed.pod("going", "Succeeded")
+    closed.cluster.close()
+    (closed.folder("going").parent / "secret.json").unlink()
+    (closed.folder("going").parent / "deleting").write_text('{"at": 1.0}')
+    take_over(closed)
+    closed.gone("going")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_kill_at_a_random_instant_starts_nothing_twice_and_loses_nothing(closed: Bench, seed: int) -> None:
     instants = random.Random(seed)
