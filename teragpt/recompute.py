@@ -47,7 +47,8 @@ def recompute(blocks: Iterable[nn.Module], config: Config) -> None:
     """Have each block, or the first `recompute_layers` of a stage's, keep what the setting `recompute` says."""
     if config.recompute == "none":
         return
-    made = {"full": nothing, "selective": partial(contexts, KEPT_SPREAD if config.tp > 1 else KEPT)}[config.recompute]
+    kept = KEPT_SPREAD if config.tp > 1 else KEPT
+    made: Callable[[], Any] = nothing if config.recompute == "full" else partial(contexts, kept)
     for block in islice(blocks, config.recompute_layers or None):
         block.forward = again(block.forward, made)
 

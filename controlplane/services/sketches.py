@@ -40,6 +40,9 @@ class Sketch:
         self._width = 1
         self._cells: dict[tuple[int, str, int], Point] = {}
         self._first: Point | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         self._last: Point | None = None  # which more may still come to, as an evaluation
         self._step = -1
 
@@ -77,7 +80,8 @@ class Sketch:
         low: int | None = None
         high, last, steps = 0, None, -1
         for attempt in sorted(seqs, reverse=True):
-            begun, self._last, self._step = None, None, -1
+            begun = None
+            self._begin()
             for point in _of_attempt(session, run_id, attempt):
                 if low is not None and low <= point["step"] <= high:
                     self._count(point)

@@ -56,8 +56,8 @@ class Option:
         }
         pipeline: dict[str, int | str] = {"pipeline_schedule": schedule, "pipeline_chunks": stages.chunks}
         gathered = "auto" if self.cut.gathered is None else "on" if self.cut.gathered else "off"
-        again = {"recompute": self.cut.recompute, "recompute_layers": self.cut.again, "gathered": gathered}
-        return {**sizes, **pipeline, "micro_batch": self.cut.micro_batch, **again}
+        cut: dict[str, int | str] = {"micro_batch": self.cut.micro_batch, "recompute": self.cut.recompute}
+        return {**sizes, **pipeline, **cut, "recompute_layers": self.cut.again, "gathered": gathered}
 
 
 class Entry(NamedTuple):
