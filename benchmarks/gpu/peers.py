@@ -213,7 +213,7 @@ def nanogpt(checkout: Path, shape: Shape, vocabulary: int) -> Callable[[Tensor, 
 
 def transformers(shape: Shape, vocabulary: int) -> Callable[[Tensor, Tensor], object]:
     """A step of transformers' Llama as a plain loop takes it: fp32 weights under autocast, compiled, fused AdamW."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     settings = LlamaConfig(
