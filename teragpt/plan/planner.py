@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from teragpt.config import Config, ConfigError, Problem, resolve
+from teragpt.config import Config, ConfigError, Problem, precision_misfits, resolve
 from teragpt.layout import gib
 from teragpt.plan.calibration import Calibration, Speed, read, shipped
 from teragpt.plan.forecast import Forecast, affordable, forecast
 from teragpt.plan.hardware import DEVICES, LINKS, Cluster, Device, device, link
 from teragpt.plan.memory import Ledger
-from teragpt.plan.search import DIMENSIONS, MOST_GPUS, SHOWN, Option, Search, counts, dimensions
+from teragpt.plan.search import DIMENSIONS, MOST_GPUS, SHOWN, Option, Search, blamed, counts, dimensions
 from teragpt.plan.step import Clock
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
@@ -63,6 +63,19 @@ class Plan:
         return self.cluster.gpus - self.best.cut.stages.ranks
 
     @property
+    def precision(self) -> str:
+        """What its products are computed in."""
+        return "bf16" if self.config.precision == "auto" else self.config.precision
+
+    @cached_property
+    def in_fp8(self) -> float | None:
+        """Seconds of a step of this layout with products in fp8; None where it has them, or cannot."""
+        device, other = self.cluster.device, replace(self.config, precision="fp8")
+        if self.precision != "bf16" or device.fp8 <= device.bf16 or any(precision_misfits(other, blamed)):
+            return None
+        return Clock(other, self.cluster, self.speed).step(self.best.cut).seconds
+
+    @property
     def measured(self) -> str:
         """What the plan's speeds rest on."""
         if self.speed.own:
@@ -88,7 +101,7 @@ class Plan:
                 "recompute": self.best.cut.recompute,
                 "recompute_layers": self.best.cut.again,
                 "gathered": self.best.settings["gathered"],
-                "precision": self.config.precision,
+                "precision": self.precision,
             },
             "settings": self.settings,
             "memory": {
@@ -98,6 +111,7 @@ class Plan:
                 "limit": self.best.memory.limit,
             },
             "step": {"seconds": self.best.seconds, "parts": self.best.step.parts, "travels": self.best.step.travels},
+            "in_fp8": None if self.in_fp8 is None else {"step_seconds": self.in_fp8},
             "forecast": {**asdict(self.forecast), "days": self.forecast.days},
             "others": [
                 {"layout": named(option), "step_seconds": option.seconds, "peak": option.memory.peak, "loses": why}

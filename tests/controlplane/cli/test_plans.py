@@ -15,6 +15,8 @@ def test_gpus_that_nobody_has_are_planned_for_without_a_control_plane(capsys: py
     printed = capsys.readouterr().out
     assert "GPUs                        64 x H100 SXM, 8 a node, ib-ndr" in printed
     assert "in money" in printed
+    assert ", bf16\n" in printed
+    assert "  in fp8" in printed
     assert "products: 6 FLOPs a weight and token" in printed
     assert "rope_theta" in printed
 

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.plan.traced import specs, traced
 from teragpt.activations import activation_bytes
 from teragpt.config import Config, resolve
 from teragpt.layout import Layout
-from teragpt.model import TeraGPT
 from teragpt.plan.memory import Cut, Ledger, joined_copies
 from teragpt.recompute import recompute
+from tests.teragpt.traced import MIB, Allocator, Live, OutOfMemory, built
 
 SHAPES = {
     "wide": {"dim": 1024, "heads": 16, "kv_heads": 16, "ffn": 2688, "context": 1024, "micro_batch": 8},
     "grouped": {"dim": 4096, "heads": 32, "kv_heads": 8, "ffn": 15_872, "context": 4096, "micro_batch": 1},
     "long": {"dim": 512, "heads": 8, "kv_heads": 4, "ffn": 1536, "context": 16_384, "micro_batch": 1, "tied": True},
 }
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of storages that operations have made and somebody still holds."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: dict[int, int] = {}
-        self.now: int = 0
-        self.peak: int = 0
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = op(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (key := address(storage := tensor.untyped_storage())) not in self.seen:
-                self.seen[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.gone, key)
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def gone(self, key: int) -> None:
-        """A storage that nobody holds any more."""
-        self.now -= self.seen.pop(key, 0)
-
-
-def address(storage: torch.UntypedStorage) -> int:
-    """What tells fake storages apart."""
-    return int(storage._cdata)  # pyright: ignore[reportPrivateUsage]
 
 
 def live_bytes(config: Config, count: int) -> int:
@@ -69,17 +35,6 @@ def live_bytes(config: Config, count: int) -> int:
     return int(live.peak)
 
 
-def built(config: Config) -> TeraGPT:
-    """The model, in bf16."""
-    heads = {"kv_heads": config.kv_heads, "ffn": config.ffn}
-    more = {"tied": config.tied, "dtype": torch.bfloat16}
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        return TeraGPT(config.dim, config.depth, config.heads, config.num_tokens, **heads, **more)  # type: ignore[arg-type]
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize(("shape", "mode"), [("long", "none"), ("wide", "selective"), ("grouped", "full")])
 def test_the_second_micro_batch_of_a_step_holds_what_is_planned(shape: str, mode: str) -> None:
     config = resolve({**SHAPES[shape], "size": "1.3b", "depth": 2, "num_tokens": 512, "recompute": mode})
@@ -92,3 +47,26 @@ def test_the_second_micro_batch_of_a_step_holds_what_is_planned(shape: str, mode
     planned += joined_copies(config, cut, config.depth)  # nor do weights lie joined
     live = live_bytes(config, 2)
     assert 0.98 * live <= planned <= live + max(0.05 * live, 150e6)
+
+
+def test_random_plans_for_one_gpu_are_trained_within_its_memory_and_what_they_say() -> None:
+    every = [traced(settings, found) for settings, found in specs(5)]  # of 200: python -m benchmarks.plan.traced
+    assert [one.why for one in every] == [""] * 5
+    assert all(0.95 * one.allocated <= one.planned <= max(1.1 * one.allocated, one.allocated + 150e6) for one in every)
+
+
+def test_the_allocator_splits_merges_gives_back_and_runs_out() -> None:
+    allocator = Allocator(64 * MIB)
+    small = [allocator.ask(700) for _ in range(2)]
+    assert (allocator.allocated, allocator.reserved, small[1] - small[0]) == (2048, 2 * MIB, 1024)
+    first, second, third = (allocator.ask(size * MIB) for size in (8, 8, 11))
+    assert allocator.reserved == (2 + 20 + 12) * MIB
+    for one in (first, second):
+        allocator.release(one)
+    assert allocator.ask(16 * MIB) == first
+    allocator.release(first)
+    allocator.release(third)
+    assert allocator.ask(62 * MIB) > third  # once the segments of both are given back
+    assert (allocator.reserved, allocator.most_reserved) == (64 * MIB, 64 * MIB)
+    with pytest.raises(OutOfMemory, match="more are asked for"):
+        allocator.ask(3 * MIB)

@@ -300,6 +300,14 @@ def test_a_plan_is_told_as_a_table_as_json_as_formulas_and_as_a_picture() -> Non
     assert "optimizer: " in drawn
 
 
+def test_a_plan_says_what_fp8_would_bring_where_it_is_not_asked_for() -> None:
+    found, asked = plan({"size": "8b"}, EIGHT), plan({"size": "8b", "precision": "fp8"}, EIGHT)
+    assert found.in_fp8 is not None
+    assert asked.best.seconds <= found.in_fp8 < found.best.seconds
+    assert found.to_json()["in_fp8"] == {"step_seconds": found.in_fp8}
+    assert (asked.in_fp8, plan({"size": "8b"}, cluster_of("a100", 8)).in_fp8) == (None, None)
+
+
 def test_a_sweep_scales_and_says_where_nothing_fits() -> None:
     plans = sweep({"size": "70b"}, [8, 64, 256, 1024], cluster_of("h100", 8))
     assert isinstance(plans[0], ConfigError)
