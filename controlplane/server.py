@@ -153,6 +153,7 @@ def opened(settings: Settings, url: str) -> Generator[Context]:
             defaults=defaults,
             destinations=destinations_of(settings.notifications),
             retention=Retention(settings.delete_after_days, settings.purge_after_days),
+            gpu_price=runs.gpu_price,
             further={
                 one.name: Place(clusters[one.name], str(one.public_url or public).rstrip("/"), one.storage)
                 for one in further

@@ -122,6 +122,9 @@ class Execution:
     storage: str = option(
         "", "Where runs without a checkpoint.uri of their own write, as pvc://claim or s3://bucket.", text
     )
+    gpu_price: float = option(
+        0.0, "Money for an hour of one GPU, by which plans tell what a run costs; 0: they do not.", number(0, 1e6)
+    )
     public_url: str = option("", "URL under which pods reach this control plane; its own unless given.", url)
     audience: str = option("teragpt", "Audience of the tokens by which pods prove who they are.", text)
     queue: str = option("", "Kueue LocalQueue of runs that name none.", text)

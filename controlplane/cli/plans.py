@@ -315,9 +315,11 @@ def predicted(planned: dict[str, Any]) -> dict[str, str]:
     sizes = {name: size for name, size in layout.items() if name != "recompute_layers"}
     mesh = ", ".join(f"{name} {size}" for name, size in sizes.items() if isinstance(size, int) and size > 1)
     bounds = f"{whole['low']:.3g} to {whole['high']:.3g}"
+    energy, money = whole.get("energy_kwh"), whole.get("cost")
+    cost = (f", {energy:,.0f} kWh" if energy else "") + ("" if money is None else f", cost {money:,.0f}")
     return {
         "mesh": f"{mesh or 'one rank'}, recompute {layout['recompute']}{again}",
         "memory": f"{output.size(memory['peak'])} of each {planned['gpu']} at {memory['where']}",
         "step": f"{whole['step_seconds']:.3g} s ({bounds}), {whole['tokens_per_second']:,.0f} tokens/s",
-        "takes": f"{whole['days']:.3g} days, {whole['gpu_hours']:,.0f} GPU-hours",
+        "takes": f"{whole['days']:.3g} days, {whole['gpu_hours']:,.0f} GPU-hours{cost}",
     }

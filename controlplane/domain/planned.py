@@ -68,6 +68,14 @@ def told(found: Plan | ConfigError | None) -> dict[str, Any]:
     return found.to_json() if found else {}
 
 
+def priced(planned: dict[str, Any], price: float) -> dict[str, Any]:
+    """What was told of a plan with the money that it costs, at a `price` of an hour of one GPU; 0: nobody knows it."""
+    if not price or "forecast" not in planned:
+        return planned
+    whole = planned["forecast"]
+    return {**planned, "forecast": {**whole, "cost": price * whole["gpu_hours"]}}
+
+
 def too_large(planned: Mapping[str, Any], state: int, spec: RunSpec, machine: Machine) -> Iterator[Problem]:
     """That a rank's exact state alone is more than its GPU has; what only may not fit is left to the trainer."""
     kind = card(spec, machine)

@@ -32,11 +32,9 @@ from controlplane.tracing import of_run
 log = logging.getLogger(__name__)
 HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
 OUTBOX_S = 1.0  # of each look, at most, for the outbox
-WHOLE_S, WHOLE_SHARE = (
-    60.0,
-    200.0,
-)  # from one whole look to the next: so many times what it takes of a processor, at most
-REST_S, REST_SHARE = 0.25, 3.0  # after each look: so many times what it took, at most
+WHOLE_S = 60.0  # from one whole look to the next, at most
+WHOLE_SHARE = 200.0  # else so many times what the last one took of a processor
+REST_S, REST_SHARE = 0.25, 3.0  # after each look, at most; else so many times what it took
 TOGETHER = 256  # decisions of one transaction
 MOST_APART = 1000  # objects and runs that are looked at apart from the others
 FOLLOW_UPS = 8  # decisions about one run in one look, at most

@@ -47,6 +47,7 @@ class Context:
     destinations: Sequence[Destination] = ()
     retention: Retention = field(default_factory=Retention)
     clock: Callable[[], float] = time.time
+    gpu_price: float = 0.0  # money for an hour of one; 0: unknown
     further: Mapping[str, Place] = field(default_factory=dict[str, Place])
     laid_out: dict[tuple[str, str], LaidOut] = field(default_factory=dict[tuple[str, str], LaidOut], compare=False)
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from controlplane.clusters.base import Capacity, ClusterError, Traits
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.laid_out import LaidOut
 from controlplane.domain.layout import misfits
-from controlplane.domain.planned import too_large
+from controlplane.domain.planned import priced, too_large
 from controlplane.domain.resolve import ResolvedRun, lay_out
 from controlplane.domain.spec import RunSpec
 from controlplane.domain.storage import within
@@ -96,6 +97,7 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> 
         namespaces=traits.namespaces,
         cluster=context.cluster.name if spec.compute.cluster in context.further else "",
     )
+    run = replace(run, planned=priced(run.planned, context.gpu_price))
     ensure_renderable(run)
     large = too_large(run.planned, run.state_bytes["total"], spec, machine)
     return run, [

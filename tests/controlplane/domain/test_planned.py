@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from controlplane.domain.errors import InvalidSpec
-from controlplane.domain.planned import too_large
+from controlplane.domain.planned import priced, too_large
 from controlplane.domain.resolve import ResolvedRun, lay_out
 from controlplane.domain.spec import RunSpec, parse_spec
 from teragpt.config import Config
@@ -45,6 +45,13 @@ def test_a_size_alone_gets_the_planners_layout_where_gpus_are_known() -> None:
     assert run.planned["gpus_used"] == run.world_size == 8
     assert ResolvedRun.from_json(run.to_json()) == run
     assert not list(misfits(Config(**run.config), run.world_size))
+
+
+def test_a_plan_tells_what_a_run_costs_where_a_gpus_price_is_known() -> None:
+    planned = laid(Cards()).planned
+    assert priced(planned, 0.0)["forecast"]["cost"] is None
+    assert priced(planned, 2.5)["forecast"]["cost"] == pytest.approx(2.5 * planned["forecast"]["gpu_hours"])
+    assert priced({}, 2.5) == {}
 
 
 def test_a_size_that_one_node_cannot_hold_gets_the_fewest_nodes_that_do() -> None:
