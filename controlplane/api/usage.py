@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, Field
 
 from controlplane.api.body import JsonRoute
+from controlplane.api.problems import FieldProblem, invalid
 from controlplane.api.views import CREATED, FINISHED, Services, View
 from controlplane.services import usage
 
@@ -54,4 +55,8 @@ class Usage(View):
 @router.get("/usage", summary="Show what runs have used")
 def show(context: Services, by: By = "user", since: Since = None, until: Until = None) -> Usage:
     """GPU-hours and CPU-core-hours from when pods first ran to their attempt's end, whatever became of it."""
+    if since and since > (until or datetime.now(UTC)):
+        end = until.isoformat() if until else "now"
+        detail = f"got {since.isoformat()}; allowed: a time before until, which is {end}"
+        raise invalid([FieldProblem(pointer="?since", code="invalid_value", detail=detail)])
     return Usage.model_validate(usage.usage(context, by, since=since, until=until))

@@ -163,6 +163,8 @@ def test_usage_is_shown_by_what_was_asked_for(client: TestClient, plane: Plane, 
     assert client.get("/usage").json()["items"][0]["key"] == "local"
     for by in ("label:", "team", "label:a b", ""):
         assert refused(client.get("/usage", params={"by": by}), 422, "invalid_request") == ["?by"]
+    backwards = {"since": "2026-02-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"}
+    assert refused(client.get("/usage", params=backwards), 422, "invalid_request") == ["?since"]
 
 
 def test_stacks_are_those_in_the_runs_own_folder(client: TestClient, run: dict[str, Any], tmp_path: Path) -> None:
