@@ -23,10 +23,10 @@ def activation_bytes(
 ) -> float:
     """Bytes that a token of a rank's sequences keeps in each layer from forward to backward, on each rank of `tp`.
 
-    `bytes_each` is the size of an activation; statistics of attention are fp32 at least. Of `recompute`'s modes `full`
-    and `selective` are exact, eager or compiled; `none` is exact where nothing compiles and a bound where blocks are
-    compiled, which keep a norm's input in place of what both its parts need. `fused`: by kernels.py, which computes
-    the norms of queries and keys again.
+    `bytes_each` is the size of an activation; attention's statistics and the scales of norms are fp32 at least. Of
+    `recompute`'s modes `full` and `selective` are exact, eager or compiled; `none` is exact where nothing compiles and
+    a bound where blocks are compiled, which keep a norm's input in place of what both its parts need. `fused`: by
+    kernels.py, which computes the norms of queries and keys again.
     """
     dim, kv, ffn = shape.dim, shape.kv_heads * shape.head_dim, shape.ffn
     statistics = shape.heads * max(4, bytes_each)  # attention's sums, one a head
@@ -37,6 +37,6 @@ def activation_bytes(
     norms = 2 * dim / tp + 2 * dim  # of both: what is normalised, and the product's input, gathered
     attention = (dim + 2 * kv) + (dim + kv) + dim  # the projection; queries and keys normed and turned; the output
     gathered = (2 * cp - 3) * kv if cp > 1 else 0  # every rank's keys and values in place of this one's
-    normed = 0 if fused else dim + kv + shape.heads + shape.kv_heads  # queries and keys before they turn; their scales
-    scales = 2  # one a norm
-    return (norms + (attention + normed + gathered + 3 * ffn + scales) / tp) * bytes_each + statistics / tp
+    normed = 0 if fused else dim + kv  # queries and keys before they turn
+    scales = (2 + (0 if fused else shape.heads + shape.kv_heads)) * max(4, bytes_each)  # one a norm, and one a head
+    return (norms + (attention + normed + gathered + 3 * ffn) / tp) * bytes_each + (statistics + scales) / tp

@@ -147,6 +147,9 @@ class Worker:
                     self._delete(row, now)
                 elif (uid := self._create(row, facts[row.run_id], now)) is not None:
                     made.append((row, uid))
+                    if len(rows) == 1:  # so that the run's trace has it
+                        self._made(made, now)
+                        made = []
             if time.monotonic() - since > STORED_S:
                 self._made(made, now)
                 made, since = [], time.monotonic()

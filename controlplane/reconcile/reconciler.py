@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import replace
 
 from sqlalchemy import or_, select
@@ -137,7 +138,11 @@ class Reconciler:
         for run, attempt in live:
             self._reconcile_one(run, attempt, jobs.get(attempt.object_name), upstreams.get(run.after_id), simple)
         for first in range(0, len(simple), TOGETHER):
-            apply_simple(self._store, simple[first : first + TOGETHER])
+            some = simple[first : first + TOGETHER]
+            with ExitStack() as traces:
+                for look, _ in some:
+                    traces.enter_context(of_run("reconcile", look.run.id, look.attempt.number))
+                apply_simple(self._store, some)
         ours = {attempt.object_name for _, attempt in live}
         left = (jobs.keys() if whole else jobs.keys() & names) - ours
         self._sweep([jobs[name] for name in left if not jobs[name].deleting])

@@ -301,7 +301,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
     schema = yaml.safe_load((CHART / "schema.yaml").read_text("utf-8"))["properties"]["settings"]["properties"]
     assert schema.keys() <= camel, "values that are no settings"
     defaults = {"labels": {"team": "lm"}}
-    numbers = dict.fromkeys(schema, 4096) | {"leaseS": 5, "databaseConnections": 32}
+    numbers = dict.fromkeys(schema, 4096) | {"leaseS": 5, "databaseConnections": 32, "logPieceBytes": 65_536}
     chosen = {
         "settings": numbers | {"logLevel": "debug", "gpuQuotas": "team-a=8,team-b=16"},
         "runs": {"queue": "q", "defaults": defaults},

@@ -64,7 +64,7 @@ def test_a_rank_that_stands_still_is_named_and_every_stack_is_kept(tmp_path: Pat
     )
     output, _ = process.communicate(timeout=ranks.PATIENCE_S)
     assert process.returncode == 1, output
-    assert "no step in 5 s: rank 1 stands at train.py" in output
+    assert "no step in 5 s: rank 1 stands at batches.py" in output
     assert re.search(r"no step in 5 s: rank 0 stands at (parallel|pipeline|optim)\.py", output)
     kept = sorted((tmp_path / "run" / "faults").glob("*-stacks.txt"), key=lambda path: path.name[-12:])
     assert [path.name.partition("-rank-")[2] for path in kept] == ["0-stacks.txt", "1-stacks.txt"]
