@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from teragpt.plan.calibration import HOP_SECONDS, NETWORK_PART, NVLINK_PART
 from teragpt.plan.forecast import GPU_HOURS_BETWEEN_FAILURES, RESTART_SECONDS
-from teragpt.plan.memory import LEFT_FREE
+from teragpt.plan.memory import LEAST_FREE, LEFT_FREE, MOST_FREE
 from teragpt.plan.planner import Plan
 from teragpt.plan.report import giga, seconds
 from teragpt.plan.step import GATE_BYTES, NORM_BYTES, ROTARY_BYTES, UPDATE_BYTES, waits
@@ -25,7 +25,8 @@ MEMORY = {
     "weights in bf16": "all on a GPU that is alone; else two gathered blocks and the ends, or the whole stage",
     "gradients to be scattered": "two blocks in bf16 and fp32; the whole stage in fp32 where it stays gathered",
     "logits and loss": "a chunk of logits in bf16, the tokens' gradient, the head's in fp32 and in bf16 twice",
-    "left free": f"{LEFT_FREE:.0%} of the data sheet's bytes, a policy: CUDA, NCCL, slack, errors of the above",
+    "left free": f"{LEFT_FREE:.0%} of the data sheet's bytes, {LEAST_FREE / 1e9:g} GB at least or {MOST_FREE:.0%} of a "
+    "small card, a policy: CUDA, NCCL, slack, errors of the above",
 }
 
 

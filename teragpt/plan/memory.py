@@ -18,6 +18,9 @@ from teragpt.sizes import padded
 # Of the data sheet's bytes: half for CUDA, NCCL and the allocator's slack (beside what a card shows beyond its data
 # sheet), half for what these formulas may be wrong by. A policy: neither half has been measured on a card yet.
 LEFT_FREE = 0.10
+# Of a small card more, but a quarter at most: CUDA's context, and room as large as one chunk of logits, which is what
+# fragments: with a tenth, 3 of 200 random specs did not fit (docs/notebook.md).
+LEAST_FREE, MOST_FREE = 3.2e9, 0.25
 STAYS_GATHERED = 4 << 30  # bytes of fp32 gradients up to which a model stays whole (pipeline.py)
 LOGITS = 1 << 30  # of one chunk of the loss, whose gradients take their place (ops.GPU_LOGITS_CHUNK)
 BF16, FP32 = 2, 4
@@ -76,7 +79,12 @@ class Memory:
 
 def limit(memory: int) -> int:
     """Bytes of a card that a plan may use."""
-    return int(memory * (1 - LEFT_FREE))
+    return memory - left_free(memory)
+
+
+def left_free(memory: int) -> int:
+    """Bytes of a card that a plan leaves alone."""
+    return int(max(LEFT_FREE * memory, min(LEAST_FREE, MOST_FREE * memory)))
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,7 @@ class Ledger:
             LOSS: always | before | whole | loss,
         }
         where = max(moments, key=lambda one: sum(moments[one].values()))
-        left = {"left free": int(self.device_memory * LEFT_FREE)}
+        left = {"left free": left_free(self.device_memory)}
         every = always | summed | whole | backward | loss | left
         return Memory(every, moments[where], where, self.limit)
 
