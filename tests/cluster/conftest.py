@@ -254,7 +254,8 @@ def bare(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace with nothing in it."""
     made = Namespace(cluster, f"test-{uuid4().hex[:8]}")
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": made.name, "labels": RESTRICTED}})
-    try:
+    try:  # a controller that has just lost its API server is late with the account, without which no pod is admitted
+        made.kubectl("wait", "--for=create", "serviceaccount/default", "--timeout=120s", timeout_s=130)
         yield made
     finally:
         cluster.kubectl("delete", "namespace", made.name, "--wait=false")

@@ -42,7 +42,7 @@ def test_it_runs_read_only_as_any_user_with_bytecode_that_is_never_checked(
 def test_without_a_command_it_is_the_launcher_and_says_what_it_lacks(cluster: Cluster, namespace: Namespace) -> None:
     namespace.start("image", image=cluster.image)
     namespace.wait("pod/image", "jsonpath={.status.phase}=Failed")
-    assert "usage:" in namespace.kubectl("logs", "image")
+    assert "the following arguments are required: training_script" in namespace.kubectl("logs", "image")
 
 
 def test_its_bill_of_materials_names_what_it_holds(cluster: Cluster, namespace: Namespace) -> None:
