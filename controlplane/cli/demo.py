@@ -159,12 +159,13 @@ def train_one(client: Client, spec: dict[str, object]) -> Run:
 def epilogue(run: Run, home: Path, port: int) -> None:
     """Where everything is, and how to go on."""
     folder = Path(run["folder"])
-    logs = sorted(home.glob(f"cluster/*/{run['kubernetes']['name']}/*/log"))
+    pieces = home.glob(f"cluster/*/{run['kubernetes']['name']}/*/log*")  # compressed once the pod is gone
+    logs = sorted(piece for piece in pieces if piece.name == "log" or piece.suffix == ".gz")
     teragpt = ".venv/bin/teragpt" if Path(".venv/bin/teragpt").exists() else "teragpt"
     print(f"""
 Run folder:   {folder}
 Checkpoints:  {folder / "checkpoints"}
-Log:          {logs[-1] if logs else home}
+Log:          {logs[-1] if logs else home}{" (zcat reads it)" if logs and logs[-1].suffix == ".gz" else ""}
 API docs:     http://127.0.0.1:{port}/docs while a control plane runs: {teragpt} up --home {home}
 
 Go on:

@@ -52,8 +52,12 @@ def test_the_demo_trains_samples_says_where_all_is_and_leaves_nothing_running(ho
     assert "def main(" in printed
     folder = Path(next(line.split()[2] for line in printed.splitlines() if line.startswith("Run folder:")))
     assert (folder / "metrics.jsonl").is_file()
-    for label in ("Checkpoints:", "Log:"):
-        assert Path(next(line.split()[1] for line in printed.splitlines() if line.startswith(label))).exists()
+    checkpoints, log = (
+        Path(next(line.split()[1] for line in printed.splitlines() if line.startswith(label)))
+        for label in ("Checkpoints:", "Log:")
+    )
+    assert checkpoints.is_dir()
+    assert log.is_file()
     assert "/docs" in printed
     assert f"teragpt sample {folder}" in printed
 
