@@ -292,6 +292,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         )
     yield from mesh_misfits(config, blame)
     yield from precision_misfits(config, blame)
+    yield from recompute_misfits(config, blame)
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
     if not {name.strip() for name in config.trackers.split(",")} <= {"", *TRACKERS}:
@@ -303,9 +304,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
 
 
 def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:
-    """Shapes that the mesh cannot cut evenly, and layers that it does not have."""
-    if config.recompute_layers and config.recompute == "none":
-        yield Problem(*blame("recompute_layers", "recompute"), "0 with recompute none, which computes nothing again")
+    """Shapes that the mesh cannot cut evenly."""
     for name in ("kv_heads", "ffn"):
         if getattr(config, name) % config.tp:
             yield Problem(*blame("tp", name), f"a divisor of {name} {getattr(config, name)}")
@@ -323,6 +322,12 @@ def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> It
     if (config.pipeline_chunks > 1) != (config.pipeline_schedule == "interleaved"):
         allowed = "2 or more with pipeline_schedule interleaved, 1 without"
         yield Problem("pipeline_chunks", config.pipeline_chunks, allowed)
+
+
+def recompute_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:
+    """Layers that are to compute again what nothing does."""
+    if config.recompute_layers and config.recompute == "none":
+        yield Problem(*blame("recompute_layers", "recompute"), "0 with recompute none, which computes nothing again")
 
 
 def precision_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:

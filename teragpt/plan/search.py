@@ -251,14 +251,15 @@ class Search:
         found: list[Option] = []
         for stages in self.divisions(cut.stages):
             for gathered in self.gathers:
-                quickest = replace(cut, stages=stages, gathered=gathered)
-                if self.clock.step(quickest).seconds >= (found[-1].seconds if found else limit):
+                quickest, most = replace(cut, stages=stages, gathered=gathered), found[-1].seconds if found else limit
+                step = self.clock.step(quickest)
+                if step.seconds >= most:
                     break  # nor is what is gathered again quicker
                 one = self.filled(quickest)
                 taken = self.ledger.memory(one)
                 if taken.fits:
-                    step = self.clock.step(one)
-                    if step.seconds < (found[-1].seconds if found else limit):
+                    step = step if one is quickest else self.clock.step(one)
+                    if step.seconds < most:
                         found.append(Option(one, step, taken))
                     break
             else:
