@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from controlplane.domain.logs import LogExtent
+from controlplane.durable import sync_folder
 from controlplane.faults import fault
 
 BLOCK = 1 << 20  # bytes of a log that are compressed together
@@ -171,7 +172,7 @@ class LogFile:
         except OSError:
             draft.unlink(missing_ok=True)
             raise
-        _sync(target.parent)
+        sync_folder(target.parent)
         fault("log piece named")
         return end
 
@@ -231,12 +232,4 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from controlplane.domain.errors import NewerStore, NotRestored, StoreUnavailable
+from controlplane.durable import sync_folder
 from controlplane.store.folder import DataFolder
 from controlplane.store.migrate import revisions
 
@@ -29,7 +30,7 @@ def copy(database: Path, target: Path) -> None:
             _copy(database, draft)
             os.link(draft, target)  # fails where it is there, as a rename does not
         draft.unlink()
-        _sync(target.parent)
+        sync_folder(target.parent)
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"{target} cannot be written: {error}") from None
 
@@ -119,11 +120,3 @@ def _gone_if_broken(path: Path) -> Generator[None]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         raise
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
