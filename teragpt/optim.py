@@ -64,8 +64,7 @@ class Optimizer:
         self.alone = alone and bool(self.copied)
         self.joints: list[tuple[Tensor, list[Tensor]]] = []
         if self.alone:
-            several = config.sequences > config.micro_batch and not self.rounds
-            wide = torch.float32 if several else dtype  # what micro-batches add up in
+            wide = summed_in(config, dtype, several=config.sequences > config.micro_batch)
             for parameter in self.parameters.values():
                 parameter.data = parameter.data if self.rounds else parameter.data.to(dtype)
                 parameter.grad_dtype = wide
@@ -214,6 +213,11 @@ class Optimizer:
     def copy(self, name: str) -> None:
         """Give a parameter what its master holds."""
         local(self.parameters[name].detach()).copy_(self.shards[name])
+
+
+def summed_in(config: Config, dtype: torch.dtype, *, several: bool) -> torch.dtype:
+    """What a GPU that is alone keeps gradients in: fp32 where micro-batches add up, unless all state is in bf16."""
+    return torch.float32 if several and config.state_dtype != "bf16" else dtype
 
 
 def join(model: nn.Module, grad_dtype: torch.dtype) -> Iterator[tuple[Tensor, list[Tensor]]]:

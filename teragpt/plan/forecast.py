@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 from teragpt.config import Config
+from teragpt.plan.choice import Option
 from teragpt.plan.hardware import Cluster
-from teragpt.plan.search import Option
 
 HOUR, DAY = 3600.0, 86_400.0
 # Hours of one H100 and its share of the machine between unexpected interruptions: 419 in 54 days on 16,384 of them

@@ -7,8 +7,10 @@ the context are a part of the card that a plan leaves free.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import NamedTuple
 
 from teragpt.activations import activation_bytes
 from teragpt.config import Config
@@ -77,6 +79,54 @@ class Memory:
         return self.peak <= self.limit
 
 
+class Bytes(NamedTuple):
+    """What a rank holds: always, in some of a step's moments or, of what is `last`, when backward is done."""
+
+    parameters: int
+    optimizer: int
+    weights: int
+    before: int  # gradients of earlier micro-batches
+    gradients: int
+    kept: int
+    last_kept: int
+    copies: int
+    last_copies: int
+    working: int
+    last_working: int
+    scattered: int
+    loss: int
+
+    @property
+    def peak(self) -> int:
+        """The most at once, as the moments of `memory` say."""
+        whole = self.before + self.kept + self.copies
+        end = self.gradients + self.last_kept + self.last_copies + self.last_working + self.scattered
+        most = max(whole + self.working + self.scattered, end, whole + self.loss)
+        return self.parameters + self.optimizer + self.weights + most
+
+    def memory(self, device_memory: int) -> Memory:
+        """By kind, on a card of so many bytes."""
+        always = {"parameters": self.parameters, "optimizer": self.optimizer, "weights in bf16": self.weights}
+        summed = {"gradients": self.gradients}
+        before = {"gradients": self.before} if self.before else {}
+        whole = {"activations": self.kept, "copies of weights": self.copies}
+        last = {"activations": self.last_kept, "copies of weights": self.last_copies}
+        first, backward = (
+            {"one block's backward": working, "gradients to be scattered": self.scattered}
+            for working in (self.working, self.last_working)
+        )
+        loss = {"logits and loss": self.loss}
+        moments = {
+            START: always | before | whole | first,
+            END: always | summed | last | backward,
+            LOSS: always | before | whole | loss,
+        }
+        where = max(moments, key=lambda one: sum(moments[one].values()))
+        left = {"left free": left_free(device_memory)}
+        every = always | summed | whole | backward | loss | left
+        return Memory(every, moments[where], where, limit(device_memory))
+
+
 def limit(memory: int) -> int:
     """Bytes of a card that a plan may use."""
     return memory - left_free(memory)
@@ -104,27 +154,45 @@ class Ledger:
 
     def memory(self, cut: Cut) -> Memory:
         """Of the rank that holds most: on the first stage of a pipeline, or on the last, which has the loss."""
-        first = self.of_stage(cut, 0)
-        if cut.stages.pp == 1:
-            return first
-        return max(first, self.of_stage(cut, cut.stages.pp - 1), key=lambda one: one.peak)
+        return max(self.ends(cut), key=lambda one: one.peak).memory(self.device_memory)
 
-    def least(self, stages: Layout) -> int:
-        """Bytes of matrices and their moments on the first stage: no cut over these ranks takes fewer."""
+    def fits(self, cut: Cut) -> bool:
+        """Whether that leaves free what is to be left free."""
+        return all(one.peak <= self.limit for one in self.ends(cut))
+
+    def ends(self, cut: Cut) -> Iterator[Bytes]:
+        """The first stage of a pipeline, and the last if it is another."""
+        yield self.of_stage(cut, 0)
+        if cut.stages.pp > 1:
+            yield self.of_stage(cut, cut.stages.pp - 1)
+
+    def slice_bytes(self, stages: Layout) -> int:
+        """Of a rank's part of the first stage's matrices, or a little less."""
         config, key = self.config, (stages.pp, stages.chunks, stages.tp)
         if key not in self.matrices:
             blocks = layers_of(config.depth, stages, 0) * block_parameters(config, stages.tp)
             self.matrices[key] = blocks + padded(config.num_tokens) * config.dim // stages.tp
-        return (2 if config.optimizer == "muon" else 3) * element_bytes(config) * self.matrices[key] // stages.fsdp
+        return element_bytes(config) * self.matrices[key] // stages.fsdp
+
+    def least(self, stages: Layout) -> int:
+        """Bytes of matrices and their moments on the first stage: no cut over these ranks takes fewer."""
+        return (2 if self.config.optimizer == "muon" else 3) * self.slice_bytes(stages)
+
+    def room(self, stages: Layout, gathers: Iterable[bool | None]) -> int:
+        """Bytes that are left on the first stage beside that and what is gathered, in any of these ways."""
+        layers, ends = layers_of(self.config.depth, stages, 0), 1 + (stages.pp == 1)
+        cuts = (Cut(stages, 1, 1, "none", gathered) for gathered in gathers)
+        return self.limit - self.least(stages) - min(sum(buffers(self.config, cut, layers, ends)) for cut in cuts)
 
     def floor(self, cut: Cut) -> int:
         """Bytes below the peak: what is quick to count of state, and what blocks keep on the first stage."""
         blocks = layers_of(self.config.depth, cut.stages, 0) * alive(cut.stages, cut.count, 0)
         return self.least(cut.stages) + int(self.kept(cut) * blocks)
 
-    def hopeless(self, cut: Cut) -> bool:
-        """Whether that is too much already."""
-        return self.floor(cut) > self.limit
+    def kept_of(self, recompute: str, stages: Layout) -> float:
+        """Bytes that a sequence keeps on the first stage until its backward, where all layers recompute so."""
+        layers = layers_of(self.config.depth, stages, 0)
+        return self.each(recompute, stages) * (self.config.context // stages.cp) * layers
 
     def may_gather(self, cut: Cut) -> bool:
         """Whether the first stage's weights could stay gathered beside that, and its gradients whole."""
@@ -136,11 +204,11 @@ class Ledger:
         """Bytes that a micro-batch keeps in a layer until its backward, where that recomputes."""
         return self.each(cut.recompute, cut.stages) * cut.tokens(self.config.context)
 
-    def at_most_whole(self, cut: Cut) -> int:
-        """Layers of the first stage that may keep everything beside what `floor` counts: no more of them fit."""
+    def at_most_whole(self, cut: Cut, spare: float) -> int:
+        """Layers of the first stage that may keep everything where so many bytes are spare; no more of them fit."""
         passing, tokens = alive(cut.stages, cut.count, 0), cut.tokens(self.config.context)
         more = (self.each("none", cut.stages) - self.each(cut.recompute, cut.stages)) * tokens * passing
-        return int((self.limit - self.floor(cut)) / more)
+        return int((spare - self.working(cut, "none")) / more)
 
     def kept_in(self, cut: Cut, layers: int) -> float:
         """As `kept`, in so many layers of a rank."""
@@ -171,39 +239,35 @@ class Ledger:
             self.states[key] = held(self.config, stages, pp_rank, 0)
         return self.states[key]
 
-    def of_stage(self, cut: Cut, pp_rank: int) -> Memory:
-        """As `memory`, on one rank of the pipeline."""
+    def of_stage(self, cut: Cut, pp_rank: int) -> Bytes:
+        """On one rank of the pipeline."""
         config, stages = self.config, cut.stages
         state = self.state(stages, pp_rank)
         layers, head = layers_of(config.depth, stages, pp_rank), pp_rank == stages.pp - 1
-        passing = alive(cut.stages, cut.count, pp_rank)
-        kept = int(self.kept_in(cut, layers) * passing)
-        gathered, gradients = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
+        passing, whole = alive(stages, cut.count, pp_rank), cut.whole(layers)
+        gathered, scattered = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
         copies = 0 if alone else joined_copies(config, cut, layers)  # the copy lies joined
         element = element_bytes(config)
         copied = state.parameters * BF16 // FP32 if element > BF16 else 0
-        working = copied if alone else gathered
-        always = {"parameters": state.parameters, "optimizer": state.optimizer, "weights in bf16": working}
         wide = min(element, BF16 if cut.count == 1 else FP32) if alone else element
-        summed = {"gradients": state.gradients * wide // element}
-        before = summed if cut.count > 1 else {}  # of the micro-batches before
-        whole = {"activations": kept, "copies of weights": copies}
-        last = {"activations": int(self.kept(cut) * passing), "copies of weights": copies // layers}
-        first, backward = (
-            {"one block's backward": self.working(cut, mode), "gradients to be scattered": gradients}
-            for mode in ("none" if cut.whole(layers) else cut.recompute, cut.recompute)
+        gradients = state.gradients * wide // element
+        working = self.working(cut, cut.recompute)
+        return Bytes(
+            parameters=state.parameters,
+            optimizer=state.optimizer,
+            weights=copied if alone else gathered,
+            before=gradients if cut.count > 1 else 0,
+            gradients=gradients,
+            kept=int(self.kept_in(cut, layers) * passing),
+            last_kept=int(self.kept(cut) * passing),
+            copies=copies,
+            last_copies=copies // layers,
+            working=self.working(cut, "none") if whole else working,
+            last_working=working,
+            scattered=scattered,
+            loss=loss_bytes(config, cut) if head else 0,
         )
-        loss = {"logits and loss": loss_bytes(config, cut) if head else 0}
-        moments = {
-            START: always | before | whole | first,
-            END: always | summed | last | backward,
-            LOSS: always | before | whole | loss,
-        }
-        where = max(moments, key=lambda one: sum(moments[one].values()))
-        left = {"left free": left_free(self.device_memory)}
-        every = always | summed | whole | backward | loss | left
-        return Memory(every, moments[where], where, self.limit)
 
 
 @cache

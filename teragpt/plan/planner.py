@@ -14,10 +14,11 @@ from typing import Any
 from teragpt.config import Config, ConfigError, Problem, precision_misfits, resolve
 from teragpt.layout import gib
 from teragpt.plan.calibration import Calibration, Speed, read, shipped
+from teragpt.plan.choice import SHOWN, Option, dimensions
 from teragpt.plan.forecast import Forecast, affordable, forecast
 from teragpt.plan.hardware import DEVICES, LINKS, Cluster, Device, device, link
 from teragpt.plan.memory import Ledger
-from teragpt.plan.search import DIMENSIONS, MOST_GPUS, SHOWN, Option, Search, blamed, counts, dimensions
+from teragpt.plan.search import DIMENSIONS, MOST_GPUS, Search, blamed, counts
 from teragpt.plan.step import Clock
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 

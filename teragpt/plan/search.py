@@ -7,57 +7,28 @@ are quicker: the numbers that are tried do not depend on how many there are, so 
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from heapq import heappop, heappush
 from itertools import count
 from math import ceil, inf
 from typing import NamedTuple
 
 from teragpt.config import Config, mesh_misfits, precision_misfits
-from teragpt.layout import Layout
-from teragpt.plan.memory import Cut, Ledger, Memory
-from teragpt.plan.step import Clock, Step
+from teragpt.layout import Layout, alive
+from teragpt.plan.choice import Option, chosen_first, preferred, signature, together, worth
+from teragpt.plan.memory import Cut, Ledger, Memory, layers_of
+from teragpt.plan.step import Clock
 
-SHOWN = 6  # the best and the next best five
 MOST_GPUS = 1 << 17
 WIDEST_CONTEXT_PARALLEL, DEEPEST_PIPELINE, LARGEST_MICRO_BATCH = 16, 64, 32
 SHORTEST_PIECE = 1024  # tokens of a sequence that a rank of cp is worth giving
-NEAR = 0.01  # of a step, which nobody predicts so well: a simpler mesh is worth it
 SIGNIFICANT_BITS = 4  # of the numbers of GPUs, beyond a node of the numbers of nodes, that are tried
 RECOMPUTES = ("none", "selective", "full")
 DIMENSIONS = ("tp", "cp", "pp", "dp_replicate")
-
-
-@dataclass(frozen=True)
-class Option:
-    """A cut that fits, how long its step takes, and what it keeps."""
-
-    cut: Cut
-    step: Step
-    memory: Memory
-
-    @property
-    def seconds(self) -> float:
-        """Of a step."""
-        return self.step.seconds
-
-    @property
-    def settings(self) -> dict[str, int | str]:
-        """As the trainer takes it, but for `dp_shard`, which is what the others leave."""
-        stages = self.cut.stages
-        schedule = "interleaved" if stages.chunks > 1 else "1f1b"
-        sizes: dict[str, int | str] = {
-            "dp_replicate": stages.dp_replicate,
-            "tp": stages.tp,
-            "cp": stages.cp,
-            "pp": stages.pp,
-        }
-        pipeline: dict[str, int | str] = {"pipeline_schedule": schedule, "pipeline_chunks": stages.chunks}
-        gathered = "auto" if self.cut.gathered is None else "on" if self.cut.gathered else "off"
-        cut: dict[str, int | str] = {"micro_batch": self.cut.micro_batch, "recompute": self.cut.recompute}
-        return {**sizes, **pipeline, **cut, "recompute_layers": self.cut.again, "gathered": gathered}
 
 
 class Entry(NamedTuple):
@@ -106,11 +77,14 @@ class Search:
         return (layer + self.clock.head(tokens, 1)) / tokens * self.config.global_batch_tokens * 0.999
 
     def floor_of(self, stages: Layout) -> float:
-        """As `floor`, over these ranks, whose stages are never all as long."""
-        largest = Cut(stages, LARGEST_MICRO_BATCH, 1, self.recomputes[0])
-        return (
-            self.clock.slowest_stage(largest) / LARGEST_MICRO_BATCH * self.config.sequences / stages.data_ranks * 0.999
-        )
+        """As `floor`, over these ranks, whose stages are never all as long; inf where the batch is too small."""
+        batches = self.batches(stages)
+        if not batches:
+            return inf
+        largest, smallest = batches[0][0], batches[-1][0]
+        each = self.clock.slowest_stage(Cut(stages, largest, 1, self.recomputes[0])) / largest
+        waits = smallest * (stages.pp - 1) / stages.chunks
+        return each * (self.config.sequences / stages.data_ranks + waits) * 0.999
 
     def over(self, gpus: int, limit: float) -> list[Option]:
         """Cuts over so many GPUs that take less than `limit`, the best first: those near the quickest, and some more.
@@ -119,7 +93,7 @@ class Search:
         """
         found: dict[tuple[object, ...], Option] = {}
         most = limit
-        for entry in sorted(self.entries(gpus, limit)):
+        for entry in self.entries(gpus, limit):
             if entry.bound >= most:
                 break
             if self.bound(entry) >= most:
@@ -134,21 +108,35 @@ class Search:
     # --- cuts ---------------------------------------------------------------------------------------------------
 
     def entries(self, gpus: int, limit: float = inf) -> Iterator[Entry]:
-        """Cuts over so many GPUs that may fit and whose bound is below the limit; no other one does both."""
+        """Cuts over so many GPUs that may fit and whose bound is below the limit, the lowest first.
+
+        A mesh is cut only once no entry is below what all of its cuts take.
+        """
+        rooms = ((self.ledger.room(stages, self.gathers), stages) for stages in self.meshes(gpus))
+        floors = ((self.floor_of(stages), at, room, stages) for at, (room, stages) in enumerate(rooms) if room >= 0)
+        waiting: list[Entry] = []
         order = count()
-        for stages in self.meshes(gpus):
-            if self.ledger.least(stages) > self.ledger.limit or self.floor_of(stages) >= limit:
-                continue
-            for batch in self.batches(stages):
-                for again in self.recomputes:
-                    cut = Cut(stages, *batch, again)
-                    if self.ledger.hopeless(cut):
-                        continue
-                    cut = self.fewest_again(cut)
-                    bound = self.clock.computing(cut)
-                    if bound >= limit:
-                        break  # what computes more again is slower
-                    yield Entry(bound, next(order), cut)
+        for floor, _, room, stages in sorted(one for one in floors if one[0] < limit):
+            while waiting and waiting[0].bound <= floor:
+                yield heappop(waiting)
+            for bound, cut in self.cuts(stages, room, limit):
+                heappush(waiting, Entry(bound, next(order), cut))
+        yield from sorted(waiting)
+
+    def cuts(self, stages: Layout, room: int, limit: float) -> Iterator[tuple[float, Cut]]:
+        """Those of a mesh that may fit where blocks have so much room, each with its bound below the limit."""
+        kept = [(again, self.ledger.kept_of(again, stages)) for again in self.recomputes]
+        for batch in self.batches(stages):
+            passing, left = batch[0] * alive(stages, batch[1], 0), room
+            left -= self.ledger.slice_bytes(stages) if batch[1] > 1 else 0  # gradients that add up
+            for again, each in kept:
+                if int(each * passing) > left:
+                    continue
+                cut = self.fewest_again(Cut(stages, *batch, again), left - each * passing)
+                bound = self.clock.computing(cut)
+                if bound >= limit:
+                    break  # what computes more again is slower
+                yield bound, cut
 
     def bound(self, entry: Entry) -> float:
         """As the entry's own, with what no division of its data-parallel ranks hides of weights and gradients."""
@@ -171,14 +159,13 @@ class Search:
     @cached_property
     def shapes(self) -> list[tuple[int, int, int, int]]:
         """Sizes of `tp`, `cp`, `pp` and stages on each rank of it that the model can be cut into."""
-        return [
-            (tp, cp, pp, chunks)
-            for tp in self.sizes("tp", self.clock.cluster.per_node)
-            for cp in self.sizes("cp", min(WIDEST_CONTEXT_PARALLEL, max(1, self.config.context // SHORTEST_PIECE)))
-            for pp in self.sizes("pp", min(DEEPEST_PIPELINE, self.config.depth))
-            for chunks in self.chunks(pp)
-            if self.allowed(tp, cp, pp, chunks)
-        ]
+        widest = min(WIDEST_CONTEXT_PARALLEL, max(1, self.config.context // SHORTEST_PIECE))
+        deepest = min(DEEPEST_PIPELINE, self.config.depth)
+        sequences = itertools.product(self.sizes("tp", self.clock.cluster.per_node), self.sizes("cp", widest))
+        layers = [(pp, chunks) for pp in self.sizes("pp", deepest) for chunks in self.chunks(pp)]
+        ways = [way for way in sequences if self.allowed(tp=way[0], cp=way[1], pp=1, chunks=1)]
+        stages = [one for one in layers if self.allowed(tp=1, cp=1, pp=one[0], chunks=one[1])]
+        return [(*way, *one) for way in ways for one in stages]
 
     def sizes(self, name: str, most: int) -> list[int]:
         """What a dimension may be: what is given, or powers of two."""
@@ -192,8 +179,8 @@ class Search:
             return [self.config.pipeline_chunks if self.pinned & {"pipeline_chunks", "pipeline_schedule"} else 1]
         return [1, 2]
 
-    def allowed(self, tp: int, cp: int, pp: int, chunks: int) -> bool:
-        """Whether the shape can be cut so."""
+    def allowed(self, *, tp: int, cp: int, pp: int, chunks: int) -> bool:
+        """Whether the shape can be cut so; what cuts sequences and matrices has nothing to do with what cuts layers."""
         schedule = "interleaved" if chunks > 1 else "1f1b"
         other = replace(self.config, tp=tp, cp=cp, pp=pp, pipeline_chunks=chunks, pipeline_schedule=schedule)
         return not any(mesh_misfits(other, blamed)) and not any(precision_misfits(other, blamed))
@@ -249,38 +236,47 @@ class Search:
         The first has the fewest copies: without any, it is the simplest.
         """
         found: list[Option] = []
+        batch = cut.micro_batch, cut.count, cut.recompute
         for stages in self.divisions(cut.stages):
+            unfit = 0
             for gathered in self.gathers:
-                quickest, most = replace(cut, stages=stages, gathered=gathered), found[-1].seconds if found else limit
+                most = found[-1].seconds if found else limit
+                quickest = Cut(stages, *batch, gathered, cut.again)
                 step = self.clock.step(quickest)
                 if step.seconds >= most:
                     break  # nor is what is gathered again quicker
                 one = self.filled(quickest)
-                taken = self.ledger.memory(one)
-                if taken.fits:
-                    step = step if one is quickest else self.clock.step(one)
-                    if step.seconds < most:
-                        found.append(Option(one, step, taken))
-                    break
-            else:
+                if not self.ledger.fits(one):
+                    unfit += 1
+                    continue
+                step = step if one is quickest else self.clock.step(one)
+                if step.seconds < most:
+                    found.append(Option(one, step, self.ledger.memory(one)))
+                if one is quickest:
+                    break  # what is gathered again leaves no more layers whole
+            if unfit == len(self.gathers):
                 break  # nor do more copies fit
         return found
 
-    def fewest_again(self, cut: Cut) -> Cut:
-        """The cut with as few layers that recompute as its activations may leave room for, if that is not given."""
-        if "recompute" in self.pinned or cut.recompute == "none" or cut.stages.chunks > 1:
-            return replace(cut, again=self.config.recompute_layers if "recompute" in self.pinned else 0)
-        layers = self.clock.layers(cut)[0]
-        whole = min(layers - 1, self.ledger.at_most_whole(cut))
-        return replace(cut, again=layers - whole if whole > 0 else 0)
+    def fewest_again(self, cut: Cut, spare: float) -> Cut:
+        """The cut with as few layers that recompute as so many bytes may leave room for, if that is not given."""
+        stages, again = cut.stages, 0
+        if "recompute" in self.pinned:
+            again = self.config.recompute_layers
+        elif cut.recompute != "none" and stages.chunks == 1:
+            first = layers_of(self.config.depth, stages, 0)
+            again = max(1, first - self.ledger.at_most_whole(cut, spare))
+            again = again if again < self.clock.layers(cut)[0] else 0
+        return Cut(stages, cut.micro_batch, cut.count, cut.recompute, again=again) if again else cut
 
     def filled(self, cut: Cut) -> Cut:
         """The cut with the fewest layers, from its own number on, that have to recompute for all to fit."""
-        if not cut.again or "recompute" in self.pinned:
+        free = cut.again and "recompute" not in self.pinned
+        if not free or self.ledger.fits(cut) or not self.ledger.fits(replace(cut, again=0)):
             return cut
         layers = self.clock.layers(cut)[0]
-        numbers = range(cut.again, layers)
-        first = bisect_left(numbers, True, key=lambda again: self.ledger.memory(replace(cut, again=again)).fits)  # noqa: FBT003 - what is sought
+        numbers = range(cut.again + 1, layers)
+        first = bisect_left(numbers, True, key=lambda again: self.ledger.fits(replace(cut, again=again)))  # noqa: FBT003 - what is sought
         return replace(cut, again=numbers[first] if first < len(numbers) else 0)
 
     def divisions(self, stages: Layout) -> Iterator[Layout]:
@@ -303,7 +299,7 @@ class Search:
 
     def fits(self, gpus: int) -> bool:
         """Whether any cut over so many GPUs is possible and fits."""
-        return any(not self.ledger.hopeless(cut) and self.ledger.memory(cut).fits for cut in self.thrifty(gpus))
+        return any(self.ledger.fits(cut) for cut in self.thrifty(gpus))
 
     def least(self, counts: Sequence[int]) -> Memory | None:
         """Bytes of the cut over one of so many GPUs that needs the fewest; None where none is possible."""
@@ -324,65 +320,6 @@ class Search:
 def blamed(*names: str) -> tuple[str, object]:
     """Nobody reads who is to blame where cuts are only tried."""
     return names[0], None
-
-
-def signature(cut: Cut) -> tuple[object, ...]:
-    """What makes a layout another one for its reader."""
-    stages = cut.stages
-    return stages.tp, stages.cp, stages.pp, cut.recompute, stages.ranks
-
-
-def dimensions(option: Option) -> int:
-    """Of the mesh, beside shards: how many are in use."""
-    stages = option.cut.stages
-    return sum(size > 1 for size in (stages.tp, stages.cp, stages.pp, stages.dp_replicate))
-
-
-def preferred(option: Option) -> tuple[float, int, int]:
-    """Quicker first; of equals, the mesh with fewer dimensions, then fewer micro-batches."""
-    return float(f"{option.seconds:.6g}"), dimensions(option), option.cut.count
-
-
-def simpler(option: Option) -> tuple[float, ...]:
-    """The mesh with fewer dimensions first, then the smaller `pp`, `cp`, `tp`; of equals, the quicker."""
-    stages = option.cut.stages
-    return dimensions(option), stages.pp, stages.cp, stages.tp, *preferred(option)
-
-
-def worth(found: Iterable[Option]) -> float:
-    """Seconds from which a further option is neither near the quickest nor among those that are shown."""
-    seconds: dict[tuple[object, ...], float] = {}
-    for one in found:
-        mine = signature(one.cut)
-        seconds[mine] = min(one.seconds, seconds.get(mine, inf))
-    ordered = sorted(seconds.values())
-    return inf if len(ordered) < SHOWN else max(ordered[SHOWN - 1], ordered[0] * (1 + NEAR))
-
-
-def chosen_first(found: list[Option]) -> list[Option]:
-    """The simplest of those within `NEAR` of the quickest, then the others by speed."""
-    if not found:
-        return []
-    least = min(one.seconds for one in found)
-    best = min((one for one in found if one.seconds <= least * (1 + NEAR)), key=simpler)
-    return [best, *sorted((one for one in found if one is not best), key=preferred)]
-
-
-def together(better: list[Option], found: list[Option]) -> list[Option]:
-    """The best of the first list, if there is one, before all others by speed, each layout once; as many as are shown.
-
-    Of options that look the same, the quickest is shown, but beside the best only what is quicker than it.
-    """
-    if not better:
-        return found
-    best, shown = better[0], {signature(better[0].cut)}
-    others = []
-    for one in sorted([*better[1:], *found], key=preferred):
-        mine = signature(one.cut)
-        if mine not in shown or (one.seconds < best.seconds and one.cut.stages.dp_replicate > 1):
-            others.append(one)
-            shown.add(mine)
-    return [best, *others][:SHOWN]
 
 
 def counts(most: int, per_node: int) -> list[int]:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from teragpt import ops
 from teragpt.config import Config
 from teragpt.model import TeraGPT
-from teragpt.optim import join
+from teragpt.optim import join, summed_in
 from teragpt.recompute import recompute
 
 MIB = 1 << 20
@@ -187,7 +187,7 @@ def step(config: Config, count: int, allocator: Allocator, state: int) -> None:
     with kernels(), FakeTensorMode(allow_non_fake_inputs=True):
         with Live(allocator) as live:
             model = built(config)  # what is computed with, which the masters have a copy in
-            wide = torch.float32 if count > 1 else torch.bfloat16
+            wide = summed_in(config, torch.bfloat16, several=count > 1)
             for parameter in model.parameters():
                 parameter.grad_dtype = wide
             recompute(model.layers, config)

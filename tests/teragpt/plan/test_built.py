@@ -9,8 +9,8 @@ from typing import Any
 from teragpt.config import ConfigError, resolve
 from teragpt.layout import State, state
 from teragpt.plan import Plan, cluster_of, plan
+from teragpt.plan.choice import Option
 from teragpt.plan.hardware import DEVICES
-from teragpt.plan.search import Option
 from tests.teragpt import fake
 
 SPECS = 8

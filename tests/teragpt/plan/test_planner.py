@@ -17,13 +17,14 @@ from teragpt.config import ConfigError, resolve
 from teragpt.layout import misfits, state
 from teragpt.plan import Plan, cluster_of, plan, sweep, within
 from teragpt.plan.calibration import Speed, shipped
+from teragpt.plan.choice import NEAR, Option, chosen_first, preferred, signature, together
 from teragpt.plan.explain import explain
 from teragpt.plan.hardware import DEVICES, Cluster
 from teragpt.plan.memory import Cut, Ledger
 from teragpt.plan.picture import page
 from teragpt.plan.planner import planned
 from teragpt.plan.report import budget, table
-from teragpt.plan.search import NEAR, Entry, Option, Search, counts
+from teragpt.plan.search import Entry, Search, counts
 from teragpt.plan.step import Clock
 from tests.teragpt import fake
 
@@ -94,7 +95,9 @@ def test_the_best_layout_is_built_on_ranks_that_are_not_there() -> None:
         assert fake.on_meta(found.config, 256, rank) == state(found.config, 256, rank)
 
 
-PINNED = st.sampled_from([{}, {"tp": 2}, {"recompute": "full"}, {"dp_replicate": 2}, {"micro_batch": 3}, {"pp": 2}])
+PINNED = st.sampled_from(
+    [{}, {"tp": 2}, {"recompute": "full"}, {"dp_replicate": 2}, {"micro_batch": 3}, {"pp": 2}, {"pp": 4, "depth": 19}]
+)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -118,6 +121,7 @@ def test_of_all_cuts_there_are_the_best_is_the_simplest_of_those_near_the_quicke
         assert search.floor_of(mesh) <= seconds
         assert not taken.fits or not cut.gathered or stages.ranks == 1 or search.ledger.may_gather(cut)
         assert search.ledger.floor(cut) <= taken.peak
+        assert taken.fits == search.ledger.fits(cut)
         fitting.setdefault(stages.ranks, []).extend([Option(cut, step, taken)] if taken.fits else [])
         least = min(least, taken.peak)
     found, thriftiest = search.best(numbers), search.least(numbers)
@@ -126,6 +130,26 @@ def test_of_all_cuts_there_are_the_best_is_the_simplest_of_those_near_the_quicke
     assert best is None or mesh_of(found[0]) == mesh_of(best)
     assert best is None or found[0].seconds == pytest.approx(best.seconds)
     assert (thriftiest.peak if thriftiest else float("inf")) == least
+    shown = shown_of(fitting)
+    assert [one.seconds for one in found] == pytest.approx([one.seconds for one in shown])
+    took = [one.seconds for one in shown]
+    alone = [at for at, one in enumerate(took) if took.count(one) == 1]  # of equals, any is as good
+    assert [signature(found[at].cut) for at in alone] == [signature(shown[at].cut) for at in alone]
+
+
+def shown_of(fitting: dict[int, list[Option]]) -> list[Option]:
+    """The best and the next best of all that fit, of which nothing was left out by a bound."""
+    found: list[Option] = []
+    for number in sorted(fitting, reverse=True):
+        best: dict[tuple[object, ...], Option] = {}
+        for one in sorted(fitting[number], key=lambda one: one.cut.stages.dp_replicate):
+            mine, copies = signature(one.cut), one.cut.stages.dp_replicate > 1
+            rival = best.get((*mine, copies)) or best.get((*mine, False))  # copies have to be worth it
+            beats = not found or one.seconds < found[0].seconds
+            if beats and (rival is None or preferred(one) < preferred(rival)):
+                best[*mine, copies] = one
+        found = together(chosen_first(list(best.values())), found)
+    return found
 
 
 def by_the_rule(fitting: dict[int, list[Option]]) -> Option | None:
