@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before its first kernel inductor builds and loads a program for each instruction set that the CPU says it has, and
+# starts workers that import torch: 25 s of CPU time in each process, for the few kernels that tests compile.
+os.environ |= {"TORCHINDUCTOR_VEC_ISA_OK": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 @pytest.fixture(autouse=True)
