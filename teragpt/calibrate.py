@@ -1,7 +1,8 @@
-"""Measures on this card what the planner needs to know of its kind, and writes it as a small JSON file.
+"""Measures on this card, or on a core where there is none, what the planner needs to know of its kind: a JSON file.
 
-Each part is timed for as long as a card takes to warm up, since a card's clocks fall with its temperature and power. It
-knows the operations of a step, and no model.
+Each part is timed for as long as a card takes to warm up, since a card's clocks fall with its temperature and power. A
+core's time is the processor's, so that what else the machine does counts less. It knows the operations of a step, and
+no model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from teragpt.config import ConfigError, Problem
 from teragpt.fp8 import E4M3, rows_by_rows
 from teragpt.ops import linear_cross_entropy, swiglu
 from teragpt.plan.calibration import Calibration, shipped
-from teragpt.plan.hardware import DEVICES, Device, known
+from teragpt.plan.hardware import CORE, DEVICES, Device, known
 from teragpt.plan.memory import BF16
 from teragpt.plan.step import GATE_BYTES
 
@@ -52,21 +53,41 @@ CARD = Load(
     vocabulary=50_304,
     seconds=2.0,
 )
+ONE_CORE = Load(
+    tokens=1024,
+    widths=(128, 256, 512, 1024),
+    attention=((64, 256), (64, 1024), (128, 1024)),
+    dim=256,
+    elements=1 << 24,
+    vocabulary=2048,
+    seconds=0.5,
+)
 
 
-def calibrate(file: Path, load: Load = CARD) -> Calibration:
-    """Measure this machine's card and write the file. Raises ConfigError: no card, an unknown one, a file that is."""
+def calibrate(file: Path, load: Load | None = None) -> Calibration:
+    """Measure this machine's card, or a core where it has none, and write the file.
+
+    Raises ConfigError: an unknown card, a file that is there.
+    """
     if file.exists():
         raise ConfigError([Problem("calibrate", str(file), "a file that is not there yet")])
-    if not torch.cuda.is_available():
-        raise ConfigError([Problem("calibrate", "a machine without a GPU", "a machine with one")])
-    name = torch.cuda.get_device_name()
-    kind = known(name)
+    gpu = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if gpu else f"a core of {processor()}"
+    kind = known(name) if gpu else CORE
     if kind is None:
         raise ConfigError([Problem("calibrate", name, f"a card of the table: {', '.join(DEVICES)}")])
-    found = measured(load, kind, torch.device("cuda"), f"{name}, torch {torch.__version__}, {time.strftime('%F')}")
+    if not gpu:
+        torch.set_num_threads(1)
+    where = f"{name}, torch {torch.__version__}, {time.strftime('%F')}"
+    found = measured(load or (CARD if gpu else ONE_CORE), kind, torch.device("cuda" if gpu else "cpu"), where)
     file.write_text(json.dumps(asdict(found), indent=2) + "\n", "utf-8")
     return found
+
+
+def processor() -> str:
+    """What this machine's processor calls itself."""
+    told = Path("/proc/cpuinfo").read_text("utf-8").partition("model name")[2]
+    return told.partition(":")[2].partition("\n")[0].strip() or "an unknown processor"
 
 
 def measured(load: Load, kind: Device, device: torch.device, where: str) -> Calibration:
@@ -106,21 +127,27 @@ class Bench:
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Of one time of `work`, the mean over as long as the load says, after as long again."""
+        now = time.perf_counter if self.device.type == "cuda" else time.process_time
         for measure in (False, True):
-            start, times = time.perf_counter(), 0
-            while times == 0 or time.perf_counter() - start < self.load.seconds:
+            start, times = now(), 0
+            while times == 0 or now() - start < self.load.seconds:
                 for _ in range(4):
                     work()
                 times += 4
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
             if measure:
-                return (time.perf_counter() - start) / times
+                return (now() - start) / times
         raise AssertionError
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is trained in: bf16 on a card, fp32 on a core."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
     def random(self, *shape: int, grad: bool = False) -> Tensor:
-        """Numbers in bf16."""
-        return torch.randn(*shape, device=self.device, dtype=torch.bfloat16).requires_grad_(grad)
+        """Numbers in what is trained in."""
+        return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_(grad)
 
     def products(self, *, fp8: bool = False) -> list[tuple[float, float]]:
         """Points of (FLOPs, part of the peak), of square weights of each width."""
@@ -136,10 +163,11 @@ class Bench:
         """The part of the memory's bandwidth that a copy reaches."""
         source = self.random(self.load.elements)
         target = torch.empty_like(source)
-        return 2 * BF16 * self.load.elements / self.seconds(lambda: target.copy_(source)) / self.kind.bandwidth
+        took = self.seconds(lambda: target.copy_(source))
+        return 2 * self.dtype.itemsize * self.load.elements / took / self.kind.bandwidth
 
     def gates(self) -> float:
-        """Bytes a second of the compiled SwiGLU, forward and backward."""
+        """Bytes a second, as if in bf16, of the compiled SwiGLU, forward and backward."""
         width = self.load.widths[-1]
         joint = self.random(self.load.tokens, 2 * width, grad=True)
         slope = self.random(self.load.tokens, width)
@@ -187,7 +215,10 @@ class Bench:
     def loss_passes(self, rate: float) -> float:
         """Passes over the logits in bf16, at `rate` bytes a second, that the loss takes beside its three products."""
         dim, vocabulary = self.load.dim, self.load.vocabulary
-        x, weight = self.random(1, self.load.tokens, dim, grad=True), self.random(vocabulary, dim, grad=True)
+        x = self.random(1, self.load.tokens, dim, grad=True)
+        weight = (
+            self.random(vocabulary, dim) / dim
+        ).requires_grad_()  # larger: numbers too small for a core to be quick
         targets = torch.randint(0, vocabulary, (1, self.load.tokens), device=self.device)
         logits = self.random(self.load.tokens, vocabulary)
 

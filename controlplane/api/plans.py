@@ -63,7 +63,7 @@ class Resolved(View):
     planned: dict[str, Any] = Field(
         {},
         description="What the planner says of it on its GPUs: layout, memory by kind, seconds of a step by kind, days, "
-        "the next best layouts; `refused` where nothing fits; empty without GPUs that it knows.",
+        "the next best layouts; `refused` where nothing fits; empty for GPUs and models that it does not know.",
         examples=[{"gpu": "h100", "gpus": 8, "step": {"seconds": 1.96}, "forecast": {"days": 0.35, "mfu": 0.53}}],
     )
 
@@ -168,7 +168,7 @@ class Comparison(View):
     """A run's plan beside its steps."""
 
     planned: dict[str, float] = Field(
-        description="tokens_per_second, step_seconds, mfu and peak_memory as planned; empty without known GPUs.",
+        description="tokens_per_second, step_seconds, mfu and peak_memory as planned; empty without a plan.",
         examples=[{"tokens_per_second": 66840.0, "step_seconds": 1.96, "mfu": 0.53, "peak_memory": 68e9}],
     )
     measured: dict[str, float] = Field(

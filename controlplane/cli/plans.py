@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 NUMBERS = ("step_seconds", "tokens_per_second", "mfu", "peak_memory")
 BY_NUMBERS = "NAME:memory_gb=48,bf16_tflops=181,bandwidth_gbs=864"
+CORE = "cpu-core"  # the planner's name of what a rank without a GPU computes on
 GPU = "h100"  # what a number of GPUs is of, unless they are named
 
 
@@ -49,7 +50,9 @@ def plan(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option("--gpu", help=f"Their kind: h100, a100, b200, ..., or its numbers as {BY_NUMBERS}; {GPU}."),
+        typer.Option(
+            "--gpu", help=f"Their kind: h100, a100, b200, ..., cpu for cores, or its numbers as {BY_NUMBERS}; {GPU}."
+        ),
     ] = None,
     gpu_hours: Annotated[
         float | None, typer.Option("--gpu-hours", help="A budget, in place of a size: what it trains best.")
@@ -316,10 +319,13 @@ def predicted(planned: dict[str, Any]) -> dict[str, str]:
     mesh = ", ".join(f"{name} {size}" for name, size in sizes.items() if isinstance(size, int) and size > 1)
     bounds = f"{whole['low']:.3g} to {whole['high']:.3g}"
     energy, money = whole.get("energy_kwh"), whole.get("cost")
+    hours = (
+        f"{whole['gpu_hours']:,.2f} core-hours" if planned["gpu"] == CORE else f"{whole['gpu_hours']:,.0f} GPU-hours"
+    )
     cost = (f", {energy:,.0f} kWh" if energy else "") + ("" if money is None else f", cost {money:,.0f}")
     return {
         "mesh": f"{mesh or 'one rank'}, recompute {layout['recompute']}{again}",
         "memory": f"{output.size(memory['peak'])} of each {planned['gpu']} at {memory['where']}",
         "step": f"{whole['step_seconds']:.3g} s ({bounds}), {whole['tokens_per_second']:,.0f} tokens/s",
-        "takes": f"{whole['days']:.3g} days, {whole['gpu_hours']:,.0f} GPU-hours{cost}",
+        "takes": f"{whole['days']:.3g} days, {hours}{cost}",
     }

@@ -1,6 +1,7 @@
 """What the planner says of a run on the GPUs that it gets: the layout that nobody gave, its memory, its speed.
 
-A run without a GPU, on cards that nobody has described, or of somebody's own model is as it was.
+On CPU cores it says how long a run takes, and changes nothing. A run on cards that nobody has described, or of
+somebody's own model, is as it was.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from controlplane.domain.spec import Compute, RunSpec
 from teragpt.config import Config, ConfigError
 from teragpt.layout import OURS
 from teragpt.plan import Plan, TooSmall, cluster_of, plan
-from teragpt.plan.hardware import Device, device, known
+from teragpt.plan.cores import cores
+from teragpt.plan.hardware import CORE, Device, device, known
 
 ELSEWHERE = frozenset({"start_from", "tokenizer", "loader", "model"})  # settings that no step depends on
-WIDE = frozenset({"fp32", "fp64"})  # precisions of which nobody has measured a step
+WIDE = frozenset({"fp32", "fp64"})  # precisions of which nobody has measured a step on a GPU
+ON_CORES = frozenset({"auto", "fp32"})  # those of which somebody has on a core
 REFUSED = "refused"
 Lay: TypeAlias = Callable[[Compute, Machine, Config], Layout]
 
@@ -30,6 +33,8 @@ def on_gpus(spec: RunSpec, config: Config, machine: Machine, lay: Lay) -> tuple[
     """
     compute = spec.compute
     layout = lay(compute, machine, config)
+    if not layout.gpus_per_node:
+        return layout, _on_cores(spec, config, layout)
     found = _plan(spec, config, layout, machine)
     if isinstance(found, TooSmall) and compute.nodes is None and found.enough and found.enough <= machine.gpus:
         each = layout.gpus_per_node
@@ -45,14 +50,31 @@ def _plan(spec: RunSpec, config: Config, layout: Layout, machine: Machine) -> Pl
     whole = layout.gpus_per_node == layout.processes_per_node
     if kind is None or not whole or config.model != OURS or config.precision in WIDE:
         return None
+    try:
+        return plan(_settings(spec, config), cluster_of(kind, layout.world_size, nodes=layout.nodes), exactly=True)
+    except ConfigError as error:
+        return error
+
+
+def _settings(spec: RunSpec, config: Config) -> dict[str, Any]:
+    """What was given of the trainer's, as far as a plan depends on it."""
     settings = {name: value for name, value in spec.train.items() if name not in ELSEWHERE}
     settings |= {"size": spec.size, "num_tokens": config.num_tokens}
     if spec.checkpoint.every_steps is not None:
         settings["checkpoint_every"] = spec.checkpoint.every_steps
+    return settings
+
+
+def _on_cores(spec: RunSpec, config: Config, layout: Layout) -> Plan | None:
+    """What the run takes without a GPU; None where that cannot be told."""
+    if config.model != OURS or config.precision not in ON_CORES:
+        return None
+    kind = cores(layout.cpus_per_node / layout.processes_per_node)
+    kind = replace(kind, memory=layout.memory_per_node // layout.processes_per_node)
     try:
-        return plan(settings, cluster_of(kind, layout.world_size, nodes=layout.nodes), exactly=True)
-    except ConfigError as error:
-        return error
+        return plan(_settings(spec, config), cluster_of(kind, layout.world_size, nodes=layout.nodes))
+    except ConfigError:
+        return None
 
 
 def card(spec: RunSpec, machine: Machine) -> Device | None:
@@ -70,7 +92,7 @@ def told(found: Plan | ConfigError | None) -> dict[str, Any]:
 
 def priced(planned: dict[str, Any], price: float) -> dict[str, Any]:
     """What was told of a plan with the money that it costs, at a `price` of an hour of one GPU; 0: nobody knows it."""
-    if not price or "forecast" not in planned:
+    if not price or "forecast" not in planned or planned["gpu"] == CORE.name:
         return planned
     whole = planned["forecast"]
     return {**planned, "forecast": {**whole, "cost": price * whole["gpu_hours"]}}

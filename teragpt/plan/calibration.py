@@ -1,7 +1,7 @@
 """Which part of a data sheet's numbers a step of training reaches: measured once on a card, kept as a small JSON file.
 
-`teragpt bench --calibrate FILE` makes one. The one that ships is of an H100; a card without a file of its own is taken
-to reach the same parts of its own peaks, and a plan for it says so.
+`teragpt bench --calibrate FILE` makes one. Those that ship are of an H100 and of a CPU core; a card without a file of
+its own is taken to reach the H100's parts of its own peaks, and a plan for it says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from teragpt.config import ConfigError, Problem
-from teragpt.plan.hardware import Device
+from teragpt.plan.hardware import CORE, Device
 
 SHIPPED = "h100"
 NVLINK_PART = 370 / 450  # of the line rate, in all-gathers (github.com/NVIDIA/nccl-tests/issues/212, a maintainer)
@@ -30,11 +30,12 @@ HOP_SECONDS = 2.7e-6
 class Calibration:
     """What was measured on a `device`, in parts of its peaks.
 
-    `products`: by precision, points of (FLOPs of a product, part of the peak). `copy`: of the memory's bandwidth by a
-    copy; `pointwise`: of a copy's by norms, rotations and gates as they are compiled. `attention`: FLOP/s forward and
-    backward by (head width, tokens), and the part of it that is left within a step. `loss_passes` over the logits in
-    bf16 that the loss takes; `quantise_bytes` an element of a product in fp8. `launch_seconds` of one kernel by the
-    host, `context_bytes` of CUDA's context and libraries: None where nobody has measured them.
+    `products`: by precision, points of (FLOPs of a product, part of the peak), a core's under bf16 though it computes
+    in fp32. `copy`: of the memory's bandwidth by a copy; `pointwise`: of a copy's by norms, rotations and gates as they
+    are compiled. `attention`: FLOP/s forward and backward by (head width, tokens), and the part of it that is left
+    within a step. `loss_passes` over the logits in bf16 that the loss takes; `quantise_bytes` an element of a product
+    in fp8. `launch_seconds` of one kernel by the host, `context_bytes` of CUDA's context and libraries: None where
+    nobody has measured them.
     """
 
     device: str
@@ -73,9 +74,9 @@ def between(points: Sequence[tuple[float, float]], at: float) -> float:
 
 
 @cache
-def shipped() -> Calibration:
-    """The calibration that comes with the package."""
-    return read(Path(__file__).with_name(f"{SHIPPED}.json"))
+def shipped(device: str = SHIPPED) -> Calibration:
+    """The calibration that comes with the package: of a CPU core for that, of an H100 for any GPU."""
+    return read(Path(__file__).with_name(f"{device if device == CORE.name else SHIPPED}.json"))
 
 
 def read(path: Path) -> Calibration:

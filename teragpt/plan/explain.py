@@ -24,6 +24,8 @@ MEMORY = {
     "copies of weights": "q, k, v and gate, up side by side in bf16, of all layers where nothing is computed again",
     "weights in bf16": "all on a GPU that is alone; else two gathered blocks and the ends, or the whole stage",
     "gradients to be scattered": "two blocks in bf16 and fp32; the whole stage in fp32 where it stays gathered",
+    "process": "a rank before its state, measured once on CPU cores",
+    "gathered weights": "of all blocks in fp32, and gradients on their way",
     "logits and loss": "a chunk of logits in bf16, the tokens' gradient, the head's in fp32 and in bf16 twice",
     "left free": f"{LEFT_FREE:.0%} of the data sheet's bytes, {LEAST_FREE / 1e9:g} GB at least or {MOST_FREE:.0%} of a "
     "small card, a policy: CUDA, NCCL, slack, errors of the above",

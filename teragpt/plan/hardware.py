@@ -145,6 +145,22 @@ DEVICES = {
     )
 }
 
+# A rank of a run without a GPU, which trains in fp32: that stands for its bf16. Memory is whatever a machine has.
+CORE = Device(
+    "cpu-core",
+    "CPU core",
+    0.128 * TERA,
+    0.128 * TERA,
+    8 * GB,
+    307.2e9 / 56,
+    2e9,
+    350 / 56,
+    56,
+    "ethernet-100",
+    "Intel Xeon Platinum 8480+ data sheet, 2023, of whose 56 cores each does 64 FLOPs in fp32 a cycle at 2 GHz; eight "
+    "channels of DDR5-4800; 8 GB and 2 GB/s between processes are assumptions",
+)
+
 LINKS = {
     one.name: one
     for one in (
@@ -213,7 +229,7 @@ def device(given: Device | str | Mapping[str, object]) -> Device:
         return found
     near = difflib.get_close_matches(name.lower(), DEVICES, n=1, cutoff=0.3)
     meant = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError([Problem("gpu", name, f"{meant}one of {', '.join(DEVICES)}; or its numbers, {BY_NUMBERS}")])
+    raise ConfigError([Problem("gpu", name, f"{meant}one of {', '.join(DEVICES)}, cpu; or its numbers, {BY_NUMBERS}")])
 
 
 def number(text: str) -> float | str:
@@ -267,6 +283,8 @@ def distance(one: Device, values: Mapping[str, float]) -> float:
 def known(name: str | None) -> Device | None:
     """As `device`; None for what is not in the table."""
     words = set(re.split(r"[^a-z0-9]+", (name or "").lower()))
+    if (name or "").lower() in {"cpu", CORE.name}:
+        return CORE
     if (name or "").lower() in DEVICES:
         return DEVICES[(name or "").lower()]
     if "a100" in words:

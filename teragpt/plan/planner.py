@@ -15,8 +15,9 @@ from teragpt.config import Config, ConfigError, Problem, precision_misfits, reso
 from teragpt.layout import gib
 from teragpt.plan.calibration import Calibration, Speed, read, shipped
 from teragpt.plan.choice import SHOWN, Option, dimensions
+from teragpt.plan.cores import on_cores
 from teragpt.plan.forecast import Forecast, affordable, forecast
-from teragpt.plan.hardware import DEVICES, LINKS, Cluster, Device, device, link
+from teragpt.plan.hardware import CORE, DEVICES, LINKS, Cluster, Device, device, link
 from teragpt.plan.memory import Ledger
 from teragpt.plan.search import DIMENSIONS, MOST_GPUS, Search, blamed, counts
 from teragpt.plan.step import Clock
@@ -32,6 +33,7 @@ CHOSEN = frozenset(
 # of it. Several: other frameworks' published steps take 1.23 as long at the median (tests/teragpt/plan). Another kind
 # of GPU: nothing of ours was ever measured on it.
 ALONE, TOGETHER, ELSEWHERE = (0.95, 1.10), (0.95, 1.30), (0.85, 1.50)
+ON_CORES = (0.80, 2.00)  # `tiny` took 1.2 to 1.6 times as long: docs/notebook.md
 
 
 class TooSmall(ConfigError):
@@ -55,7 +57,12 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the trainer is to be told beside what was asked: the layout, and how often to write a checkpoint."""
+        """What the trainer is to be told beside what was asked: the layout, and how often to write a checkpoint.
+
+        Nothing on CPU cores, where it takes what it is given.
+        """
+        if self.on_cores:
+            return {}
         return {**self.best.settings, "checkpoint_every": self.forecast.checkpoint_steps}
 
     @property
@@ -64,9 +71,14 @@ class Plan:
         return self.cluster.gpus - self.best.cut.stages.ranks
 
     @property
+    def on_cores(self) -> bool:
+        """Whether its ranks have no GPU."""
+        return self.cluster.device.name == CORE.name
+
+    @property
     def precision(self) -> str:
         """What its products are computed in."""
-        return "bf16" if self.config.precision == "auto" else self.config.precision
+        return self.config.precision if self.config.precision != "auto" else "fp32" if self.on_cores else "bf16"
 
     @cached_property
     def in_fp8(self) -> float | None:
@@ -184,9 +196,15 @@ def planned(
     settings = dict(given)
     vocabulary = None if settings.get("size", TINY) == TINY else REFERENCE_VOCABULARY
     config = resolve(settings, vocabulary)
-    found = calibration or shipped()
-    speed = Speed(cluster.device, found, DEVICES[found.device])
-    search = Search(Clock(config, cluster, speed), Ledger(config, cluster.device.memory), CHOSEN & settings.keys())
+    found = calibration or shipped(cluster.device.name)
+    speed = Speed(cluster.device, found, device(found.device))
+    on_core = cluster.device.name == CORE.name
+    pinned = CHOSEN if on_core else CHOSEN & settings.keys()
+    search = Search(Clock(config, cluster, speed), Ledger(config, cluster.device.memory), pinned)
+    if on_core:
+        only = on_cores(search)
+        whole = forecast(config, only, cluster, ON_CORES if speed.own else ELSEWHERE, price, config.checkpoint_every)
+        return Plan(config, cluster, only, (), whole, speed)
     numbers = [cluster.gpus] if exactly else counts(cluster.gpus, cluster.per_node)
     options = search.best(numbers)
     if not options:

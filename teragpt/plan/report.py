@@ -90,9 +90,10 @@ def takes(plan: Plan) -> str:
     """Days, GPU-hours, energy, and money where a GPU's price is known."""
     whole = plan.forecast
     cost = "" if whole.cost is None else f", {whole.cost:,.0f} in money"
+    unit, places = ("core", 2) if plan.on_cores else ("GPU", 0)
     low, high = (whole.days * bound / whole.step_seconds for bound in (whole.low, whole.high))
     return (
-        f"{whole.days:,.3g} days ({low:,.3g} to {high:,.3g}), {whole.gpu_hours:,.0f} GPU-hours, "
+        f"{whole.days:,.3g} days ({low:,.3g} to {high:,.3g}), {whole.gpu_hours:,.{places}f} {unit}-hours, "
         f"{whole.energy_kwh:,.0f} kWh{cost}"
     )
 

@@ -71,11 +71,22 @@ def test_what_cannot_be_planned_is_refused_by_name(
     assert told in capsys.readouterr().err
 
 
-def test_a_machine_without_a_gpu_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_calibration_would_overwrite_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = tmp_path / "there.json"
     there.touch()
     assert main(["bench", "--calibrate", str(there)]) == 2
     assert "allowed: a file that is not there yet" in capsys.readouterr().err
+
+
+def test_cores_are_planned_for_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "tiny", "--gpu", "cpu", "--gpus", "2", "--explain"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 x CPU core" in printed
+    assert "1 of 4, recompute none, fp32" in printed
+    assert "core-hours" in printed
+    assert "measured on a core of" in printed
+    assert main(["plan", "tiny", "--gpu", "cpu", "--gpus", "1000"]) == 2
+    assert "gpus: got 1000; allowed: a number that 8 sequences can be cut over" in capsys.readouterr().err
 
 
 def test_a_runs_prediction_is_told_in_a_few_words() -> None:
@@ -83,5 +94,6 @@ def test_a_runs_prediction_is_told_in_a_few_words() -> None:
     assert told["mesh"].startswith("dp_replicate 2, dp_shard 8") or "dp_shard 16" in told["mesh"]
     assert told["memory"].endswith("backward")
     assert "GPU-hours" in told["takes"]
+    assert "core-hours" in predicted(plan({"size": "tiny"}, cluster_of("cpu", 2)).to_json())["takes"]
     assert predicted({"refused": "too few"}) == {"prediction": "too few"}
     assert predicted({}) == {}

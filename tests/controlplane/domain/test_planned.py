@@ -9,7 +9,7 @@ from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.planned import priced, too_large
 from controlplane.domain.resolve import ResolvedRun, lay_out
 from controlplane.domain.spec import RunSpec, parse_spec
-from teragpt.config import Config
+from teragpt.config import Config, resolve
 from teragpt.layout import misfits
 from teragpt.plan import cluster_of, plan
 from teragpt.plan.planner import planned
@@ -85,7 +85,8 @@ def test_what_was_given_stays_and_the_rest_is_found() -> None:
     [
         (Cards(gpu_type="NVIDIA-Unheard-Of"), {}),
         (Cards(gpu_type=None), {}),
-        (Cards(), {"compute": {"gpus_per_node": 0, "nodes": 1}, "size": "124m"}),
+        (Cards(), {"compute": {"gpus_per_node": 0}, "train": {"precision": "fp64"}, "size": "124m"}),
+        (Cards(), {"compute": {"gpus_per_node": 0}, "train": {"model": "mine:Model"}, "size": "124m"}),
         (Cards(), {"train": {"precision": "fp32"}, "size": "124m"}),
         (Cards(), {"train": {"model": "mine:Model"}, "size": "124m"}),
         (Cards(), {"compute": {"gpus_per_node": 8, "processes_per_node": 2}, "size": "124m"}),
@@ -95,6 +96,22 @@ def test_a_run_that_nobody_can_plan_is_as_it_was(machine: Cards, spec: dict[str,
     run = laid(machine, **spec)
     assert run.planned == {}
     assert (run.config["tp"], run.config["pp"], run.config["dp_replicate"]) == (1, 1, 1)
+
+
+def test_a_run_on_cores_is_told_how_long_it_takes_and_changes_nothing() -> None:
+    run = laid(Cards(), size="124m", compute={"gpus_per_node": 0, "cpus_per_node": 4, "processes_per_node": 2})
+    given = {
+        "size": "124m",
+        "num_tokens": run.config["num_tokens"],
+        "out": run.config["out"],
+        "data": run.config["data"],
+    }
+    assert dataclasses.asdict(resolve(given)) == run.config
+    assert (run.planned["gpu"], run.planned["gpus_used"]) == ("cpu-core", 2)
+    alone = laid(Cards(), size="124m", compute={"gpus_per_node": 0, "cpus_per_node": 2, "processes_per_node": 2})
+    assert run.planned["step"]["seconds"] < alone.planned["step"]["seconds"] < 2.1 * run.planned["step"]["seconds"]
+    assert priced(run.planned, 2.5)["forecast"]["cost"] is None
+    assert ResolvedRun.from_json(run.to_json()) == run
 
 
 def test_state_that_is_more_than_the_gpus_have_is_refused_with_the_fewest_that_do() -> None:

@@ -39,7 +39,8 @@ def test_a_runs_steps_are_compared_with_its_plan(context: Context) -> None:
 
 
 def test_a_run_without_a_plan_is_measured_all_the_same(context: Context) -> None:
-    run, _ = create_run(context, parse_spec({"size": "tiny", "compute": {"gpus_per_node": 0}}))
+    mine = {"size": "tiny", "train": {"precision": "fp64"}, "compute": {"gpus_per_node": 0}}
+    run, _ = create_run(context, parse_spec(mine))
     add_metrics(context, run.id, 1, [point(1, 5.0), point(2, 2048.0)])
     found = compared(context, run.id)
     assert (found.planned, found.measured_over_planned) == ({}, {})
