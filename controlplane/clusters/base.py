@@ -121,7 +121,7 @@ class Caller:
     uid: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObservedPod:
     """A pod as last seen.
 

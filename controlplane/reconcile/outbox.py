@@ -39,7 +39,7 @@ NODE_FAULTS = frozenset({"NodeLost", "Shutdown"})
 MOST_AVOIDED = 10
 AT_ONCE = 4  # rows worked off at the same time, where a whole batch waits
 BATCH = 64  # rows leased at once: one commit serves them all
-STORED_S = 0.5  # for how long what came of rows may be gathered before it is stored
+STORED_S = 2.0  # for how long what came of rows may be gathered before it is stored
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +21,7 @@ from controlplane.clusters.shelf import Shelf
 
 log = logging.getLogger(__name__)
 TENDED = 1 << 20  # bytes after which a log that grows is made smaller
+SUFFIX = len("-abcde")  # what Kubernetes adds to the names of a Job's pods
 OVERLAP = timedelta(seconds=1)  # two streams of a container may be written a little out of order
 
 
@@ -118,6 +120,11 @@ class Continuation:
         self._skipped: list[bytes] = []
         self._left = b""
 
+    @property
+    def pending(self) -> bool:
+        """Whether half a line has come that is still to be finished."""
+        return bool(self._left)
+
     def take(self, piece: bytes) -> None:
         """A piece of the answer. Raises OSError."""
         *lines, self._left = (self._left + piece).split(b"\n")
@@ -154,6 +161,14 @@ class Continuation:
         lines, self._seeking, self._skipped = self._skipped, False, []
         last = _time(self._log.cursor.stamp)
         self._lines([line for line in lines if _time(_stamp(line)) > last])
+
+
+def longer_name(shelf: Shelf, name: str, pod: str) -> str | None:
+    """The log of a pod that is named without what Kubernetes added; None where the very name has one."""
+    file = f"{name}/{pod}.log"
+    longer = re.compile(rf"{re.escape(f'{name}/{pod}')}-.{{{SUFFIX - 1}}}\.log")
+    others = [other for other in shelf.names(name) if other == file or longer.fullmatch(other)]
+    return min(others) if others and file not in others else None
 
 
 def _stamp(line: bytes) -> str:

@@ -12,7 +12,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -31,12 +30,13 @@ from controlplane.clusters.base import (
     Unavailable,
 )
 from controlplane.clusters.kubernetes import checks, discovery
+from controlplane.clusters.kubernetes.archive import SUFFIX, longer_name
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.events import Events
 from controlplane.clusters.kubernetes.identity import Callers, Users
 from controlplane.clusters.kubernetes.informer import Informer
 from controlplane.clusters.kubernetes.kueue import Queues, workloads
-from controlplane.clusters.kubernetes.logs import Collector
+from controlplane.clusters.kubernetes.logs import Collector, with_cuts
 from controlplane.clusters.kubernetes.nodes import BLIND, Nodes
 from controlplane.clusters.kubernetes.observer import Observer, Sources
 from controlplane.clusters.kubernetes.records import ObjectRecord, PodRecord, read_object, read_pod
@@ -150,7 +150,7 @@ class KubernetesCluster:
         """See `Cluster.observe`. Raises Unavailable where what is known may not be what is there."""
         self._check()
         jobs, cuts = self._observer.observe(), self._collector.cuts()
-        return [_with_cuts(job, cuts) for job in jobs] if cuts else jobs
+        return [with_cuts(job, cuts) for job in jobs] if cuts else jobs
 
     def shows(self, name: str) -> bool:
         """Whether there is an object of this name, as far as the watch has told."""
@@ -169,26 +169,21 @@ class KubernetesCluster:
         """See `Cluster.logs`. A pod of a Job may be named without the five letters that Kubernetes added."""
         if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
             return b""
+        self._attend(name, pod)
         offset, limit, file = max(0, offset), max(0, limit), f"{name}/{pod}.log"
         if data := self._archive.read(file, offset, limit):
             return data
-        other = self._longer(name, pod)
+        other = longer_name(self._archive, name, pod)
         return self._archive.read(other, offset, limit) if other else b""
 
     def log_extent(self, name: str, pod: str) -> LogExtent:
         """See `Cluster.log_extent`."""
         if not (NAME.fullmatch(name) and NAME.fullmatch(pod)):
             return LogExtent()
+        self._attend(name, pod)
         there = self._archive.extent(f"{name}/{pod}.log")
-        other = None if there.end else self._longer(name, pod)
+        other = None if there.end else longer_name(self._archive, name, pod)
         return self._archive.extent(other) if other else there
-
-    def _longer(self, name: str, pod: str) -> str | None:
-        """The log of a pod that was named without those letters; None where the very name has a log."""
-        file = f"{name}/{pod}.log"
-        longer = re.compile(rf"{re.escape(f'{name}/{pod}')}-.{{5}}\.log")
-        others = [other for other in self._archive.names(name) if other == file or longer.fullmatch(other)]
-        return min(others) if others and file not in others else None
 
     def stacks(self, name: str) -> Stacks:
         """See `Cluster.stacks`: pods are looked into by nobody but themselves."""
@@ -284,6 +279,12 @@ class KubernetesCluster:
             else:
                 return read_object(kind, raw)
         return None
+
+    def _attend(self, name: str, pod: str) -> None:
+        """Somebody looks at this log: it is read again soon, however silent its pod was."""
+        for record in self._observer.pods_of(name):
+            if pod in (record.name, record.name[:-SUFFIX]):
+                self._collector.wanted(record.uid)
 
     def _settle_logs(self, name: str) -> None:
         """Raises Unavailable while the log of a pod that has ended is still being read."""
@@ -396,9 +397,3 @@ class KubernetesCluster:
     def _wake(self) -> None:
         for wake in self._wakers:
             wake()
-
-
-def _with_cuts(job: ObservedJob, cuts: Mapping[str, int]) -> ObservedJob:
-    """The object with the beginnings that logs of its pods have lost."""
-    pods = tuple(replace(pod, log_from=cuts.get(pod.uid, 0)) for pod in job.pods)
-    return job if pods == job.pods else replace(job, pods=pods)

@@ -32,7 +32,8 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_S = (3.0, 30.0)  # to connect, and between two pieces of an answer
 CONNECTIONS = 48  # kept open: one a list+watch, one a followed log, some for calls
 LONGEST_HOLD_S = 60.0
-TOO_MANY, UNAVAILABLE = 429, 503
+SHOWN_S = 10.0  # for how long who we are is not worked out anew: the client reads all its sources each time
+TOO_MANY, UNAVAILABLE, UNAUTHORIZED = 429, 503, 401
 
 
 class Trouble(Exception):
@@ -99,6 +100,8 @@ class Connection:
         self._client.user_agent = "teragpt"
         self._lock = threading.Lock()
         self._hold_until = 0.0
+        self._shown: dict[str, str] = {}
+        self._shown_until = 0.0
         self._server_time: float | None = None  # seconds since the epoch where our monotonic clock has 0
 
     def now(self) -> datetime:
@@ -170,8 +173,9 @@ class Connection:
             headers["Content-Type"] = "application/json"
         url = self.host + path + (f"?{urlencode(query)}" if query else "")
         try:
-            self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-            answer = self._client.call_api(method, url, headers, body, _request_timeout=timeout)
+            answer = self._client.call_api(
+                method, url, {**headers, **self._credentials()}, body, _request_timeout=timeout
+            )
         except (urllib3.exceptions.HTTPError, ApiException, ConfigException, OSError) as error:
             raise Trouble(f"{self.host}: {_words(error)}") from error
         response: urllib3.BaseHTTPResponse = answer.response
@@ -179,12 +183,24 @@ class Connection:
             self._server_time = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.monotonic()
         return response
 
+    def _credentials(self) -> dict[str, str]:
+        """The headers that say who we are. Raises ConfigException and OSError."""
+        with self._lock:
+            if time.monotonic() >= self._shown_until:
+                shown: dict[str, str] = {}
+                self._client.update_params_for_auth(shown, [], ["BearerToken"], "", "", None)
+                self._shown, self._shown_until = shown, time.monotonic() + SHOWN_S
+            return self._shown
+
     def _refuse(self, response: urllib3.BaseHTTPResponse) -> None:
         try:
             body = response.read()
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Trouble(f"{self.host}: {_words(error)}") from error
         wait = _seconds(response.headers.get("Retry-After"))
+        if response.status == UNAUTHORIZED:
+            with self._lock:
+                self._shown_until = 0.0
         if response.status in (TOO_MANY, UNAVAILABLE) and wait:
             with self._lock:
                 self._hold_until = max(self._hold_until, time.monotonic() + min(wait, LONGEST_HOLD_S))

@@ -63,6 +63,7 @@ class Informer(Generic[T]):
         self._version = ""
         self._listed_at = float("-inf")
         self._heard_at = float("-inf")
+        self._gone_at: float | None = None  # since when the version to go on from is known to be gone
         self._problem: str | None = "not listed yet"
         self.status: int | None = None  # the code of the last refusal, while it lasts
         self._failures = 0
@@ -123,7 +124,7 @@ class Informer(Generic[T]):
                 self._watch()
             except Relist:
                 RESTARTS.add(self.path)
-                self._version = ""
+                self._version, self._gone_at = "", self._gone_at or self._clock()
                 self._stopping.wait(BACKOFF_S[0] * random.uniform(0.5, 1.0))
             except (Trouble, Refused) as error:
                 self._failed(error)
@@ -171,6 +172,9 @@ class Informer(Generic[T]):
                     del self._noted[name]
             before, self.items = self.items, found
             self._version = version
+        if self._gone_at is not None:
+            took, self._gone_at = self._clock() - self._gone_at, None
+            log.info("%s: %d listed anew within %.2f s: the last version was gone", self.path, len(found), took)
         changed = {name for name in before.keys() | found.keys() if before.get(name) != found.get(name)}
         if changed:
             self._changed(changed)

@@ -1,38 +1,45 @@
 """Keeps what pods write: a bounded number of threads reads the logs of all of them into the archive while they live.
 
-Each pod is followed by a thread while there are threads enough; beyond that, pods take turns. What a pod wrote last is
-read when its container has ended, before its object is deleted (`settled`).
+Each pod is followed by a thread while there are threads enough; beyond that, pods take turns: who writes often, who is
+silent less and less. What a pod wrote last is read when its container has ended, before its object is deleted
+(`settled`).
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from controlplane.clusters.base import ObservedJob
 from controlplane.clusters.kubernetes.archive import Continuation, PodLog
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Stream, Trouble
 from controlplane.clusters.kubernetes.resources import PODS
+from controlplane.clusters.kubernetes.turns import Turns
 from controlplane.clusters.shelf import Shelf
 from controlplane.domain.errors import StoreError
 
 log = logging.getLogger(__name__)
 THREADS = 24
 AGAIN_S = 1.0  # between two reads of one pod, at least
-READS_PER_S = 100  # of all pods that take turns
+READS_PER_S = 100  # of all pods that take turns and write
+SILENT_S, SILENT_READS_PER_S = 10.0, 5  # of those that have been silent for long: each so often, all of them so often
+LONGER = 4  # times what a pod was left alone for, once it has written nothing meanwhile
 TROUBLE_S = 3.0
 FOLLOW_S, READ_S = (3.0, 60.0), (3.0, 30.0)  # a pod that is silent for longer is asked anew
 NOT_FOUND = 404
 UNREADABLE = frozenset({400, 403, 405})
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Source:
-    """A pod whose log is read: `ended` once its container will write no more, `done` once all of it is here."""
+    """A pod whose log is read: `ended` once its container will write no more, `done` once all of it is here.
+
+    `due`: when it is read next, `pause` seconds after the last time. `log` and `last` are there while it is read, and
+    while it writes.
+    """
 
     object: str
     pod: str
@@ -46,7 +53,12 @@ class Source:
     last: Continuation | None = None
     stream: Stream | None = None
     busy: bool = False
-    due: float = field(default=0.0)
+    due: float = 0.0
+    pause: float = 0.0
+
+    def __lt__(self, other: Source) -> bool:
+        """Of several that are due at once, any may be the first."""
+        return False
 
 
 class Collector:
@@ -62,16 +74,16 @@ class Collector:
     ) -> None:
         self._connection, self._archive, self._most, self._clock = connection, archive, threads, clock
         self._sources: dict[str, Source] = {}  # by the pod's uid
-        self._waiting: list[tuple[float, int, Source]] = []
-        self._order = itertools.count()
-        self._changed = threading.Condition()
+        self._cuts: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._turns = Turns[Source](self._lock, self._spawn, clock)
+        self._settled = threading.Condition(self._lock)
         self._threads: list[threading.Thread] = []
-        self._idle = 0
         self._stopping = False
 
     def consider(self, name: str, pod: str, uid: str, container: str, *, ended: bool) -> None:
         """The container of a pod of object `name` has started, or has ended."""
-        with self._changed:
+        with self._lock:
             source = self._sources.get(uid)
             if source is None:
                 source = self._sources[uid] = Source(name, pod, uid, container, ended)
@@ -83,41 +95,51 @@ class Collector:
                 if not source.busy:
                     self._queue(source, 0.0)
 
+    def wanted(self, uid: str) -> None:
+        """Somebody looks at what this pod writes: it is read soon, however silent it was."""
+        with self._lock:
+            source = self._sources.get(uid)
+            if source is not None and not (source.busy or source.done):
+                soon = source.due - source.pause + AGAIN_S - self._clock()
+                if soon < source.due - self._clock():
+                    self._queue(source, max(0.0, soon))
+
     def gone(self, uid: str) -> None:
         """The pod is not there any more."""
-        with self._changed:
+        with self._lock:
             source = self._sources.get(uid)
             if source is not None:
                 source.ended = source.gone = True
                 if source.done:
-                    del self._sources[uid]
+                    self._drop(source)
                 elif not source.busy:
                     self._queue(source, 0.0)
 
     def settled(self, uids: Iterable[str], wait_s: float) -> bool:
         """Whether the logs of these pods, which have ended, are here, as far as they can be had; waits a while."""
         wanted = set(uids)
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._unsettled(wanted), wait_s)
+        with self._lock:
+            return self._settled.wait_for(lambda: not self._unsettled(wanted), wait_s)
 
     def cuts(self) -> dict[str, int]:
         """By uid of the pods whose log has lost its beginning: the first byte kept."""
-        with self._changed:
-            return {uid: one.log.first for uid, one in self._sources.items() if one.log is not None and one.log.first}
+        with self._lock:
+            return dict(self._cuts)
 
     def forget(self, name: str) -> None:
         """Remove the archive of an object."""
-        with self._changed:
-            for uid in [uid for uid, source in self._sources.items() if source.object == name]:
-                self._sources.pop(uid).done = True
+        with self._lock:
+            for source in [source for source in self._sources.values() if source.object == name]:
+                source.done = True
+                self._drop(source)
         self._archive.remove(name)
 
     def close(self) -> None:
         """Stop reading; another instance goes on where this one stopped."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._interrupt()
-            self._changed.notify_all()
+            self._turns.end()
         for thread in self._threads:
             thread.join(2.0)
 
@@ -131,15 +153,22 @@ class Collector:
         found = (self._sources.get(uid) for uid in wanted)
         return [source for source in found if source and not (source.done or source.unreadable)]
 
+    def _drop(self, source: Source) -> None:
+        """Under the lock: nothing is known of it any more."""
+        self._sources.pop(source.uid, None)
+        self._cuts.pop(source.uid, None)
+
     def _queue(self, source: Source, delay: float) -> None:
         """Under the lock: a thread shall read this, now or later."""
-        source.due = self._clock() + delay
-        heapq.heappush(self._waiting, (source.due, next(self._order), source))
-        if len(self._waiting) > self._idle and len(self._threads) < self._most:
+        source.due, source.pause = self._clock() + delay, delay
+        self._turns.put(source, source.due)
+
+    def _spawn(self) -> None:
+        """Under the lock: a thread more, if there may be."""
+        if len(self._threads) < self._most and not self._stopping:
             thread = threading.Thread(target=self._work, name=f"logs {len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._changed.notify_all()
 
     def _work(self) -> None:
         while (source := self._next()) is not None:
@@ -152,13 +181,14 @@ class Collector:
                 log.warning("the log of %s cannot be kept: %s", source.pod, error)
             except Exception:  # one pod's trouble must not cost the others their thread
                 log.exception("the log of %s cannot be read", source.pod)
-            with self._changed:
+            with self._lock:
                 source.busy, source.stream = False, None
                 if source.done and source.gone:
-                    self._sources.pop(source.uid, None)
+                    self._drop(source)
                 elif not source.done and not self._stopping:
-                    self._queue(source, delay)
-                self._changed.notify_all()
+                    self._queue(source, min(delay, TROUBLE_S) if source.ended else delay)
+                if source.ended:
+                    self._settled.notify_all()
 
     def _visit(self, source: Source) -> float:
         """Read; after how long to come back. Raises Trouble and OSError."""
@@ -176,15 +206,9 @@ class Collector:
 
     def _next(self) -> Source | None:
         """The next one that is due; None at the end."""
-        with self._changed:
-            while not self._stopping:
-                wait = self._waiting[0][0] - self._clock() if self._waiting else None
-                if wait is None or wait > 0:
-                    self._idle += 1
-                    self._changed.wait(wait)
-                    self._idle -= 1
-                    continue
-                due, _, source = heapq.heappop(self._waiting)
+        with self._lock:
+            while (taken := self._turns.take()) is not None:
+                due, source = taken
                 if due == source.due and not (source.busy or source.done):  # else it was queued anew since
                     source.busy = True
                     return source
@@ -192,19 +216,19 @@ class Collector:
 
     def _read(self, source: Source) -> float:
         """Read what there is, and follow it; after how long to come back. Raises Trouble, Refused and OSError."""
-        source.log = source.log or PodLog(self._archive, f"{source.object}/{source.pod}", source.uid)
-        if source.log.cursor.done:
+        kept = source.log = source.log or PodLog(self._archive, f"{source.object}/{source.pod}", source.uid)
+        if kept.cursor.done:
             source.done = True
             return 0.0
-        final = source.ended
+        final, before = source.ended, kept.cursor
         follow = not final and len(self._sources) <= self._most
         query = {"container": source.container, "timestamps": "true"}
         query |= {"follow": "true"} if follow else {}
-        query |= {"sinceTime": source.log.since} if source.log.since else {}
+        query |= {"sinceTime": kept.since} if kept.since else {}
         path = PODS.path(self._connection.namespace, source.pod, "log")
-        continuation = source.log.continued()
+        continuation = kept.continued()
         with self._connection.stream("GET", path, query=query, timeout=FOLLOW_S if follow else READ_S) as stream:
-            with self._changed:
+            with self._lock:
                 source.stream = stream
                 if self._stopping or (follow and len(self._sources) > self._most):  # `_interrupt` came before it
                     return AGAIN_S
@@ -213,6 +237,26 @@ class Collector:
                 continuation.take(piece)
         continuation.end(final=final)
         if final:
-            source.log.finish()
+            kept.finish()
             source.done = True
-        return 0.0 if source.ended else max(AGAIN_S, len(self._sources) / READS_PER_S)
+        silent = not follow and kept.cursor is before
+        with self._lock:
+            if kept.first:
+                self._cuts[source.uid] = kept.first
+            source.log = None if silent or final else kept
+            source.last = continuation if continuation.pending else None
+            return 0.0 if source.ended else self._pause(source, silent=silent)
+
+    def _pause(self, source: Source, *, silent: bool) -> float:
+        """Under the lock: after how long to come back to a pod that has been silent since the last time, or not."""
+        several = len(self._sources)
+        turn = max(AGAIN_S, several / READS_PER_S)
+        if not silent:
+            return turn
+        return max(turn, min(LONGER * source.pause, max(SILENT_S, several / SILENT_READS_PER_S)))
+
+
+def with_cuts(job: ObservedJob, cuts: Mapping[str, int]) -> ObservedJob:
+    """The object with the beginnings that logs of its pods have lost, by uid as `Collector.cuts` tells them."""
+    pods = tuple(replace(pod, log_from=cuts.get(pod.uid, 0)) for pod in job.pods)
+    return job if pods == job.pods else replace(job, pods=pods)

@@ -1,7 +1,7 @@
 """What the control plane sees: each object with every pod it should have, made of the informers' records.
 
-An object's view is made anew when one of its records changed, and at every look while something in it depends on the
-time; the rest is kept.
+The view of a pod is made anew when there is news of it, and at every look while it depends on the time or on the nodes;
+all others are kept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Observer:
         self._pods: dict[Key, dict[str, PodRecord]] = {}
         self._keys: dict[str, Key] = {}  # of pods
         self._views: dict[str, ObservedJob] = {}
-        self._dirty: set[str] = set()
+        self._dirty: dict[str, set[str] | None] = {}  # objects to view, and which pods of them; None: all
         self._names: dict[Key, str] = {}  # of objects
         self._foreign: dict[str, Key] = {}  # objects of other installations
         self._lock = threading.RLock()
@@ -51,7 +51,7 @@ class Observer:
             if record is None or record.instance not in ("", self._instance):
                 gone = self._objects.pop(name, None)
                 self._views.pop(name, None)
-                self._dirty.discard(name)
+                self._dirty.pop(name, None)
                 if gone is not None and self._names.get(gone.key) == name:
                     del self._names[gone.key]
                 self._foreign.pop(name, None)
@@ -60,7 +60,7 @@ class Observer:
             else:
                 self._objects[name] = record
                 self._names[record.key] = name
-                self._dirty.add(name)
+                self._dirty[name] = None
 
     def take_pod(self, name: str, record: PodRecord | None) -> PodRecord | None:
         """A pod is new, has changed, or is gone; what was known of it before."""
@@ -68,32 +68,33 @@ class Observer:
         with self._lock:
             if (key := self._keys.pop(name, None)) is not None:
                 before = self._pods[key].pop(name, None)
-                self._touch(key)
+                self._touch(key, name)
                 if not self._pods[key]:
                     del self._pods[key]
             if record is not None:
                 self._keys[name] = record.key
                 self._pods.setdefault(record.key, {})[name] = record
-                self._touch(record.key)
+                self._touch(record.key, name)
         return before
 
     def take_event(self, about: str) -> None:
         """There is news about an object or a pod."""
         with self._lock:
             if about in self._objects:
-                self._dirty.add(about)
+                self._dirty[about] = None
             elif key := self._keys.get(about):
-                self._touch(key)
+                self._touch(key, about)
 
     def observe(self) -> list[ObservedJob]:
         """Every object of ours as it is now, and each that is gone while pods of it are left: those may still work."""
         now = self._now()
         with self._lock:
-            for name in list(self._dirty):
-                job, settled = self._view(self._objects[name], now)
-                self._views[name] = job
-                if settled:
-                    self._dirty.discard(name)
+            for name, news in list(self._dirty.items()):
+                self._views[name], unsettled = self._view(self._objects[name], now, self._views.get(name), news)
+                if unsettled:
+                    self._dirty[name] = unsettled
+                else:
+                    del self._dirty[name]
             return [*self._views.values(), *self._orphans(now)]
 
     def pods_of(self, name: str) -> list[PodRecord]:
@@ -142,27 +143,36 @@ class Observer:
                     succeeded=False,
                     failed=None,
                 )
-                yield self._view(gone, now)[0]
+                yield self._view(gone, now, None, None)[0]
 
-    def _touch(self, key: Key) -> None:
-        if (name := self._names.get(key)) is not None:
-            self._dirty.add(name)
+    def _touch(self, key: Key, pod: str) -> None:
+        if (name := self._names.get(key)) is not None and (news := self._dirty.setdefault(name, set())) is not None:
+            news.add(pod)
 
-    def _view(self, job: ObjectRecord, now: datetime) -> tuple[ObservedJob, bool]:
-        """The object as the protocol shows it, and whether only news can change that."""
+    def _view(
+        self, job: ObjectRecord, now: datetime, before: ObservedJob | None, news: set[str] | None
+    ) -> tuple[ObservedJob, set[str]]:
+        """The object as the protocol shows it, and the pods that may look otherwise without any news.
+
+        What it looked like `before` is kept of pods that are not in `news`; None: of none.
+        """
         pods = by_index(self._pods.get(job.key, {}).values())
-        endings = {index: ending_of(pod, now) for index, pod in pods.items()}
-        first = endings.get(0)
-        master_done = job.succeeded or (first is not None and first.phase == "Succeeded")
+        known = before.pods if before is not None else ()
+        master = ending_of(pods[0], now) if 0 in pods else None
+        master_done = job.succeeded or (master is not None and master.phase == "Succeeded")
+        if master_done and known and known[0].phase != "Succeeded":
+            news = None  # that changes what the others' ends mean
         views: list[ObservedPod] = []
-        settled = True
+        unsettled: set[str] = set()
         for index in range(max(job.nodes, max(pods, default=-1) + 1)):
-            pod = pods.get(index)
-            if pod is None:
-                view = self._absent(job, index, len(pods), now, master_done=master_done)
-            else:
-                view = self._present(job, pod, endings[index], master_done=master_done)
-            settled = settled and view.phase != "Pending" and not (view.phase == "Running" and pod and pod.deleted)
+            pod, view = pods.get(index), known[index] if index < len(known) else None
+            if view is None or news is None or view.name in news or view.uid != (pod.uid if pod else ""):
+                if pod is None:
+                    view = self._absent(job, index, len(pods), now, master_done=master_done)
+                else:
+                    view = self._present(job, pod, ending_of(pod, now), master_done=master_done)
+                if not _settled(view, pod):
+                    unsettled.add(view.name)
             views.append(view)
         seen = ObservedJob(
             name=job.name,
@@ -174,7 +184,7 @@ class Observer:
             deleting=job.deleting,
             pods=tuple(views),
         )
-        return seen, settled
+        return seen, unsettled
 
     def _absent(self, job: ObjectRecord, index: int, there: int, now: datetime, *, master_done: bool) -> ObservedPod:
         """A pod that does not exist: it is still to come, or it has been."""
@@ -202,6 +212,13 @@ class Observer:
             return seen("Running", started_at=pod.main.started)
         wait = waiting.placing(pod, self._sources.events(pod.name), self._sources.room())
         return seen("Pending", wait.reason, wait.message)
+
+
+def _settled(view: ObservedPod, pod: PodRecord | None) -> bool:
+    """Whether only news can change the view: no time that passes, and no other node."""
+    if view.phase in ("Succeeded", "Failed"):
+        return True
+    return pod is not None and pod.deleted is None and pod.unscheduled is None
 
 
 def by_index(pods: Iterable[PodRecord]) -> Mapping[int, PodRecord]:

@@ -193,7 +193,7 @@ def read_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         message=status.get("message", "")[:LONGEST_TEXT],
         unscheduled=_condition(scheduled) if scheduled.get("status") == "False" else None,
         disrupted=_condition(disrupted) if disrupted.get("status") == "True" else None,
-        init=tuple((one["name"], _state(one)) for one in status.get("initContainerStatuses") or ()),
+        init=tuple((shared(one["name"]), _state(one)) for one in status.get("initContainerStatuses") or ()),
         main=states.get(container["name"]),
         deleted=when(metadata.get("deletionTimestamp")),
         owner=shared(_owner(metadata.get("ownerReferences") or ())),
@@ -235,7 +235,7 @@ def _condition(raw: Mapping[str, Any]) -> Condition:
 
 def _state(raw: Mapping[str, Any]) -> State:
     for what, state in (raw.get("state") or {}).items():
-        return State(
+        found = State(
             what=shared(what),
             reason=shared(state.get("reason", "")),
             message=state.get("message", "")[:LONGEST_TEXT],
@@ -243,4 +243,5 @@ def _state(raw: Mapping[str, Any]) -> State:
             started=shared(when(state.get("startedAt"))),
             finished=shared(when(state.get("finishedAt"))),
         )
+        return found if found.message else shared(found)
     return State("waiting")

@@ -4,6 +4,7 @@ import json
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,25 @@ def test_who_is_asked_to_come_back_later_does(server: ApiServer, connection: Con
     assert len(server.requests) == 1
     connection._hold_until = begun  # as if the minute had passed
     assert connection.call("GET", "/version")["gitVersion"]
+
+
+def test_who_we_are_is_worked_out_anew_once_the_server_does_not_know_us(
+    server: ApiServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[str] = []
+    show = connection._client.update_params_for_auth
+
+    def shown(*given: Any) -> None:
+        times.append("shown")
+        show(*given)
+
+    monkeypatch.setattr(connection._client, "update_params_for_auth", shown)
+    for _ in range(3):
+        connection.call("GET", "/version")
+    assert times == ["shown"]
+    server.fail(status(401, "Unauthorized", "who are you?"), path="/version")
+    with pytest.raises(Refused):
+        connection.call("GET", "/version")
+    connection.call("GET", "/version")
+    assert times == ["shown"] * 2
+    assert server.requests[-1].headers["authorization"] == "Bearer secret"

@@ -38,6 +38,7 @@ def start(connection: Connection, tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "AGAIN_S", 0.01)
+    monkeypatch.setattr(logs, "SILENT_S", 0.05)
     monkeypatch.setattr(logs, "TROUBLE_S", 0.02)
 
 
@@ -104,6 +105,45 @@ def test_more_pods_than_threads_take_turns(server: ApiServer, start: Start, tmp_
         eventually(
             lambda: all(archived(tmp_path, f"pod-{number}").count("more") == second for number in range(6))  # noqa: B023
         )
+
+
+def reads(server: ApiServer, pod: str) -> int:
+    return sum(f"/{pod}/log" in request.path for request in list(server.requests))
+
+
+def test_a_silent_pod_is_read_less_and_less_until_somebody_looks(
+    server: ApiServer, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "SILENT_S", 3600.0)
+    monkeypatch.setattr(logs, "LONGER", 1e6)
+    collector = start(threads=1)
+    for pod in ("silent", "talks"):
+        server.write_log(pod, at(0, "one"))
+        collector.consider("run", pod, f"uid of {pod}", "pytorch", ended=False)
+    for second in range(1, 6):
+        server.write_log("talks", at(second, "more"))
+        eventually(lambda: archived(tmp_path, "talks").count("more") == second)  # noqa: B023
+        collector.wanted("uid of talks")
+    assert reads(server, "silent") <= 3  # a first time, then in turn, and then no more
+    server.write_log("silent", at(9, "two"))
+    collector.wanted("uid of silent")
+    eventually(lambda: archived(tmp_path, "silent") == "one\ntwo\n")
+
+
+def test_a_silent_pod_that_ends_is_read_at_once(
+    server: ApiServer, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "SILENT_S", 3600.0)
+    monkeypatch.setattr(logs, "LONGER", 1e6)
+    collector = start(threads=1)
+    for number in range(2):
+        server.write_log(f"pod-{number}", at(0, "one"))
+        collector.consider("run", f"pod-{number}", f"u{number}", "pytorch", ended=False)
+    eventually(lambda: reads(server, "pod-0") >= 2)
+    server.write_log("pod-0", at(1, "the end"), ended=True)
+    collector.consider("run", "pod-0", "u0", "pytorch", ended=True)
+    assert collector.settled(["u0"], 20)
+    assert archived(tmp_path, "pod-0") == "one\nthe end\n"
 
 
 def test_a_stream_that_opens_as_another_pod_comes_does_not_keep_the_thread(

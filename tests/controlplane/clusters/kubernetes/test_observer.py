@@ -219,6 +219,50 @@ def test_what_is_settled_is_not_made_anew(world: World) -> None:
     assert world.observer.observe()[0] is not first
 
 
+def test_of_many_pods_only_the_one_with_news_is_made_anew(world: World) -> None:
+    world.observer.take_object("run-1", job(nodes=3))
+    for index in range(3):
+        world.observer.take_pod(pod_name("PyTorchJob", "run-1", index), pod(index, main=State("running", started=T0)))
+    before = world.pods()
+    ended = State("terminated", "Error", exit_code=1, finished=T0)
+    world.observer.take_pod("run-1-worker-0", pod(1, main=ended))
+    after = world.pods()
+    assert [now is then for now, then in zip(after, before, strict=True)] == [True, False, True]
+    assert after[1].exit_code == 1
+
+
+def test_a_pod_that_starts_is_made_anew_on_news_alone(world: World) -> None:
+    world.observer.take_object("run-1", job(nodes=1))
+    world.observer.take_pod("run-1-master-0", pod(main=State("waiting", "ContainerCreating")))
+    first = world.observer.observe()[0]
+    world.now += timedelta(seconds=60)
+    assert world.observer.observe()[0] is first
+    world.events = [EventRecord("run-1-master-0", "Pulling", "pulling the image", T0)]
+    world.observer.take_event("run-1-master-0")
+    assert world.pods()[0].reason == "ImagePulling"
+
+
+def test_the_masters_success_changes_what_became_of_workers_that_were_seen_before(world: World) -> None:
+    killed = State("terminated", exit_code=137, finished=T0)
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(main=State("running", started=T0)))
+    world.observer.take_pod("run-1-worker-0", pod(1, main=killed, deleted=T0))
+    assert [found.phase for found in world.pods()] == ["Running", "Failed"]
+    world.observer.take_pod("run-1-master-0", pod(main=State("terminated", exit_code=0, finished=T0)))
+    assert [found.phase for found in world.pods()] == ["Succeeded", "Succeeded"]
+
+
+def test_a_pod_that_went_with_its_name_and_came_again_is_another_one(world: World) -> None:
+    running = State("running", started=T0)
+    world.observer.take_object("run-1", job(nodes=1))
+    world.observer.take_pod("run-1-master-0", pod(main=running))
+    assert world.pods()[0].uid == "p0"
+    world.observer.take_pod("run-1-master-0", None)
+    assert (world.pods()[0].uid, world.pods()[0].phase) == ("", "Pending")
+    world.observer.take_pod("run-1-master-0", pod(main=running, uid="second"))
+    assert (world.pods()[0].uid, world.pods()[0].phase) == ("second", "Running")
+
+
 def test_events_are_read_whoever_wrote_them() -> None:
     about = {"kind": "Pod", "name": "p"}
     base = {"metadata": {"creationTimestamp": "2026-11-24T12:00:00Z"}, "involvedObject": about, "reason": "FailedMount"}

@@ -1,0 +1,202 @@
+"""Nodes and pods that nobody runs, on a real API server: an operator that makes pods, a kubelet that has their logs.
+
+Pods are what the API server has of them; a kubelet's part of that is patched in. Their logs are a few lines that do not
+grow, served as a kubelet serves them, since the API server asks for them there.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tests.cluster.chaos.api import JOBS, PODS, Down, Server
+
+ROLE, INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
+ROOM = {"cpu": "1000", "memory": "4000Gi", "pods": "1000", "nvidia.com/gpu": "8000"}
+PODS_OF_A_NODE = 100
+AT_ONCE = 8
+LOOK_S = 0.2
+FOLLOWED_S = 30.0  # that a followed log is kept open for, with nothing in it
+LINES = 20
+NOW = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
+
+
+class Kubelet(ThreadingHTTPServer):
+    """Serves the log of every pod, over TLS; `reads` counts how often one was asked for."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, keys: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Logs)
+        self.reads = itertools.count()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(keys / "api.crt", keys / "api.key")
+        self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.serve_forever, name="kubelet", daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever leaves in the middle of a log is no error."""
+
+
+class _Logs(BaseHTTPRequestHandler):
+    """One connection of the API server."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        """A pod's log: GET /containerLogs/NAMESPACE/POD/CONTAINER."""
+        assert isinstance(self.server, Kubelet)
+        next(self.server.reads)
+        query = parse_qs(urlsplit(self.path).query)
+        since = query.get("sinceTime", [""])[0].removesuffix("Z")
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for line in LOG:
+            if line.decode() >= since:
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(line), line))
+        if "follow" in query:
+            time.sleep(FOLLOWED_S)
+        self.wfile.write(b"0\r\n\r\n")
+
+
+class Fleet:
+    """Works until `close`. `names` are those of the pods that run."""
+
+    def __init__(self, server: Server, keys: Path, pods: int) -> None:
+        self._server, self._kubelet = server, Kubelet(keys)
+        self._pool = ThreadPoolExecutor(AT_ONCE, "fleet")
+        self.names: list[str] = []
+        self._had: set[str] = set()
+        self._stopping = threading.Event()
+        self._nodes = [f"fake-{number}" for number in range(-(-pods // PODS_OF_A_NODE) + 1)]
+        list(self._pool.map(self._join, self._nodes))
+        self._thread = threading.Thread(target=self._work, name="operator", daemon=True)
+        self._thread.start()
+
+    @property
+    def reads(self) -> int:
+        """How often a log was asked for."""
+        return next(self._kubelet.reads)
+
+    def flip(self, name: str, *, running: bool) -> None:
+        """Have a pod's container run, or start."""
+        state = {"running": {"startedAt": _now()}} if running else {"waiting": {"reason": "ContainerCreating"}}
+        self._server.call("PATCH", f"{PODS}/{name}/status", {"status": {"containerStatuses": [_container(state)]}})
+
+    def close(self) -> None:
+        """Stop. What is there stays."""
+        self._stopping.set()
+        self._thread.join()
+        self._pool.shutdown()
+        self._kubelet.shutdown()
+        self._kubelet.server_close()
+
+    def _join(self, node: str) -> None:
+        self._server.call("POST", "/api/v1/nodes", {"metadata": {"name": node}})
+        status = {
+            "allocatable": ROOM,
+            "capacity": ROOM,
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self._kubelet.server_address[1]}},
+        }
+        self._server.call("PATCH", f"/api/v1/nodes/{node}/status", {"status": status})
+        self._server.call("PATCH", f"/api/v1/nodes/{node}", {"spec": {"taints": None}})
+
+    def _work(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            with suppress(Down):
+                for job in self._server.items(JOBS):
+                    if "deletionTimestamp" in job["metadata"]:
+                        self._collect(job)
+                    elif job["metadata"]["uid"] not in self._had:
+                        self._operate(job)
+
+    def _operate(self, job: Any) -> None:
+        """Make the object's pods, and have them run."""
+        roles = job["spec"]["pytorchReplicaSpecs"]
+        wanted = [(role.lower(), number) for role, spec in roles.items() for number in range(spec.get("replicas", 1))]
+        templates = {role.lower(): spec["template"] for role, spec in roles.items()}
+        self.names += self._pool.map(lambda one: self._run(job, one[0], one[1], templates[one[0]]), wanted)
+        self._had.add(job["metadata"]["uid"])
+
+    def _run(self, job: Any, role: str, number: int, template: Any) -> str:
+        metadata = job["metadata"]
+        owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": metadata["name"], "uid": metadata["uid"]}
+        name = f"{metadata['name']}-{role}-{number}"
+        about = {
+            "name": name,
+            "labels": {**(template.get("metadata") or {}).get("labels", {}), ROLE: role, INDEX: str(number)},
+            "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
+        }
+        spec = copy.deepcopy(template["spec"]) | {"restartPolicy": "Never", "nodeName": self._node(name)}
+        self._server.call("POST", PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec})
+        kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+        status = {
+            "phase": "Running",
+            "conditions": [{"type": kind, "status": "True", "lastTransitionTime": _now()} for kind in kinds],
+            "hostIP": "127.0.0.1",
+            "podIPs": [{"ip": "10.0.0.1"}],
+            "startTime": _now(),
+            "containerStatuses": [_container({"running": {"startedAt": _now()}})],
+        }
+        self._server.call("PATCH", f"{PODS}/{name}/status", {"status": status})
+        return name
+
+    def _node(self, name: str) -> str:
+        return self._nodes[hash(name) % len(self._nodes)]
+
+    def _collect(self, job: Any) -> None:
+        """Foreground deletion: its pods first."""
+        owner, name = job["metadata"]["uid"], job["metadata"]["name"]
+        its = [pod["metadata"]["name"] for pod in self._server.items(PODS) if _owner(pod) == owner]
+        list(self._pool.map(lambda pod: self._server.call("DELETE", f"{PODS}/{pod}", NOW), its))
+        self.names = [other for other in self.names if other not in its]
+        self._server.call("PATCH", f"{JOBS}/{name}", {"metadata": {"finalizers": None}})
+
+
+def _owner(pod: Any) -> str:
+    return str(pod["metadata"]["ownerReferences"][0]["uid"])
+
+
+def _container(state: Any) -> dict[str, Any]:
+    digest = f"sha256:{'0' * 64}"
+    return {
+        "name": "pytorch",
+        "state": state,
+        "ready": "running" in state,
+        "started": "running" in state,
+        "restartCount": 0,
+        "image": "teragpt/trainer:latest",
+        "imageID": f"docker.io/teragpt/trainer@{digest}",
+        "containerID": f"containerd://{digest}",
+    }
+
+
+def _lines() -> Iterator[bytes]:
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+    for number in range(LINES):
+        yield f"{stamp} rank 0 of the fleet says line {number}\n".encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+LOG = tuple(_lines())
