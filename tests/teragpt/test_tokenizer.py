@@ -285,6 +285,7 @@ def hub(saved: Path) -> Iterator[tuple[str, list[str]]]:
     thread.join()
 
 
+@pytest.mark.unmeasured
 def test_a_hub_name_is_fetched_once_and_then_read_from_the_cache(
     hub: tuple[str, list[str]], tmp_path: Path, bpe: Tokenizer
 ) -> None:

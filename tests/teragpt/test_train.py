@@ -87,6 +87,7 @@ def test_a_run_kept_in_bf16_has_the_curve_of_fp32_goes_on_in_it_and_back(tmp_pat
     assert all(abs(loss - expected[step]) <= 0.02 for step, loss in found.items())
 
 
+@pytest.mark.unmeasured
 def test_the_file_itself_runs_and_finds_its_package(tmp_path: Path) -> None:
     process = ranks.start([str(FOLDER / "train.py"), *ranks.arguments({**ranks.SMALL, "out": tmp_path, "steps": 2})])
     output, _ = process.communicate(timeout=ranks.PATIENCE_S)
@@ -139,6 +140,7 @@ def saving_after(step: int, out: Path, output: str) -> bool:
     return stepped(step, output) and bool(ranks.torn(out))
 
 
+@pytest.mark.unmeasured
 def test_a_run_in_an_object_store_is_killed_goes_on_and_is_used(
     tmp_path: Path, uninterrupted: tuple[Path, str], s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_rank_that_stands_still_is_named_and_every_stack_is_kept(tmp_path: Pat
     assert "in batch" in kept[1].read_text()
 
 
+@pytest.mark.unmeasured
 def test_a_rank_that_is_stopped_is_named(tmp_path: Path) -> None:
     settings = {"out": tmp_path / "run", "step_timeout": 5, "steps": 10_000, "checkpoint_every": 10_000}
     process = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})], 2)

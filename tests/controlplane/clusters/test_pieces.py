@@ -161,6 +161,7 @@ def life(path: Path) -> None:
     log.remove()
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_9_at_a_named_instant_loses_nothing(tmp_path: Path, point: str, count: int) -> None:

@@ -130,6 +130,7 @@ def test_a_life_has_fewer_instants(monkeypatch: pytest.MonkeyPatch, stage: Stage
     assert INSTANTS - 10 < assassin.count < INSTANTS
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("part", range(6))
 def test_killed_at_any_instant_it_goes_on_as_if_nothing_was(

@@ -83,6 +83,7 @@ def test_a_queue_that_nobody_has_named_is_not_found(stage: Stage) -> None:
 
 
 @ON_SQLITE
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("before", [True, False])
 def test_killed_at_any_instant_a_chain_begins_in_order_and_never_in_a_closed_queue(
     monkeypatch: pytest.MonkeyPatch, context: Context, memory: MemoryCluster, clock: Clock, before: bool

@@ -119,6 +119,7 @@ def test_more_than_the_whole_quota_is_refused(stage: Stage) -> None:
 
 
 @ON_SQLITE
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("before", [True, False])
 def test_killed_at_any_instant_no_more_gpus_are_held_than_there_are_and_all_get_theirs(
     monkeypatch: pytest.MonkeyPatch, context: Context, memory: MemoryCluster, clock: Clock, before: bool

@@ -50,6 +50,7 @@ def test_without_restarts_the_first_failure_is_the_last(stage: Stage) -> None:
 
 
 @ON_SQLITE
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("code", [143, None])
 def test_interruptions_are_not_charged_but_without_progress_they_end(stage: Stage, code: int | None) -> None:
     stage.ask(limits={"max_restarts": 0})
@@ -60,6 +61,7 @@ def test_interruptions_are_not_charged_but_without_progress_they_end(stage: Stag
 
 
 @ON_SQLITE
+@pytest.mark.unmeasured
 def test_a_new_checkpoint_starts_the_count_of_interruptions_anew(stage: Stage) -> None:
     run = stage.ask()
     for _ in range(18):

@@ -94,6 +94,7 @@ def test_a_cancelled_sweep_ends_and_begins_nothing_more(stage: Stage) -> None:
 
 
 @ON_SQLITE
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("before", [True, False])
 def test_killed_at_any_instant_a_sweep_goes_on_and_never_beyond_its_parallelism(
     monkeypatch: pytest.MonkeyPatch, context: Context, memory: MemoryCluster, clock: Clock, before: bool

@@ -110,6 +110,7 @@ def test_there_are_instants_of_each_kind() -> None:
     assert all(CALL.search(path.read_text("utf-8")) for path in SOURCES)
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_there_it_goes_on_as_if_nothing_was(point: str, tmp_path: Path, migrated: Path) -> None:
     home = tmp_path / "home"
