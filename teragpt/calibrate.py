@@ -7,10 +7,9 @@ no model.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from teragpt.config import ConfigError, Problem
 from teragpt.fp8 import E4M3, rows_by_rows
 from teragpt.ops import linear_cross_entropy, swiglu
-from teragpt.plan.calibration import Calibration, shipped
+from teragpt.plan.calibration import Calibration, shipped, write
 from teragpt.plan.hardware import CORE, DEVICES, Device, known
 from teragpt.plan.memory import BF16
 from teragpt.plan.step import GATE_BYTES
@@ -80,7 +79,7 @@ def calibrate(file: Path, load: Load | None = None) -> Calibration:
         torch.set_num_threads(1)
     where = f"{name}, torch {torch.__version__}, {time.strftime('%F')}"
     found = measured(load or (CARD if gpu else ONE_CORE), kind, torch.device("cuda" if gpu else "cpu"), where)
-    file.write_text(json.dumps(asdict(found), indent=2) + "\n", "utf-8")
+    write(file, found)
     return found
 
 

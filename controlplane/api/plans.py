@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from datetime import datetime
+from typing import Annotated, Any, Self
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem
-from controlplane.api.views import OBJECT, RUN_ID, RunRef, Services, View
+from controlplane.api.views import FINISHED, OBJECT, RUN_ID, RunRef, Services, View
 from controlplane.domain.spec import RunSpec
 from controlplane.services import measured, plans
 
@@ -179,6 +180,32 @@ class Comparison(View):
         description="What was measured over what was planned.", examples=[{"step_seconds": 1.09, "peak_memory": 0.97}]
     )
     points: int = Field(description="Points that were measured.", examples=[199])
+
+
+class Measured(Comparison):
+    """What a run that has ended took beside its plan, as it was recorded."""
+
+    run: str = Field(description="The run's id.", examples=[RUN_ID])
+    name: str = Field(description="Its name.", examples=["first-try"])
+    size: str = Field(description="Its size.", examples=["tiny"])
+    finished_at: datetime | None = Field(description="When it ended.", examples=[FINISHED])
+    gpu: str = Field(description="What its ranks computed on, as its plan knows it.", examples=["h100"])
+    layout: dict[str, Any] = Field(description="Its plan's layout.", examples=[{"dp_shard": 8, "micro_batch": 4}])
+
+
+class MeasuredRuns(View):
+    """Runs that have ended, the newest first."""
+
+    items: list[Measured] = Field(description="The runs.")
+
+
+@router.get("/measured", summary="List what runs took beside their plans")
+def list_measured(
+    context: Services,
+    limit: Annotated[int, Query(ge=1, le=measured.MOST, description="How many.", examples=[100])] = measured.MOST,
+) -> MeasuredRuns:
+    """Every run that has ended, was planned and took steps, from about a minute after its end on."""
+    return MeasuredRuns.model_validate({"items": [vars(one) for one in measured.finished(context, limit)]})
 
 
 @router.get("/runs/{run}/plan", summary="Compare a run with its plan")

@@ -16,7 +16,7 @@ import typer
 from controlplane.cli import output
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
-from controlplane.cli.options import All, Context, Json, RunName, Url
+from controlplane.cli.options import All, Context, Json, Url
 from controlplane.cli.runs import some, train
 from controlplane.cli.trainer import trainer
 
@@ -112,18 +112,63 @@ def plan(
 
 
 @commands.command()
-def measured(run: RunName, json: Json = False, url: Url = None, context: Context = None) -> None:
-    """Show what a run's steps took beside what was planned."""
+def measured(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id or name; without, all that have ended.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="FILE", help="File to write of them, for `teragpt plan --calibration`."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="With --calibrate: the kind whose runs count, where there are several.")
+    ] = None,
+    json: Json = False,
+    url: Url = None,
+    context: Context = None,
+) -> None:
+    """Show what a run's steps took beside what was planned, or what those of all runs did."""
+    unused = some({"--gpu": gpu if calibrate is None else None, "RUN with --calibrate": run if calibrate else None})
+    if unused:
+        raise CliError(f"{', '.join(unused)}: allowed: --gpu with --calibrate, both without RUN", Code.BAD_INPUT)
     with connect(url, context) as client:
-        found = client.measured(run)
-    if json:
-        output.json(found)
-        return
+        found = [client.measured(run)] if run else client.all_measured()
+    if calibrate:
+        print(recalibrate(calibrate, found, gpu))
+    elif json:
+        output.json(found[0] if run else found)
+    elif run:
+        one_run(found[0])
+    else:
+        names = ["name", "size", "gpu", "points"]
+        lines = [
+            [*(one[name] for name in names), *(one["measured_over_planned"].get(name) for name in NUMBERS)]
+            for one in found
+        ]
+        output.table([*names, *NUMBERS], lines, right=["points", *NUMBERS])
+
+
+def one_run(found: dict[str, Any]) -> None:
+    """Print a run's numbers, a row each."""
     parts = (found["planned"], found["measured"], found["measured_over_planned"])
     names = [name for name in NUMBERS if any(name in part for part in parts)]
     rows = [[name, *(part.get(name) for part in parts)] for name in names]
     output.table(["number", "planned", "measured", "measured / planned"], rows, right=["planned", "measured"])
     print(f"over {output.count(found['points'], 'point')}")
+
+
+def recalibrate(file: Path, runs: Sequence[dict[str, Any]], gpu: str | None) -> str:
+    """Write a calibration of what runs took; what to tell of it. Raises CliError where it is not one kind's."""
+    from teragpt.plan.calibration import recalibrated, write
+    from teragpt.plan.hardware import device
+
+    kinds = sorted({one["gpu"] for one in runs})
+    if gpu is None and len(kinds) != 1:
+        raise CliError(f"--gpu: got nothing; allowed: one of {', '.join(kinds) or 'no runs'}", Code.BAD_INPUT)
+    kind = device(gpu or kinds[0]).name
+    found = recalibrated(kind, [one["measured_over_planned"]["step_seconds"] for one in runs if one["gpu"] == kind])
+    write(file, found)
+    return f"{file}: {found.measured}\nnext: teragpt plan SIZE --gpu {kind} --calibration {shlex.quote(str(file))}"
 
 
 @commands.command()

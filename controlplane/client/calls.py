@@ -128,6 +128,11 @@ def measured(run: str) -> Call[JsonObject]:
     return Call(template="/runs/{run}/plan", at={"run": run})
 
 
+def all_measured(limit: int | None = None) -> Call[list[JsonObject]]:
+    """What the runs that have ended took beside their plans, the newest first: as `measured`, with run, gpu, layout."""
+    return Call(template="/measured", params={"limit": limit}, read=_items)
+
+
 def create(spec: Mapping[str, Any], idempotency_key: str | None = None) -> Call[Run]:
     """Create a run. The same key with the same spec gives the same run; without one, each call makes a new run."""
     return Call(method="POST", template="/runs", json=spec, headers=_once(idempotency_key))

@@ -166,6 +166,7 @@ class Client(Carrier):
     sizes = _call(calls.sizes)
     plan = _call(calls.plan)
     measured = _call(calls.measured)
+    all_measured = _call(calls.all_measured)
     create = _call(calls.create)
     preview = _call(calls.preview)
     runs = _list(calls.runs)

@@ -1,15 +1,22 @@
-"""Packs the points of runs that have ended, a block at a time, with a rest after each: nobody waits for it."""
+"""Packs the points of runs that have ended, a block at a time, with a rest after each: nobody waits for it.
+
+Of a run that is packed it records what its steps took beside its plan.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
+from sqlalchemy import select, update
+
+from controlplane.domain.measured import SEEN, compare
 from controlplane.reconcile.background import Background
 from controlplane.store import history
 from controlplane.store.store import Ledger
-from controlplane.store.tables import MetricTier
+from controlplane.store.tables import MetricTier, Run
 from controlplane.store.writer import Transaction
 
 log = logging.getLogger(__name__)
@@ -53,8 +60,22 @@ class Packer(Background):
             self._refused.add(run_id)
             return
         with self._ledger.read() as session:
-            if not history.in_rows(session, run_id) and history.long(session, run_id):
+            if history.in_rows(session, run_id):
+                return
+            if history.long(session, run_id):
                 self._undrawn = [*(self._undrawn or []), run_id]
+        self._record(run_id)
+
+    def _record(self, run_id: str) -> None:
+        """Keep what the run's steps took beside its plan, where it has both."""
+        with self._ledger.read() as session:
+            resolved = session.scalar(select(Run.resolved).where(Run.id == run_id))
+            if not resolved or "forecast" not in resolved.get("planned", {}):
+                return
+            found = compare(resolved, history.points_of(session, run_id, keys=SEEN))
+        if found.measured:
+            values = update(Run).where(Run.id == run_id).values(measured=asdict(found))
+            self._ledger.write(lambda transaction: transaction.session.execute(values))
 
     def _draw(self, run_id: str) -> None:
         with self._ledger.read() as session:

@@ -111,7 +111,7 @@ class Run(Base):
     `search` is what a list is searched in; `gpus` and `cpus` are those of all nodes; `deleted_at`: since when it is
     hidden. `sweep_point`: its place among the points of the sweep that made it. `after_id`: the run that must
     succeed first. `namespace`: where its objects live, empty for the cluster's own. `cluster`: a further one, by name,
-    empty for the installation's own.
+    empty for the installation's own. `measured`: what its steps took beside its plan, once its points are packed.
     """
 
     __tablename__ = "runs"
@@ -165,6 +165,7 @@ class Run(Base):
     suspended_at: Mapped[float | None]
     suspended_s: Mapped[float] = mapped_column(default=0.0)
     deleted_at: Mapped[float | None]
+    measured: Mapped[dict[str, Any] | None] = mapped_column(json_value(), deferred=True)
 
     # SQLite's rows carry their JSON with them: what filters look at lies in an index, so that a list reads no other row
     __table_args__ = (Index("ix_runs_listed", *LISTED).ddl_if(dialect="sqlite"),)

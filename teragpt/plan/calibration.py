@@ -10,13 +10,14 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from teragpt.config import ConfigError, Problem
-from teragpt.plan.hardware import CORE, Device
+from teragpt.plan.hardware import CORE, Device, device
 
 SHIPPED = "h100"
 NVLINK_PART = 370 / 450  # of the line rate, in all-gathers (github.com/NVIDIA/nccl-tests/issues/212, a maintainer)
@@ -74,9 +75,9 @@ def between(points: Sequence[tuple[float, float]], at: float) -> float:
 
 
 @cache
-def shipped(device: str = SHIPPED) -> Calibration:
+def shipped(kind: str = SHIPPED) -> Calibration:
     """The calibration that comes with the package: of a CPU core for that, of an H100 for any GPU."""
-    return read(Path(__file__).with_name(f"{device if device == CORE.name else SHIPPED}.json"))
+    return read(Path(__file__).with_name(f"{kind if kind == CORE.name else SHIPPED}.json"))
 
 
 def read(path: Path) -> Calibration:
@@ -87,6 +88,37 @@ def read(path: Path) -> Calibration:
     except (OSError, ValueError, KeyError, TypeError) as error:
         wanted = f"a file that `teragpt bench --calibrate` wrote ({type(error).__name__}: {error})"
         raise ConfigError([Problem("calibration", str(path), wanted)]) from None
+
+
+def recalibrated(gpu: str, ratios: Sequence[float]) -> Calibration:
+    """The shipped calibration, slower by the median of what steps of runs took over what was planned with it.
+
+    All that computes is; links stay. Raises ConfigError: no such kind, or no run of it.
+    """
+    kind = device(gpu)
+    if not ratios:
+        raise ConfigError([Problem("gpu", gpu, "a kind that runs which have ended computed on")])
+    base, slower = shipped(kind.name), median(ratios)
+    like = kind.bf16 / device(base.device).bf16  # attention is in FLOP/s, all else in parts of a peak
+    spread = f"{slower:.3g} of what was planned ({min(ratios):.3g} to {max(ratios):.3g})"
+    return replace(
+        base,
+        device=kind.name,
+        measured=f"{len(ratios)} runs, whose steps took {spread} with what was {base.measured}",
+        products={name: [(work, part / slower) for work, part in points] for name, points in base.products.items()},
+        copy=base.copy / slower,
+        attention=[(width, tokens, rate * like / slower) for width, tokens, rate in base.attention],
+    )
+
+
+def write(file: Path, found: Calibration) -> None:
+    """Store a calibration in a file that is not there yet. Raises ConfigError."""
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(json.dumps(asdict(found), indent=2) + "\n")
+    except OSError as error:
+        wanted = f"a file that is not there yet, and can be written ({error.strerror})"
+        raise ConfigError([Problem("calibrate", str(file), wanted)]) from None
 
 
 @dataclass(frozen=True)

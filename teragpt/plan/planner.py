@@ -33,7 +33,7 @@ CHOSEN = frozenset(
 # of it. Several: other frameworks' published steps take 1.23 as long at the median (tests/teragpt/plan). Another kind
 # of GPU: nothing of ours was ever measured on it.
 ALONE, TOGETHER, ELSEWHERE = (0.95, 1.10), (0.95, 1.30), (0.85, 1.50)
-ON_CORES = (0.80, 2.00)  # `tiny` took 1.2 to 1.6 times as long: docs/notebook.md
+ON_CORES = (0.80, 2.00)  # `tiny` took 1.2 to 1.9 times as long: docs/notebook.md
 
 
 class TooSmall(ConfigError):

@@ -137,6 +137,9 @@ def test_a_run_trains_to_its_end_whatever_becomes_of_the_control_plane(start: St
         ended = client.run(run)
         assert (ended["phase"], ended["checkpoint_step"]) == ("succeeded", 40)
         assert [attempt["phase"] for attempt in client.attempts(run)] == ["succeeded"]
+        took = client.measured(run)
+        assert took["measured_over_planned"].keys() == {"step_seconds", "tokens_per_second", "mfu", "peak_memory"}
+        assert 0.5 < took["measured_over_planned"]["peak_memory"] < 2
         assert told == client.logs(run).splitlines()
         assert [point["step"] for point in client.metrics(run, keys=["loss"])] == list(range(1, 41))
         assert client.metrics(run, keys=["val_loss"])[-1]["step"] == 40

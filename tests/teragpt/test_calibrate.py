@@ -10,7 +10,7 @@ import torch
 from teragpt.calibrate import Load, calibrate, measured
 from teragpt.config import ConfigError
 from teragpt.plan import cluster_of, plan
-from teragpt.plan.calibration import read
+from teragpt.plan.calibration import read, recalibrated, write
 from teragpt.plan.hardware import DEVICES
 
 TINY = Load(64, (32, 64), ((16, 32), (16, 64)), 32, 1 << 12, 256, 0.002)
@@ -50,3 +50,16 @@ def test_a_machine_without_a_card_measures_a_core(tmp_path: Path) -> None:
     mine = plan({"size": "tiny"}, cluster_of("cpu", 2), calibration=tmp_path / "core.json")
     assert mine.measured.startswith("measured on a core of ")
     assert mine.best.seconds > 0
+
+
+def test_what_runs_took_makes_a_calibration_that_is_as_slow(tmp_path: Path) -> None:
+    for gpu in ("h100", "a100", "cpu-core"):
+        file = tmp_path / f"{gpu}.json"
+        write(file, recalibrated(gpu, [1.1, 1.25, 1.5]))
+        before, after = (plan({"size": "124m"}, cluster_of(gpu, 1), calibration=one) for one in (None, file))
+        assert after.best.seconds == pytest.approx(1.25 * before.best.seconds, rel=0.02)
+        assert "3 runs, whose steps took 1.25 of what was planned (1.1 to 1.5)" in after.measured
+    with pytest.raises(ConfigError, match="allowed: a file that is not there yet"):
+        write(file, recalibrated("h100", [1.0]))
+    with pytest.raises(ConfigError, match="gpu: got 'h200'; allowed: a kind that runs"):
+        recalibrated("h200", [])

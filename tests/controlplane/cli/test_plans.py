@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from controlplane.cli import main
-from controlplane.cli.plans import predicted
+from controlplane.cli.errors import CliError
+from controlplane.cli.plans import predicted, recalibrate
 from teragpt.plan import cluster_of, plan
 
 
@@ -87,6 +88,17 @@ def test_cores_are_planned_for_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert "measured on a core of" in printed
     assert main(["plan", "tiny", "--gpu", "cpu", "--gpus", "1000"]) == 2
     assert "gpus: got 1000; allowed: a number that 8 sequences can be cut over" in capsys.readouterr().err
+
+
+def test_what_runs_took_makes_a_calibration_of_one_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [{"gpu": gpu, "measured_over_planned": {"step_seconds": 1.5}} for gpu in ("cpu-core", "h100", "cpu-core")]
+    with pytest.raises(CliError, match="--gpu: got nothing; allowed: one of cpu-core, h100"):
+        recalibrate(tmp_path / "mine.json", runs, None)
+    assert "2 runs, whose steps took 1.5 of what was planned" in recalibrate(tmp_path / "mine.json", runs, "cpu")
+    assert main(["plan", "tiny", "--gpu", "cpu", "--gpus", "2", "--calibration", str(tmp_path / "mine.json")]) == 0
+    assert "measured on 2 runs" in capsys.readouterr().out
+    assert main(["measured", "--gpu", "h100"]) == 2
+    assert "allowed: --gpu with --calibrate" in capsys.readouterr().err
 
 
 def test_a_runs_prediction_is_told_in_a_few_words() -> None:

@@ -6,11 +6,14 @@ import pytest
 
 from controlplane.domain.errors import NotFound
 from controlplane.domain.spec import parse_spec
+from controlplane.reconcile.packer import Packer
 from controlplane.services.context import Context
-from controlplane.services.measured import compared
+from controlplane.services.measured import compared, finished
 from controlplane.services.metrics import add_metrics
 from controlplane.services.runs import create_run
-from tests.controlplane.memory_cluster import MemoryCluster
+from controlplane.store.history import WAIT_S
+from tests.controlplane.memory_cluster import Clock, MemoryCluster
+from tests.controlplane.reconcile.conftest import Stage
 
 
 @pytest.fixture
@@ -47,3 +50,23 @@ def test_a_run_without_a_plan_is_measured_all_the_same(context: Context) -> None
     assert found.measured["step_seconds"] == 1.0
     with pytest.raises(NotFound):
         compared(context, "nobody")
+
+
+def test_a_run_that_has_ended_keeps_what_it_took(context: Context, memory: MemoryCluster, clock: Clock) -> None:
+    stage = Stage(context, memory, clock)
+    stage.ask(compute={"gpus_per_node": 0})
+    later = [{**point(seq, 2048.0), "step": seq + 1} for seq in (1, 2, 3)]
+    add_metrics(context, stage.id, 1, [point(1, 1.0), point(2, 4096.0), point(3, 4096.0)])
+    add_metrics(context, stage.id, 1, [{**one, "seq": one["seq"] + 3} for one in later])
+    before = compared(context, stage.id)
+    assert finished(context) == []
+    stage.cancel()
+    stage.look()
+    clock.sleep(WAIT_S + 1)
+    while Packer(context.store, clock=clock).step():
+        pass
+    (one,) = finished(context)
+    assert compared(context, stage.id) == before
+    assert (one.run, one.gpu, one.layout["precision"]) == (stage.id, "cpu-core", "fp32")
+    assert one.measured_over_planned == before.measured_over_planned
+    assert one.measured_over_planned["mfu"] == pytest.approx(1 / one.measured_over_planned["step_seconds"])
