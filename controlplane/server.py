@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from controlplane import logfmt, tracing
+from controlplane import heap, logfmt, tracing
 from controlplane.clusters.base import Unavailable
 from controlplane.domain.errors import InvalidSpec, StoreError
 from controlplane.domain.retention import Retention
@@ -45,12 +45,14 @@ log = logging.getLogger("controlplane.server")
 ADDRESS_FILE, TOKEN_FILE = "server.json", "token"
 BACKLOG = 2048
 RETENTION_S = 3600.0  # between looks for what has been kept for long enough
+IDLE_S = 75  # how long a connection may wait for its next request: longer than clients and load balancers keep one
 DRAIN_S = 1  # how long requests may go on after SIGTERM
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what to call for what is bound
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 0, or 2 where it could not start."""
+    heap.keep_small()
     try:
         settings = read(sys.argv[1:] if arguments is None else arguments, os.environ)
         with bound(settings.listen) as listener:
@@ -258,6 +260,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # who calls is told by the connection, not by what a caller writes
+        timeout_keep_alive=IDLE_S,  # who closes first while the other sends makes that request fail
         timeout_graceful_shutdown=DRAIN_S,
     )
     asyncio.run(Server(config).serve([listener]))

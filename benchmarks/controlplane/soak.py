@@ -37,6 +37,7 @@ import psutil
 
 from benchmarks.controlplane.plane import Plane, opened, tell
 from benchmarks.controlplane.stand_in import environment
+from controlplane.replies import TERMINAL
 
 QUEUED, LOOK_S, SHOWN_S, PARTS = 1000, 2.0, 30.0, 20
 MB_AN_HOUR, MORE, DECISION_S = 20.0, 10, 0.010
@@ -205,6 +206,20 @@ def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return line.slope, STUDENT * math.sqrt(left / spread)
 
 
+def ended(seen: Look) -> int:
+    """How many runs have ended."""
+    return sum(count for phase, count in seen.phases.items() if phase in TERMINAL)
+
+
+def growth(looks: Sequence[Look]) -> float:
+    """MB that memory grew by for each 1,000 runs that ended, of the second half of these looks."""
+    half = looks[len(looks) // 2 :]
+    if ended(half[0]) == ended(half[-1]):
+        return math.nan
+    line = statistics.linear_regression([ended(one) / 1000 for one in half], [one.resident_mb for one in half])
+    return line.slope
+
+
 def within(part: float, first: Look, last: Look) -> float:
     """The bound under which so large a part of the decisions between two looks were made, in seconds."""
     made = {bound: last.decisions[bound] - first.decisions.get(bound, 0) for bound in last.decisions}
@@ -254,6 +269,8 @@ def main(minutes: float) -> int:
         environment(plane.home.parent / "stand-in", STEPS, RUN_S)
         soak = Soak(plane)
         hold = [soak.ask(plane.client, "ann", HELD_S) for _ in range(os.cpu_count() or 1)]
+        for run in hold:
+            plane.wait_for(run, "running")
         soak.fill()
         looked(plane, soak, lambda looks: waits(looks[-1]) >= 0.98 * QUEUED)
         for run in hold:  # they kept the machine until the line stood
@@ -270,6 +287,8 @@ def main(minutes: float) -> int:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[1]:.1f}",
         "minutes": round(span / 60, 1),
         "resident_mb": {"first": round(looks[0].resident_mb, 1), "last": round(looks[-1].resident_mb, 1)},
+        "ended": ended(looks[-1]) - ended(looks[0]),
+        "second_half_mb_per_1000_ended": round(growth(looks), 1),
         "core_percent": round(100 * (looks[-1].cpu_s - looks[0].cpu_s) / span),
         "decisions": looks[-1].decisions[math.inf] - looks[0].decisions[math.inf],
         "scheduling_p50_ms": 1e3 * within(0.5, looks[0], looks[-1]),

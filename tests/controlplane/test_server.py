@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import select
 import signal
 import socket
 import stat
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -101,6 +104,16 @@ def test_it_serves_says_where_and_stops_when_told(start: Start) -> None:
     assert f"msg=ready url={facts['url']}" in told
     assert "msg=request method=GET path=/v1/readyz status=200" in told
     assert "msg=stopped" in lines[-1]
+
+
+def test_an_idle_connection_is_closed_by_the_client_first(running: Server) -> None:
+    kept = httpx.Limits().keepalive_expiry
+    assert kept is not None
+    with contextlib.closing(http.client.HTTPConnection(urlsplit(running.url).netloc)) as connection:
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read()
+        closed, _, _ = select.select([connection.sock], [], [], kept + 1)
+        assert not closed
 
 
 @pytest.mark.unmeasured

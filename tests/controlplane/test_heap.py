@@ -1,0 +1,49 @@
+"""The allocator of a process with many threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COUNTED = """
+import ctypes, os, sys, tempfile, threading
+from controlplane import heap
+
+if "small" in sys.argv:
+    heap.keep_small()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+meet = threading.Barrier(16)
+
+def take():
+    meet.wait()
+    assert libc.malloc(10_000)
+    meet.wait()
+
+threads = [threading.Thread(target=take) for _ in range(16)]
+for one in threads:
+    one.start()
+for one in threads:
+    one.join()
+with tempfile.NamedTemporaryFile() as told:
+    libc.fopen.restype = ctypes.c_void_p
+    file = libc.fopen(os.fsencode(told.name), b"w")
+    assert libc.malloc_info(0, ctypes.c_void_p(file)) == 0
+    libc.fclose(ctypes.c_void_p(file))
+    print(told.read().count(b"<heap nr="))
+"""
+
+
+def heaps(*arguments: str) -> int:
+    """How many heaps a process with 16 threads has."""
+    told = subprocess.run([sys.executable, "-c", COUNTED, *arguments], check=True, capture_output=True, text=True)
+    return int(told.stdout)
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library")
+def test_threads_share_one_heap() -> None:
+    """Where each few would have one of their own."""
+    assert heaps("small") == 1 < heaps()
