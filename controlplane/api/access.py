@@ -82,8 +82,9 @@ class Access:
             name, _ = parts.hostname or "", parts.port
         except ValueError:
             return False
-        sound = _is_address(name) or (self.token is not None and NAME.fullmatch(name) is not None)
-        return name in self.hosts or (self.any_address and sound)
+        if name in self.hosts or not self.any_address:
+            return name in self.hosts
+        return _is_address(name) or (self.token is not None and NAME.fullmatch(name) is not None)
 
 
 def _is_address(name: str) -> bool:

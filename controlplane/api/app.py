@@ -98,13 +98,12 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
 @cache
 def routes(*, whole: bool) -> list[BaseRoute]:
     """Every address, or only those of health; what FastAPI reads of each is read once a process, not once an app."""
-    nouns, everything = APIRouter(), APIRouter()
-    for noun in NOUNS if whole else (health,):
-        nouns.include_router(noun.router)
-    if whole:
-        nouns.include_router(tasks.files)
-    everything.include_router(nouns, prefix="/v1", responses=REFUSALS)
-    everything.include_router(nouns, include_in_schema=False)
+    everything = APIRouter()
+    routers = [*(noun.router for noun in NOUNS), tasks.files] if whole else [health.router]
+    for router in routers:  # each by itself: FastAPI counts a nested router's routes anew at every request
+        everything.include_router(router, prefix="/v1", responses=REFUSALS)
+    for router in routers:
+        everything.include_router(router, include_in_schema=False)
     for prefix in ("", "/v1"):
         everything.include_router(docs.router, prefix=prefix)
     return everything.routes

@@ -7,13 +7,14 @@ dataset's vocabulary is handed in by whoever could read it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layout_on_machine
-from controlplane.domain.names import fingerprint
+from controlplane.domain.names import compact
 from controlplane.domain.placement import Kind, Placement, Scheduling, given
 from controlplane.domain.planned import on_gpus, told
 from controlplane.domain.priorities import RANKS
@@ -80,7 +81,7 @@ class ResolvedRun:
     def to_json(self) -> dict[str, Any]:
         """As the store and the API hold it."""
         flat = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        layout = dataclasses.asdict(flat.pop("layout"))
+        layout = vars(flat.pop("layout"))
         given = {name: flat[name].model_dump(mode="json", exclude_defaults=True) for name in SECTIONS}
         lists = {name: list(flat[name]) for name in LISTS}
         return {**layout, "world_size": self.world_size, **flat, **given, **lists}
@@ -103,7 +104,8 @@ class ResolvedRun:
 
 def spec_hash(resolved: Mapping[str, Any]) -> str:
     """As `ResolvedRun.spec_hash`, of what `to_json` wrote."""
-    return fingerprint({name: value for name, value in resolved.items() if name != "planned"})
+    said = compact({name: value for name, value in resolved.items() if name != "planned"})
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
 def lay_out(

@@ -28,6 +28,7 @@ from controlplane.store.tables import IdempotencyKey, Label, Run
 from controlplane.store.writer import Transaction
 
 KEYS_LIVE_S = 7 * 86_400
+OUTLIVED = delete(IdempotencyKey).where(IdempotencyKey.created_at < bindparam("before"))
 Answer = tuple[str, dict[str, Any] | None]
 
 
@@ -168,8 +169,7 @@ def _add_keys(connection: Connection, stored: Sequence[tuple[Request, dict[str, 
         for moment in [values["created_at"]]
     ]
     if keys:
-        outlived = IdempotencyKey.created_at < keys[-1]["created_at"] - KEYS_LIVE_S
-        connection.execute(delete(IdempotencyKey).where(outlived))
+        connection.execute(OUTLIVED, {"before": keys[-1]["created_at"] - KEYS_LIVE_S})
         add_rows(connection, IdempotencyKey.__table__, keys)
 
 

@@ -14,6 +14,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from controlplane.domain.names import compact
+
 POSTGRES = "postgresql"
 
 
@@ -38,7 +40,7 @@ class _JsonText(TypeDecorator[Any]):
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         """As it is stored."""
         del dialect
-        return None if value is None else json.dumps(value)
+        return None if value is None else compact(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """As it was given."""

@@ -12,6 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
+from controlplane.domain.names import compact
+
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",  # a reply that says 201 survives a power cut
@@ -23,7 +25,14 @@ PRAGMAS = (
 
 def open_engine(path: Path) -> Engine:
     """An engine on the database file `path`, which is made where it is absent."""
-    engine = create_engine(f"sqlite:///{path}", poolclass=QueuePool, pool_size=8, max_overflow=64)
+    engine = create_engine(
+        f"sqlite:///{path}",
+        json_serializer=compact,
+        poolclass=QueuePool,
+        pool_size=8,
+        max_overflow=64,
+        pool_use_lifo=True,  # each connection that is used fills a cache of 2 MB: few are, while few read at once
+    )
     event.listen(engine, "connect", _connected)
     event.listen(engine, "begin", _begin)
     return engine

@@ -31,6 +31,7 @@ from controlplane.tracing import span
 T = TypeVar("T")
 A = TypeVar("A")
 LARGEST_GROUP = 64  # writes of one commit
+GAP_S = 0.002  # where writes come together, how long one more is waited for: a group costs little more than one write
 TRIES = 4  # of a write that meets others' writes
 MET = {"40001", "40P01"}  # SQLSTATEs: serialization failure, deadlock
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)  # the database's trouble, not a statement's
@@ -121,19 +122,21 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
+        several = False  # a write that comes alone waits for nobody
         while (first := self._jobs.get()) is not None:
-            group, more = self._group(first)
+            group, more = self._group(first, GAP_S if several else 0)
+            several = len(group) > 1
             with self._busy:  # who waits no more, as a client that has gone, has not asked
                 self._commit([job for job in group if job.done[0].set_running_or_notify_cancel()])
             if not more:
                 return
 
-    def _group(self, first: _Job) -> tuple[list[_Job], bool]:
-        """What waits now, up to the largest group; and whether the writer goes on after it."""
+    def _group(self, first: _Job, gap_s: float) -> tuple[list[_Job], bool]:
+        """What waits now, or comes after a gap of so many seconds at most; and whether the writer goes on after it."""
         group = [first]
         while len(group) < LARGEST_GROUP:
             try:
-                job = self._jobs.get_nowait()
+                job = self._jobs.get(timeout=gap_s) if gap_s else self._jobs.get_nowait()
             except queue.Empty:
                 break
             if job is None:

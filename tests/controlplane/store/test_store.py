@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import event, func, inspect, select, text
 
 from controlplane.domain.errors import FolderLocked, NetworkFolder, NewerStore, StoreUnavailable
 from controlplane.domain.spec import parse_spec
@@ -257,6 +257,31 @@ def test_a_group_has_a_bound_and_the_close_ends_it(tmp_path: Path, monkeypatch: 
         closed.result()
         first.result()
         assert [one.result() for one in others] == [1] * 5
+
+
+def test_a_write_waits_for_the_next_where_writes_come_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "LARGEST_GROUP", 2)
+    monkeypatch.setattr(writer, "GAP_S", 60)
+    commits, gate = list[object](), threading.Event()
+    event.listen(store._engine, "commit", commits.append)
+
+    def queued(number: int) -> None:
+        while store._writer._jobs.qsize() != number:
+            threading.Event().wait(0.001)
+
+    with ThreadPoolExecutor(8) as pool:
+        alone = pool.submit(store.write, lambda _: gate.wait(10))
+        queued(0)
+        pair = [pool.submit(store.write, lambda _: 1) for _ in range(2)]
+        queued(2)
+        gate.set()
+        assert alone.result()
+        assert [one.result() for one in pair] == [1, 1]
+        late = pool.submit(store.write, lambda _: 1)
+        queued(0)
+        pair = [late, pool.submit(store.write, lambda _: 1)]
+        assert [one.result() for one in pair] == [1, 1]
+    assert len(commits) == 3
 
 
 def test_nothing_is_written_after_the_close(tmp_path: Path) -> None:
