@@ -218,7 +218,12 @@ def file_text(value: str, holding: str = "something") -> str:
 
 
 def tokens_file(value: str) -> str:
-    """Reads a file of tokens' digests, a line each: NAME sha256:DIGEST; empty lines and # are left out."""
+    """Reads the path of a file that `token_lines` can read; empty is none."""
+    return value if token_lines(value) else ""
+
+
+def token_lines(value: str) -> str:
+    """The tokens' digests in the file of this path, a line each: NAME sha256:DIGEST; empty lines and # are left out."""
     lines = [line.strip() for line in file_text(value).splitlines()]
     shown = {at: TOKEN_LINE.fullmatch(line) for at, line in enumerate(lines, 1) if line and not line.startswith("#")}
     bad = [at for at, match in shown.items() if match is None]

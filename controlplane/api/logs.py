@@ -68,6 +68,9 @@ Search = Annotated[
         pattern=r"^[^\r\n]*$",
     ),
 ]
+IgnoreCase = Annotated[
+    bool | None, Query(description="Whether a search finds letters in either case.", examples=[None])
+]
 Limit = Annotated[
     int | None, Query(description="Most lines that a search finds; 100.", examples=[None], ge=1, le=LARGEST_PAGE)
 ]
@@ -91,6 +94,7 @@ def text(
     attempt: AttemptNumber = None,
     tail: Tail = None,
     search: Search = None,
+    ignore_case: IgnoreCase = None,
     limit: Limit = None,
     cursor: Cursor = None,
 ) -> Response:
@@ -102,12 +106,19 @@ def text(
     if search is not None:
         _refuse({"tail": tail}, "left out where `search` is given: `limit` bounds what is found")
         found = log_search.search(
-            context, run_id, search, attempt=attempt, rank=rank, limit=limit or 100, cursor=cursor
+            context,
+            run_id,
+            search,
+            attempt=attempt,
+            rank=rank,
+            ignore_case=bool(ignore_case),
+            limit=limit or 100,
+            cursor=cursor,
         )
         items = [LogMatch.model_validate(match) for match in found.matches]
         page = LogMatches(items=items, next_cursor=found.next_cursor, searched_bytes=found.looked)
         return Response(page.model_dump_json(), media_type="application/json")
-    _refuse({"limit": limit, "cursor": cursor}, "left out without `search`")
+    _refuse({"ignore_case": ignore_case, "limit": limit, "cursor": cursor}, "left out without `search`")
     return StreamingResponse(_lines(context, run_id, rank or 0, attempt, tail), media_type=TEXT)
 
 

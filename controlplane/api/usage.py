@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem, invalid
@@ -15,14 +16,23 @@ from controlplane.services import usage
 
 router = APIRouter(tags=["usage"], route_class=JsonRoute)
 
+BY = re.compile(r"^(user|size|label:[-A-Za-z0-9_./]{1,320})$", re.ASCII)
+
+
+def _by(value: str) -> str:
+    if not BY.fullmatch(value):
+        raise ValueError("allowed: user, size, or label:KEY with the key of a label, such as label:team")
+    return value
+
+
 By = Annotated[
     str,
     Query(
         description="What to sum by: user, size, or the values of a label, as label:KEY.",
         examples=["label:team"],
-        max_length=326,
-        pattern=r"^(user|size|label:[-A-Za-z0-9_./]{1,320})$",
+        json_schema_extra={"maxLength": 326, "pattern": BY.pattern},
     ),
+    AfterValidator(_by),  # which says what is allowed, where a pattern shows itself
 ]
 Since = Annotated[
     AwareDatetime | None, Query(description="From when on; ever unless given.", examples=["2026-11-01T00:00:00Z"])

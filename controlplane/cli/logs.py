@@ -27,16 +27,21 @@ def logs(
     search: Annotated[
         str | None, typer.Option("--search", help="Only lines with this text, of all ranks and attempts else.")
     ] = None,
+    ignore_case: Annotated[
+        bool, typer.Option("--ignore-case", "-i", help="With --search: find letters in either case.")
+    ] = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
     """Print what a rank of a run printed, or find a text in what all of them did."""
     if search is not None and (follow or tail is not None):
         raise CliError(f"--search goes without {'--follow' if follow else '--tail'}", Code.BAD_INPUT)
+    if ignore_case and search is None:
+        raise CliError("--ignore-case goes with --search alone", Code.BAD_INPUT)
     with connect(url, context) as client:
         found = find(client, run)["id"]
         if search is not None:
-            for match in client.search_logs(found, search, rank=rank, attempt=attempt):
+            for match in client.search_logs(found, search, rank=rank, attempt=attempt, ignore_case=ignore_case):
                 print(f"attempt {match['attempt']} rank {match['rank']} line {match['line']}: {match['text']}")
             return
         if not follow:

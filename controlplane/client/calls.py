@@ -342,10 +342,16 @@ def logs(run: str, *, rank: int = 0, attempt: int | None = None, tail: int | Non
 
 
 def search_logs(
-    run: str, search: str, *, rank: int | None = None, attempt: int | None = None, limit: int | None = None
+    run: str,
+    search: str,
+    *,
+    rank: int | None = None,
+    attempt: int | None = None,
+    ignore_case: bool = False,
+    limit: int | None = None,
 ) -> Pages[LogMatch]:
     """Lines that hold this text, of every rank and attempt unless they are given, page by page; at most `limit`."""
-    query = {"search": search, "rank": rank, "attempt": attempt}
+    query = {"search": search, "rank": rank, "attempt": attempt, "ignore_case": "true" if ignore_case else None}
     return Pages("/runs/{run}/logs", query, limit, {"run": run})
 
 

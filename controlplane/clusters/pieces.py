@@ -4,8 +4,9 @@
 <log>.<from>-<to>.gz   these bytes of it, up to a line's end; `zcat` reads them, and we any block of them
 <log>.kept             the first byte that is kept, and how many lines stood before it, once some were given up
 
-A byte keeps its place for ever, and the writer notices nothing. A piece is whole and durable before its bytes leave the
-file: a kill at any instant loses none and doubles none. Who reads meanwhile looks twice.
+A byte keeps its place for ever, and the writer notices nothing. What of a piece is damaged is read as a line that says
+so, behind NULs in the other bytes' places. A piece is whole and durable before its bytes leave the file: a kill at any
+instant loses none and doubles none. Who reads meanwhile looks twice.
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ class LogFile:
         end = self.extent().end
         gone = [piece for piece in pieces if end - piece.start > most]
         if gone:
-            lines += sum(block.count(b"\n") for piece in gone for block in _blocks(piece))
+            lines += sum(
+                _unpacked(piece, at, BLOCK).count(b"\n")
+                for piece in gone
+                for at in range(piece.start, piece.end, BLOCK)
+            )
             first = gone[-1].end
             _write(self._kept, json.dumps({"first": first, "lines": lines}).encode())
             fault("log piece given up")
@@ -192,29 +197,46 @@ def _member(data: bytes) -> bytes:
     return GZIP.pack(*HEAD, size) + body + TRAILER.pack(zlib.crc32(data), len(data))
 
 
-def _blocks(piece: Piece, skip: int = 0) -> Iterator[bytes]:
-    """Its blocks, unpacked, without the first so many. Raises OSError, also where one is damaged."""
-    with piece.path.open("rb") as file:
-        while head := file.read(GZIP.size):
-            size = GZIP.unpack(head)[-1]
-            if skip:
-                file.seek(size - GZIP.size, os.SEEK_CUR)
-                skip -= 1
-                continue
-            packed = file.read(size - GZIP.size)
-            try:
-                data = zlib.decompress(packed[: -TRAILER.size], wbits=-15)
-            except zlib.error as error:
-                raise OSError(f"{piece.path} is damaged: {error}") from None
-            if TRAILER.pack(zlib.crc32(data), len(data)) != packed[-TRAILER.size :]:
-                raise OSError(f"{piece.path} is damaged: its checksum is another")
-            yield data
-
-
 def _unpacked(piece: Piece, offset: int, limit: int) -> bytes:
-    """Up to `limit` of a piece's bytes from `offset` of the log on, of one block."""
+    """Up to `limit` of a piece's bytes from `offset` of the log on, of one block. Raises FileNotFoundError."""
     skip, begin = divmod(offset - piece.start, BLOCK)
-    return next(_blocks(piece, skip), b"")[begin : begin + limit]
+    size = min(BLOCK, piece.end - piece.start - skip * BLOCK)
+    try:
+        data = _block(piece.path, skip)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError):
+        data = b""
+    return (data if len(data) == size else _in_place_of(piece, size))[begin : begin + limit]
+
+
+def _block(path: Path, skip: int) -> bytes:
+    """What a piece holds in the block after the first so many. Raises ValueError where it is damaged, and OSError."""
+    with path.open("rb") as file:
+        for _ in range(skip):
+            file.seek(_rest(file), os.SEEK_CUR)
+        packed = file.read(_rest(file))
+    try:
+        data = zlib.decompress(packed[: -TRAILER.size], wbits=-15)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if TRAILER.pack(zlib.crc32(data), len(data)) != packed[-TRAILER.size :]:
+        raise ValueError("its checksum is another")
+    return data
+
+
+def _rest(file: BinaryIO) -> int:
+    """How long the member is that begins here, without its header. Raises ValueError where none does."""
+    head = file.read(GZIP.size)
+    if len(head) < GZIP.size or GZIP.unpack(head)[:-1] != HEAD:
+        raise ValueError("a block begins with something else")
+    return max(0, int(GZIP.unpack(head)[-1]) - GZIP.size)
+
+
+def _in_place_of(piece: Piece, size: int) -> bytes:
+    """As many bytes as cannot be read, with a line that says so."""
+    told = f"[{size:,} bytes of this log cannot be read: {piece.path.name} is damaged]".encode()
+    return b"\n" + told.rjust(size - 2, b"\0") + b"\n" if len(told) + 2 <= size else b"\n" * size
 
 
 def _punch(descriptor: int, end: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from controlplane.domain.changes import merged
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.fields import Section
+from controlplane.domain.names import fingerprint
 from controlplane.domain.spec import RunSpec, parse_spec, pointer_to, printable, short
 
 MOST_POINTS = 500  # all of them are stored in one transaction
@@ -85,6 +86,7 @@ class SweepSpec(Section):
         several = math.prod(len(values) for values in self.grid.values())
         if several > MOST_POINTS:
             yield Problem("/grid", "too_many_points", f"got {several:,} points; allowed: {MOST_POINTS}")
+        yield from self._twice()
         for pointer in self.grid:
             if not _parts(pointer):
                 allowed = "a JSON pointer into the spec, as /train/learning_rate"
@@ -92,6 +94,25 @@ class SweepSpec(Section):
             elif above := next((one for one in self.grid if pointer.startswith(f"{one}/")), None):
                 detail = f"got a field within {short(above)}; allowed: pointers to different fields"
                 yield Problem(pointer_to("grid", pointer), "within_another", detail)
+
+    def _twice(self) -> Iterator[Problem]:
+        """Points that are there already: their runs would train the very same, and no column would tell them apart."""
+        allowed = "each once; to do the same again, vary /train/seed"
+        for pointer, values in self.grid.items():
+            for at, _ in _repeated(values):
+                detail = f"got {short(values[at])} once more; allowed: {allowed}"
+                yield Problem(pointer_to("grid", pointer, at), "repeated_point", detail)
+        for at, before in _repeated([merged(self.spec, patch) for patch in self.points]):
+            detail = f"got what point {before} makes of the spec; allowed: {allowed}"
+            yield Problem(f"/points/{at}", "repeated_point", detail)
+
+
+def _repeated(values: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Which of some JSON values were there before, and where first. 1, 1.0 and true are different ones."""
+    first: dict[str, int] = {}
+    for at, value in enumerate(values):
+        if (before := first.setdefault(fingerprint(value), at)) != at:
+            yield at, before
 
 
 def waits_for_sweep(name: str, parallelism: int) -> str:

@@ -33,6 +33,26 @@ class Place(NamedTuple):
     line: int = 0
 
 
+class Sought:
+    """A text to be found in a log: as it is, or with its letters in either case."""
+
+    def __init__(self, text: str, *, ignore_case: bool = False) -> None:
+        flags = re.IGNORECASE if ignore_case else 0
+        self.in_text = re.compile(re.escape(text), flags)
+        self.in_bytes = re.compile(b"".join(_in_either(letter) for letter in text) if ignore_case else _of(text), flags)
+
+
+def _of(text: str) -> bytes:
+    return re.escape(text.encode())
+
+
+def _in_either(letter: str) -> bytes:
+    """A letter in bytes, in both cases: there `re` knows those of ASCII alone."""
+    if letter.isascii():
+        return _of(letter)
+    return b"(?:" + b"|".join(sorted({_of(form) for form in (letter, letter.lower(), letter.upper())})) + b")"
+
+
 class Step(NamedTuple):
     """A part of the work: the place behind it, how many bytes it counts as, and what it found."""
 
@@ -48,6 +68,7 @@ def search(
     *,
     attempt: int | None = None,
     rank: int | None = None,
+    ignore_case: bool = False,
     limit: int = 100,
     cursor: str | None = None,
 ) -> LogMatches:
@@ -59,8 +80,8 @@ def search(
     chosen = get_attempts(context, run.id) if attempt is None else [get_attempt(context, run.id, attempt)]
     nodes = range(run.resolved["nodes"]) if rank is None else [node_of(run, rank)]
     begin = Place(*map(int, id_before(cursor, FORM).split("."))) if cursor else Place(0)
-    found, looked = list[LogMatch](), 0
-    for step in _steps(runs.where(context, run), chosen, nodes, begin, text, rank):
+    found, looked, sought = list[LogMatch](), 0, Sought(text, ignore_case=ignore_case)
+    for step in _steps(runs.where(context, run), chosen, nodes, begin, sought, rank):
         looked += step.looked
         if step.match is not None:
             found.append(step.match)
@@ -70,16 +91,21 @@ def search(
 
 
 def _steps(
-    context: Context, attempts: Sequence[AttemptView], nodes: Sequence[int], begin: Place, text: str, rank: int | None
+    context: Context,
+    attempts: Sequence[AttemptView],
+    nodes: Sequence[int],
+    begin: Place,
+    sought: Sought,
+    rank: int | None,
 ) -> Iterator[Step]:
     for each in attempts:
         for node in nodes:
             if (each.attempt, node) >= (begin.attempt, begin.node):
                 same = (each.attempt, node) == (begin.attempt, begin.node)
-                yield from _through(context, each, begin if same else Place(each.attempt, node), text, rank)
+                yield from _through(context, each, begin if same else Place(each.attempt, node), sought, rank)
 
 
-def _through(context: Context, attempt: AttemptView, place: Place, text: str, rank: int | None) -> Iterator[Step]:
+def _through(context: Context, attempt: AttemptView, place: Place, sought: Sought, rank: int | None) -> Iterator[Step]:
     """A node's log from a place on, a chunk of whole lines at a time; the last line without an end where it is over."""
     name, pod = attempt.name, pod_of(attempt, place.node)
     while True:
@@ -88,10 +114,10 @@ def _through(context: Context, attempt: AttemptView, place: Place, text: str, ra
             place = place._replace(offset=there.first, line=there.lines)
             continue
         whole = data[: data.rfind(b"\n") + 1] or (data if attempt.finished_at or len(data) == LARGEST_CHUNK else b"")
-        for at, behind, line in _lines_with(whole, text.encode()):
+        for at, behind, line in _lines_with(whole, sought.in_bytes):
             here = place._replace(offset=place.offset + behind, line=place.line + line)
             written, shown = of_line(whole[at:behind].decode("utf-8", "replace").rstrip("\r\n"))
-            if rank in {None, written} and (cut := _around(shown, text)):
+            if rank in {None, written} and (cut := _around(shown, sought.in_text)):
                 match = LogMatch(attempt.attempt, written, here.line, place.offset + at, cut)
                 yield Step(here, 0, match)
         place = place._replace(offset=place.offset + len(whole), line=place.line + whole.count(b"\n"))
@@ -100,17 +126,18 @@ def _through(context: Context, attempt: AttemptView, place: Place, text: str, ra
             return
 
 
-def _lines_with(data: bytes, text: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of every line that holds `text`: where it begins, where the next one does, and its number from 1."""
-    number, counted, at = 1, 0, data.find(text)
-    while at >= 0:
+def _lines_with(data: bytes, sought: re.Pattern[bytes]) -> Iterator[tuple[int, int, int]]:
+    """Of every line that holds what is sought: where it begins, where the next one does, and its number from 1."""
+    number, counted, found = 1, 0, sought.search(data)
+    while found:
+        at = found.start()
         begin, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at) + 1 or len(data)
         number += data.count(b"\n", counted, begin)
         yield begin, end, number
-        counted, at = begin, data.find(text, end)
+        counted, found = begin, sought.search(data, end)
 
 
-def _around(line: str, text: str) -> str:
-    """The line, or what of a long one stands around the text; empty where only its rank was found."""
-    at = line.find(text)
-    return line[max(0, at - AROUND) : at + len(text) + AROUND] if at >= 0 else ""
+def _around(line: str, sought: re.Pattern[str]) -> str:
+    """The line, or what of a long one stands around what is sought; empty where only its rank was found."""
+    found = sought.search(line)
+    return line[max(0, found.start() - AROUND) : found.end() + AROUND] if found else ""

@@ -72,13 +72,14 @@ def of_rank(data: bytes, rank: int | None) -> Iterator[str]:
     """The lines of one rank, without its prefix; of every rank, with it, for None."""
     for line in data.decode("utf-8", "replace").splitlines():
         if rank is None:
-            yield line
+            yield line.lstrip("\0")
         elif (found := of_line(line))[0] == rank:
             yield found[1]
 
 
 def of_line(line: str) -> tuple[int, str]:
-    """The rank that wrote a line, and the line without its prefix."""
+    """The rank that wrote a line, and the line without its prefix, and without NULs where bytes are missing."""
+    line = line.lstrip("\0")
     found = PREFIX.match(line)
     return (int(found[1]), line[found.end() :]) if found else (0, line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from controlplane.authentication import Authentication
 from controlplane.clusters.base import ClusterError
@@ -42,7 +43,7 @@ def _means(context: Context, settings: Authentication) -> Users | None:
     if settings.auth == "kubernetes":
         return lambda shown: admitted(context, shown)
     if settings.auth == "tokens":
-        return Tokens(settings.tokens_file).user
+        return Tokens(Path(settings.tokens_file)).user
     if settings.auth == "proxy":
         networks = settings.proxy_networks.split(",") if settings.proxy_networks else []
         return Proxy(networks, settings.proxy_secret_file, settings.proxy_user_header).user

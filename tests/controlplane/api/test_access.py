@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,9 +243,10 @@ def test_a_user_whose_name_would_be_told_as_somebody_elses_is_refused(plane: Pla
         assert (reply.status_code, reply.json()["code"]) == (403, "forbidden"), name
 
 
-def test_a_token_of_the_file_names_its_user(plane: Plane) -> None:
-    digest = hashlib.sha256(b"of-bob").hexdigest()
-    client = by(plane, auth="tokens", tokens_file=f"bob sha256:{digest}")
+def test_a_token_of_the_file_names_its_user(plane: Plane, tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"bob sha256:{hashlib.sha256(b'of-bob').hexdigest()}")
+    client = by(plane, auth="tokens", tokens_file=str(file))
     assert client.get("/runs", headers=bearing("of-eve")).status_code == 401
     assert client.post("/runs", headers=bearing("of-bob"), json={"size": "tiny", "name": "mine"}).status_code == 201
     assert actors(client, "mine") == {"bob"}

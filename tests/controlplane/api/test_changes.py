@@ -162,7 +162,9 @@ def test_usage_is_shown_by_what_was_asked_for(client: TestClient, plane: Plane, 
     assert (told["by"], told["since"], told["total"]["key"]) == ("size", "2020-01-01T00:00:00Z", None)
     assert client.get("/usage").json()["items"][0]["key"] == "local"
     for by in ("label:", "team", "label:a b", ""):
-        assert refused(client.get("/usage", params={"by": by}), 422, "invalid_request") == ["?by"]
+        reply = client.get("/usage", params={"by": by})
+        assert refused(reply, 422, "invalid_request") == ["?by"]
+        assert "allowed: user, size, or label:KEY" in reply.json()["errors"][0]["detail"]
     backwards = {"since": "2026-02-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"}
     assert refused(client.get("/usage", params=backwards), 422, "invalid_request") == ["?since"]
 

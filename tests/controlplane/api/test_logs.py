@@ -88,6 +88,7 @@ def test_a_search_tells_rank_line_and_offset(client: TestClient, plane: Plane, r
         ("limit=1", "?limit"),
         ("cursor=x", "?cursor"),
         ("search=a&limit=0", "?limit"),
+        ("ignore_case=true", "?ignore_case"),
         ("search=a&rank=x", "?rank"),
     ],
 )

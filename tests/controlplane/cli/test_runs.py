@@ -63,7 +63,10 @@ def test_logs_are_those_of_the_rank_asked_for(teragpt: Teragpt, finished: str) -
     found = teragpt("logs", "first", "--search", lines[-1]).splitlines()
     assert found[-1].startswith("attempt 1 rank 0 line ")
     assert found[-1].endswith(f": {lines[-1]}")
+    assert teragpt("logs", "first", "--search", lines[-1].swapcase()) == ""
+    assert teragpt("logs", "first", "--search", lines[-1].swapcase(), "-i").splitlines() == found
     assert teragpt("logs", "first", "--search", "no such words") == ""
+    assert "--ignore-case goes with --search" in teragpt("logs", "first", "--ignore-case", code=2)
     assert "--search goes without --tail" in teragpt("logs", "first", "--search", "x", "--tail", "1", code=2)
 
 

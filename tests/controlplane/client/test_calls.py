@@ -22,7 +22,10 @@ UNCOVERED = {
     "GET /livez": "for what restarts the process; `ready` says more",
     "GET /metrics": "Prometheus reads it",
 }
-OTHERS = {"logs": {"search", "limit", "cursor"}, "search_logs": {"tail"}}  # what the operation's other method sends
+OTHERS = {
+    "logs": {"search", "ignore_case", "limit", "cursor"},
+    "search_logs": {"tail"},
+}  # what the operation's other method sends
 HTTP = httpx.Client(base_url="http://h/v1", verify=False)  # noqa: S501 - it sends nothing
 METHODS: dict[str, Method[Any, Any, Any]] = {
     name: method for name, method in vars(Client).items() if isinstance(method, Method)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from controlplane import faults
 from controlplane.clusters import pieces
-from controlplane.clusters.pieces import BLOCK, PLAIN, LogFile
+from controlplane.clusters.pieces import PLAIN, LogFile
 from controlplane.domain.logs import LogExtent
 from tests.cluster.chaos.control import CALL
 
@@ -205,16 +205,30 @@ def test_where_room_cannot_be_given_back_or_the_disk_is_full_nothing_changes(
     assert (names(path), LogFile(path).read(0, 1 << 40)) == (["log"], text)
 
 
-def test_a_damaged_piece_is_told_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    append(path, lines(20_000))
+@pytest.mark.parametrize("place", [0.5, 0.0, None])
+def test_what_is_damaged_of_a_piece_is_told_in_its_place_and_the_rest_is_read(
+    tmp_path: Path, place: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "BLOCK", 4096)
+    path, text = tmp_path / "log", lines(20_000)
+    append(path, text)
     LogFile(path).pack(PIECE)
-    piece = min(tmp_path.glob("*.gz"))
+    piece = sorted(tmp_path.glob("*.gz"))[1]
+    begin, end = (int(part) for part in piece.name.split(".")[1].split("-"))
     data = bytearray(piece.read_bytes())
-    data[len(data) // 2] ^= 255
+    if place is None:
+        data = data[: len(data) // 2]
+    else:
+        data[int(len(data) * place)] ^= 255
     piece.write_bytes(data)
-    with pytest.raises(OSError, match="damaged"):
-        LogFile(path).read(0, BLOCK)
+    read = LogFile(path).read(0, len(text))
+    assert (len(read), read[:begin], read[end:]) == (len(text), text[:begin], text[end:])
+    told = [line.lstrip(b"\0") for line in read[begin:end].split(b"\n") if b"cannot be read" in line]
+    assert told[0] == b"[4,096 bytes of this log cannot be read: %s is damaged]" % piece.name.encode()
+    blocks = -(-(end - begin) // 4096)
+    assert len(told) == {0.5: 1, 0.0: blocks, None: len(told)}[place]
+    assert 0 < len(told) <= blocks
+    assert LogFile(path).shorten(PIECE) >= end
 
 
 def test_there_is_nothing_where_there_is_no_log(tmp_path: Path) -> None:

@@ -42,13 +42,13 @@ def test_a_grid_is_every_combination_and_the_last_pointer_varies_fastest() -> No
 NAMES = st.text(min_size=1, max_size=3)
 
 
-@given(st.dictionaries(NAMES, st.lists(st.integers(), min_size=1, max_size=4), min_size=1, max_size=3))
+@given(st.dictionaries(NAMES, st.lists(st.integers(), min_size=1, max_size=4, unique=True), min_size=1, max_size=3))
 def test_each_combination_of_a_grid_comes_once_and_is_read_back_as_it_was_given(values: dict[str, list[int]]) -> None:
     grid = {"/train/" + name.replace("~", "~0").replace("/", "~1"): several for name, several in values.items()}
     patches = SweepSpec(grid=grid).patches()
     assert len(patches) == math.prod(map(len, values.values()))
     seen = {tuple(values_of(patch).items()) for patch in patches}
-    assert len(seen) == math.prod(len(set(several)) for several in values.values())
+    assert len(seen) == len(patches)
     assert all(each.keys() == grid.keys() for each in map(dict, seen))
 
 
@@ -61,10 +61,17 @@ def test_a_list_of_points_is_taken_as_it_is() -> None:
 def test_what_is_no_sweep_is_refused_with_its_field() -> None:
     assert problems() == [("", "one_of")]
     assert problems(grid={"/size": ["tiny"]}, points=[{}]) == [("", "one_of")]
-    assert problems(grid={"/train/seed": [1] * 23, "/train/steps": [1] * 23}) == [("/grid", "too_many_points")]
+    assert problems(grid={"/train/seed": [*range(23)], "/train/steps": [*range(23)]}) == [("/grid", "too_many_points")]
     assert problems(grid={"seed": [1], "": [2]}) == [("/grid/seed", "no_pointer"), ("/grid/", "no_pointer")]
     assert problems(grid={"/train": [{}], "/train/seed": [1]}) == [("/grid/~1train~1seed", "within_another")]
     assert len(SweepSpec(grid={"/train/seed": [*range(MOST_POINTS)]}).patches()) == MOST_POINTS
+
+
+def test_a_point_that_is_there_already_is_refused_by_its_place() -> None:
+    assert problems(grid={"/train/seed": [1, 2, 1], "/pinned": [True]}) == [("/grid/~1train~1seed/2", "repeated_point")]
+    same = [{}, {"train": {"seed": 1}}, {"size": "tiny"}, {"train": {"seed": 1, "steps": None}}]
+    assert problems(points=same) == [("/points/2", "repeated_point"), ("/points/3", "repeated_point")]
+    assert len(SweepSpec(grid={"/train/a": [1, 1.0, True, "1", [1], {"b": 1}]}).patches()) == 6
 
 
 def test_a_bad_run_is_blamed_on_the_field_that_made_it_so() -> None:

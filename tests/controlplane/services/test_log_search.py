@@ -72,6 +72,16 @@ def test_all_nodes_ranks_and_attempts_are_searched(
     ]
 
 
+def test_letters_of_either_case_are_found_where_that_is_asked_for(
+    context: Context, two_nodes: RunView, memory: MemoryCluster
+) -> None:
+    write(memory, two_nodes.kubernetes["name"], "LOSS É\nloss é\nLoss e\n\u212a a.c\n")
+    assert [one.text for one in every(context, two_nodes, "loss é", ignore_case=True)] == ["LOSS É", "loss é"]
+    assert [(one.line, one.offset) for one in every(context, two_nodes, "lOSS é", ignore_case=True)] == [(1, 0), (2, 8)]
+    assert every(context, two_nodes, "lOSS é") == []
+    assert every(context, two_nodes, "A?C", ignore_case=True) == every(context, two_nodes, "a.C") == []
+
+
 def test_a_rank_and_an_attempt_narrow_it(context: Context, two_nodes: RunView) -> None:
     assert [one.text for one in every(context, two_nodes, "loss", rank=2)] == ["due loss"]
     assert [one.text for one in every(context, two_nodes, "loss", rank=0, attempt=1)] == ["two loss é"]
