@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,24 @@ from teragpt.storage import Disk, appearing
 from teragpt.tokenizer import Tokenizer
 
 FREE = {  # keys of config.json that change no weight and no result
-    "bos_token_id", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout", "rope_theta",
-    "max_position_embeddings", "eos_token_id",
+    "bos_token_id", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout",
+    "max_position_embeddings", "eos_token_id", "rope_theta", "rope_parameters",
 }  # fmt: skip
-LAYER_TYPES = {"sliding_window", "use_sliding_window", "rope_scaling"}  # off, or what is computed differs
+UNKNOWN = {  # keys that change results where they are on, and what this model has instead
+    "use_sliding_window": "none: attention here is full",
+    "quantization_config": "none: weights have to be floating-point numbers",
+}
+ROPE = ("rope_type", "type", "rope_theta")  # of rotary positions; `type` is the older name
+DIFFERENT = {  # what else would have to be the same
+    "LlamaForCausalLM": "its attention does not normalise queries and keys, and no weights of the norms here undo that",
+    "MistralForCausalLM": "its attention does not normalise queries and keys",
+    "Qwen2ForCausalLM": "its attention does not normalise queries and keys, and adds biases to them",
+    "Qwen3MoeForCausalLM": "its feed-forward layers are several experts each",
+    "GPT2LMHeadModel": "its positions are learned, its norms and layers have biases, its feed-forward has no gate",
+}
+OURS = "RMSNorm, rotary positions, normalised queries and keys, a feed-forward gated by SiLU, and no biases"
+KINDS = (torch.float32, torch.bfloat16, torch.float16)  # which fp32 holds to the bit
+NAMED = 3  # of many weights, that an error names
 SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "norm_eps")
 SETTINGS = "model.json"  # those of the model, for `teragpt.train --config`
 INDEX = "model.safetensors.index.json"
@@ -48,6 +62,8 @@ def import_model(folder: Path | str, out: Path | str) -> Path:
     source, target = Path(folder), Path(out)
     if target.exists():
         raise ConfigError([Problem("out", str(out), "a folder that does not exist yet")])
+    if not source.is_dir():
+        raise ConfigError([Problem("model", str(folder), "a folder that transformers saved a model in")])
     tokenizer = Tokenizer(str(source))
     config = config_of(source, tokenizer)
     state = read_weights(source, config)
@@ -77,8 +93,9 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     """The settings of the same shape. Raises ConfigError with all that differs from what this model can be."""
     said = read_json(folder / "config.json")
     if said.get("architectures") != ["Qwen3ForCausalLM"]:
-        why = "attention here divides each query and key by its own length, which no weights of others' undo"
-        raise ConfigError([Problem("architectures", said.get("architectures"), f"['Qwen3ForCausalLM'] ({why})")])
+        given = said.get("architectures")
+        why = DIFFERENT.get(given[0] if isinstance(given, list) and len(given) == 1 else "", f"this model has {OURS}")
+        raise ConfigError([Problem("architectures", given, f"['Qwen3ForCausalLM'] ({why})")])
     try:
         width, own = said["hidden_size"] // said["num_attention_heads"], said.get("head_dim")
     except (KeyError, TypeError, ZeroDivisionError):
@@ -86,8 +103,8 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     if own not in {None, width}:
         allowed = f"{width}, which is hidden_size / num_attention_heads: a head here has no width of its own"
         raise ConfigError([Problem("head_dim", own, allowed)])
+    theta = rope_base(said)
     try:
-        rope = said.get("rope_parameters") or {"rope_type": "default", "rope_theta": said.get("rope_theta", 10_000.0)}
         config = resolve(
             {
                 "size": TINY,
@@ -98,19 +115,21 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
                 "ffn": said["intermediate_size"],
                 "num_tokens": said["vocab_size"],
                 "tied": said.get("tie_word_embeddings", False),
-                "rope_theta": float(rope["rope_theta"]),
+                "rope_theta": theta,
                 "norm_eps": said["rms_norm_eps"],
             }
         )
     except KeyError as error:
         raise ConfigError([Problem("config.json", str(folder), f"a configuration with {error}")]) from None
-    ours = {**qwen3(config, tokenizer), "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
     problems = [
         Problem(name, said[name], f"{value!r}, as this model has it")
-        for name, value in ours.items()
+        for name, value in qwen3(config, tokenizer).items()
         if name in said and name not in FREE and said[name] != value
     ]
-    problems += [Problem(name, said[name], "none: attention here is full") for name in LAYER_TYPES if said.get(name)]
+    problems += [Problem(name, said[name], allowed) for name, allowed in UNKNOWN.items() if said.get(name)]
+    kinds = said.get("layer_types") or []
+    if any(kind != "full_attention" for kind in kinds):
+        problems.append(Problem("layer_types", kinds, "'full_attention' in every layer"))
     if tokenizer.vocabulary > config.num_tokens:
         allowed = f"at least the tokenizer's vocabulary of {tokenizer.vocabulary}"
         problems.append(Problem("vocab_size", config.num_tokens, allowed))
@@ -119,14 +138,44 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     return config
 
 
+def rope_base(said: Mapping[str, Any]) -> float:
+    """The base of the rotary positions, which have to be plain ones. Raises ConfigError."""
+    problems: list[Problem] = []
+    bases = [said["rope_theta"]] if "rope_theta" in said else []
+    for name in ("rope_parameters", "rope_scaling"):
+        if not (rope := said.get(name)):
+            continue
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+        other = isinstance(rope, dict) and any(value not in (None, 1) for key, value in rope.items() if key not in ROPE)
+        if kind != "default" or other:
+            problems.append(
+                Problem(name, rope, "rotary positions of rope_type 'default', over the whole head, unscaled")
+            )
+        elif "rope_theta" in rope:
+            bases.append(rope["rope_theta"])
+    if said.get("partial_rotary_factor") not in (None, 1):
+        problems.append(Problem("partial_rotary_factor", said["partial_rotary_factor"], "1: the whole head is turned"))
+    if any(isinstance(base, bool) or not isinstance(base, int | float) for base in bases) or len(set(bases)) > 1:
+        problems.append(Problem("rope_theta", bases, "one number"))
+    if problems:
+        raise ConfigError(problems)
+    return float(bases[0]) if bases else 10_000.0
+
+
 def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
     """The parameters in fp32 under our names, with rows of zeros that pad the vocabulary. Raises ConfigError."""
     shapes: dict[str, Tensor] = dict(build_model(load_attribute(config.model, "model"), config).state_dict())
     found = dict(stored(folder))
     names = {exported(name): name for name in shapes}
-    problems = [Problem("weights", "none", name) for name in names.keys() - found.keys()]
-    spare = {"lm_head.weight"} if config.tied else set()  # some write a tied head twice
-    problems += [Problem("weights", name, "no weight of that name") for name in found.keys() - names.keys() - spare]
+    head = found.pop("lm_head.weight", None) if config.tied else None  # some write a tied head twice
+    problems = [
+        Problem("weights", f"{len(some)} {what}", f"{allowed} ({listed(some)})")
+        for what, allowed, some in (
+            ("fewer", "every weight of the model", [name for name in names if name not in found]),
+            ("more", "no others than the model's", [name for name in found if name not in names]),
+        )
+        if some
+    ]
     state: dict[str, Tensor] = {}
     for theirs, name in names.items():
         if theirs not in found:
@@ -134,24 +183,40 @@ def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
         weight, shape = found[theirs], shapes[name][: rows(name, config)].shape
         if weight.shape != shape:
             problems.append(Problem(theirs, list(weight.shape), f"a weight of {list(shape)}"))
+        elif weight.dtype not in KINDS:
+            problems.append(Problem(theirs, str(weight.dtype), f"one of {', '.join(map(str, KINDS))}"))
         elif not weight.isfinite().all():
             problems.append(Problem(theirs, "NaN or infinity", "finite weights"))
         else:
             state[name] = torch.zeros(shapes[name].shape)
             state[name][: len(weight)] = weight
+    embedding = found.get("model.embed_tokens.weight")
+    if head is not None and embedding is not None and not torch.equal(head, embedding):
+        allowed = "the values of model.embed_tokens.weight, since tie_word_embeddings is true"
+        problems.append(Problem("lm_head.weight", "others", allowed))
     if problems:
         raise ConfigError(problems)
     return state
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are beside."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every weight of a folder's safetensors by its name there. Raises ConfigError that names the file."""
     from safetensors.torch import load_file
 
-    names = ["model.safetensors"]
+    files: set[str] = {"model.safetensors"}
     if (folder / INDEX).exists():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-    for name in names:
+        index = read_json(folder / INDEX).get("weight_map")
+        files = {str(name) for name in index.values()} if isinstance(index, dict) else set()
+        if not files or any(Path(name).name != name for name in files):
+            allowed = "a `weight_map` from weights to files of the same folder"
+            raise ConfigError([Problem("weights", str(folder / INDEX), allowed)])
+    for name in sorted(files):
         try:
             yield from load_file(folder / name).items()
         except Exception as error:  # noqa: BLE001 - the library raises an exception of its own for torn files

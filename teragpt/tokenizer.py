@@ -279,6 +279,10 @@ def through_transformers(name: str) -> Found:
     rules = getattr(found, "backend_tokenizer", None)
     if rules is None:
         raise TokenizerError(name, f"a tokenizer that the tokenizers library can run, not a {type(found).__name__}")
+    if set(rules.get_vocab()) <= set(
+        found.all_special_tokens
+    ):  # transformers makes an empty one where files are missing
+        raise TokenizerError(name, f"{SOURCES} (there is no vocabulary)")
     template = getattr(found, "chat_template", None)
     return Found(rules, found.eos_token, template if isinstance(template, str) else None)
 

@@ -1,8 +1,9 @@
-"""Text to tokens: `teragpt prepare` against the tokenizer library alone, and against tiktoken over a pool of processes.
+"""Text to tokens: `teragpt prepare` beside the tokenizer library, tiktoken over a pool, and nanoGPT's `prepare.py`.
 
 The library reads nothing and writes nothing: the text is in memory, and its tokens are dropped. tiktoken is given the
-same vocabulary and does what nanoGPT's `prepare.py` does, a document at a time over all cores and then one file.
-`python benchmarks/data/prepare.py [MB] [VOCABULARY]` prints MB/s of each and the two ratios (wanted: 0.9 and 1.0),
+same vocabulary, and documents from memory; nanoGPT's way reads the same file as we do by `datasets` (`pip install
+datasets`, left out where that is not), maps tiktoken over its documents, and writes one file. Each arm has all cores.
+`python benchmarks/data/prepare.py [MB] [VOCABULARY]` prints MB/s of each and the ratios (wanted: 0.9, and 1.0 twice),
 by the clock and by the seconds of processor that each took, which other work on the machine changes less.
 """
 
@@ -17,9 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -35,7 +38,9 @@ from teragpt.tokenizer_pieces import PROSE_PIECES
 
 CORES = len(os.sched_getaffinity(0))
 BATCH = 64  # documents
-THEIRS = "tiktoken, nanoGPT's way"
+FILES = 1024  # parts in which nanoGPT writes its one file
+OURS, ALONE, POOL, NANOGPT = "teragpt prepare", "tokenizers alone", "tiktoken over a pool", "datasets, nanoGPT's way"
+WANTED = {ALONE: 0.9, POOL: 1.0, NANOGPT: 1.0}
 state: dict[str, tiktoken.Encoding] = {}
 
 
@@ -74,11 +79,15 @@ def byte_letters() -> dict[str, int]:
     return {chr(at): at for at in own} | {chr(256 + place): at for place, at in enumerate(other)}
 
 
+def encoding(tokenizer: str) -> tiktoken.Encoding:
+    """The vocabulary as tiktoken's."""
+    pieces = "|".join(PROSE_PIECES)
+    return tiktoken.Encoding("same", pat_str=pieces, mergeable_ranks=ranks(tokenizer), special_tokens={})
+
+
 def start(tokenizer: str) -> None:
     """Open the vocabulary in a process of the pool."""
-    state["tiktoken"] = tiktoken.Encoding(
-        "same", pat_str="|".join(PROSE_PIECES), mergeable_ranks=ranks(tokenizer), special_tokens={}
-    )
+    state["tiktoken"] = encoding(tokenizer)
 
 
 def encode(text: str) -> list[int]:
@@ -87,7 +96,7 @@ def encode(text: str) -> list[int]:
 
 
 def with_tiktoken(documents: list[str], tokenizer: str, out: Path) -> int:
-    """nanoGPT's way: map over processes, then write one file; returns its tokens."""
+    """Map over processes, then write one file; returns its tokens."""
     with ProcessPoolExecutor(CORES, get_context("spawn"), start, (tokenizer,)) as pool:
         found = list(pool.map(encode, documents, chunksize=BATCH))
     flat = np.memmap(out, np.uint16, "w+", shape=(sum(map(len, found)),))
@@ -97,6 +106,28 @@ def with_tiktoken(documents: list[str], tokenizer: str, out: Path) -> int:
         at += len(ids)
     flat.flush()
     return at
+
+
+def with_datasets(source: Path, tokenizer: Tokenizer, folder: Path) -> int:
+    """The steps of nanoGPT's `data/openwebtext/prepare.py`, on a file of ours; returns its tokens, separators apart."""
+    datasets = import_module("datasets")
+    theirs, end = encoding(str(folder / "tokenizer")), tokenizer.end
+
+    def process(example: dict[str, str]) -> dict[str, Any]:
+        ids = [*theirs.encode_ordinary(example["text"]), end]
+        return {"ids": ids, "len": len(ids)}
+
+    loaded = datasets.load_dataset("json", data_files=str(source), split="train", cache_dir=str(folder / "cache"))
+    mapped = loaded.map(process, remove_columns=["text"], num_proc=CORES)
+    flat = np.memmap(folder / "theirs.bin", np.uint16, "w+", shape=(int(np.sum(mapped["len"], dtype=np.uint64)),))
+    at, files = 0, min(FILES, len(mapped))
+    for index in range(files):
+        part = mapped.shard(num_shards=files, index=index, contiguous=True).with_format("numpy")
+        ids = np.concatenate(part["ids"])
+        flat[at : at + len(ids)] = ids
+        at += len(ids)
+    flat.flush()
+    return at - len(mapped)
 
 
 def alone(documents: list[str], tokenizer: str) -> int:
@@ -120,7 +151,7 @@ def processor() -> float:
 
 
 def main(megabytes: int, vocabulary: int) -> None:
-    """Measure the three, ours twice around the others, and print the ratios."""
+    """Measure each, ours before and after the others, and print the ratios."""
     documents = texts(megabytes)
     size = sum(len(text.encode()) for text in documents) / 1e6
     with tempfile.TemporaryDirectory() as name:
@@ -135,21 +166,33 @@ def main(megabytes: int, vocabulary: int) -> None:
             return made.splits["train"].tokens - len(documents)  # separators
 
         took = {
-            "teragpt prepare": [measure(lambda: ours("one"))],
-            "tokenizers alone": [measure(lambda: alone(documents, f"{name}/tokenizer"))],
-            THEIRS: [measure(lambda: with_tiktoken(documents, name + "/tokenizer", folder / "x.bin"))],
+            OURS: [measure(lambda: ours("one"))],
+            ALONE: [measure(lambda: alone(documents, f"{name}/tokenizer"))],
+            POOL: [measure(lambda: with_tiktoken(documents, f"{name}/tokenizer", folder / "x.bin"))],
         }
-        took["teragpt prepare"].append(measure(lambda: ours("two")))
-    machine = f"{CORES} cores, {platform.machine()}"
-    print(f"{size:.0f} MB, {len(documents):,} documents, {vocabulary:,} tokens, {machine}")
+        if find_spec("datasets"):
+            import_module("datasets").disable_progress_bars()  # its import is left out, as ours is
+            took[NANOGPT] = [measure(lambda: with_datasets(source, tokenizer, folder))]
+        took[OURS].append(measure(lambda: ours("two")))
+    tell(took, size)
+
+
+def tell(took: dict[str, list[Took]], size: float) -> None:
+    """Print what each arm took for `size` MB of text, and the ratios. Raises AssertionError where tokens differ."""
+    assert len({one.tokens for runs in took.values() for one in runs}) == 1, took
+    print(f"{size:.0f} MB, {took[OURS][0].tokens:,} tokens by each, {CORES} cores, {platform.machine()}")
     clock, used = (
         {what: size * len(runs) / sum(one[at] for one in runs) for what, runs in took.items()} for at in (0, 1)
     )
     for what, runs in took.items():
-        print(f"{what}: {clock[what]:.2f} MB/s, {used[what]:.2f} MB a second of processor, {runs[0].tokens:,} tokens")
-    for rival, wanted in (("tokenizers alone", 0.9), (THEIRS, 1.0)):
-        by_clock, by_processor = (rate["teragpt prepare"] / rate[rival] for rate in (clock, used))
-        print(f"against {rival}: {by_clock:.2f} by the clock, {by_processor:.2f} by the processor (wanted: {wanted})")
+        seconds = ", ".join(f"{one.clock:.2f} s ({one.processor:.2f} of processor)" for one in runs)
+        print(f"{what}: {clock[what]:.2f} MB/s, {used[what]:.2f} MB a second of processor; {seconds}")
+    for rival, wanted in WANTED.items():
+        if rival in took:
+            times, spent = (rate[OURS] / rate[rival] for rate in (clock, used))
+            print(f"against {rival}: {times:.2f} by the clock, {spent:.2f} by the processor (wanted: {wanted})")
+        else:
+            print(f"against {rival}: not measured, `pip install datasets`")
 
 
 if __name__ == "__main__":

@@ -38,15 +38,37 @@ def test_an_imported_model_is_exported_bit_by_bit_and_trained_on(model: Path, tm
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "architectures: got .*Llama.* divides each query and key"),
+        ({"architectures": ["LlamaForCausalLM"]}, "architectures: got .*Llama.* does not normalise queries and keys"),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "architectures: got .*several experts"),
+        (
+            {"architectures": "Qwen3ForCausalLM"},
+            "architectures: got 'Qwen3ForCausalLM'; allowed: .*this model has RMSNorm",
+        ),
         ({"head_dim": 128}, "head_dim: got 128; allowed: 16, which is hidden_size / num_attention_heads"),
         ({"attention_bias": True}, "attention_bias: got True; allowed: False"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: got "),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "rope_scaling: got .*allowed: rotary positions of rope_type",
+        ),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters: got .*whole head"),
+        ({"rope_parameters": [1]}, "rope_parameters: got .*whole head"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "rope_scaling: got "),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5; allowed: 1"),
+        ({"rope_theta": 1e6}, "rope_theta: got .1000000.0, 10000.0.; allowed: one number"),
+        ({"rope_theta": None}, "rope_theta: got .None, 10000.0.; allowed: one number"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types: got .*'full_attention' in every layer"),
+        ({"use_sliding_window": True}, "use_sliding_window: got True; allowed: none: attention here is full"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: got .*floating-point numbers"),
         ({"hidden_act": "gelu"}, "hidden_act: got 'gelu'; allowed: 'silu'"),
         ({"vocab_size": 300}, "vocab_size: got 300; allowed: at least the tokenizer's"),
         (
             {"num_hidden_layers": 3},
-            "weights: got 'none'; allowed: 'model.layers.2|weights: got 'none'; allowed: model.lay",
+            r"weights: got '11 fewer'; allowed: every weight of the model \(model.layers.2.* and 8 more",
+        ),
+        ({"num_hidden_layers": 1}, r"weights: got '11 more'; allowed: no others than the model's \(model.layers.1"),
+        (
+            {"tie_word_embeddings": False},
+            r"weights: got '1 fewer'; allowed: every weight of the model \(lm_head.weight\)",
         ),
     ],
 )
@@ -58,6 +80,75 @@ def test_a_model_that_this_one_cannot_be_is_refused_with_what_differs(
     with pytest.raises(ConfigError, match=said):
         import_model(copy, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sliding_window": 4096, "use_sliding_window": False},
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 1e4}},
+        {"layer_types": ["full_attention"] * 2},
+    ],
+)
+def test_what_is_off_or_as_ever_is_no_difference(copy: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps({**config, **change}), "utf-8")
+    assert (import_model(copy, tmp_path / "run") / "model.json").exists()
+
+
+def test_a_folder_without_a_model_or_a_vocabulary_is_refused_by_name(copy: Path, tmp_path: Path) -> None:
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer: got .*copy'; .*there is no vocabulary"):
+        import_model(copy, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"model: got .*none'; allowed: a folder that transformers saved"):
+        import_model(tmp_path / "none", tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused(copy: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
+    save_file(weights, copy / "model.safetensors")
+    with pytest.raises(ConfigError, match=f"model.norm.weight: got '{dtype}'; allowed: one of torch.float32"):
+        import_model(copy, tmp_path / "run")
+
+
+def test_a_tied_head_may_be_there_twice_but_not_differ(copy: Path, tmp_path: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, copy / "model.safetensors")
+    import_model(copy, tmp_path / "run")
+    weights["lm_head.weight"][0] += 1
+    save_file(weights, copy / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"lm_head.weight: got 'others'; allowed: the values of model.embed_tokens"):
+        import_model(copy, tmp_path / "other")
+
+
+def test_files_of_weights_are_found_by_their_index_in_the_same_folder(copy: Path, tmp_path: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    names = {name: f"model-0000{1 + at % 2}-of-00002.safetensors" for at, name in enumerate(sorted(weights))}
+    for file in set(names.values()):
+        save_file({name: weights[name] for name in weights if names[name] == file}, copy / file)
+    (copy / "model.safetensors").rename(tmp_path / "beside.safetensors")
+
+    def imported(mapped: object) -> Path:
+        (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}), "utf-8")
+        return import_model(copy, tmp_path / "run")
+
+    bad: list[object] = [None, [], {}, {"model.norm.weight": 3}, {"model.norm.weight": "../beside.safetensors"}]
+    for mapped in bad:
+        with pytest.raises(
+            ConfigError, match=r"weights: got '.*(index.json'; allowed: a `weight_map`|/3'; allowed: a)"
+        ):
+            imported(mapped)
+    again = load_file(export(imported(names), tmp_path / "again") / "model.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+    shutil.rmtree(tmp_path / "run")
+    (copy / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"weights: got '.*model-00002-of-00002.safetensors'; allowed: a readable"):
+        imported(names)
 
 
 def test_weights_that_are_missing_torn_or_not_finite_are_refused(copy: Path, tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from teragpt.checkpoint import published
@@ -32,6 +35,13 @@ ROUNDS = [int(ROUND)] if ROUND else range(int(os.environ.get("TERAGPT_KILLS", "3
 VARIES = {"meta.json", ".metadata"}  # of a checkpoint, with the time and an id in them
 KILLED = 128 + signal.SIGKILL
 LINES = 300  # modules; two blocks of text, so that a preparation has something to go on with
+SMALL_BLOCKS = """
+import sys
+from teragpt.prepare import preparation, sources
+from teragpt.prepare.__main__ import main
+preparation.BLOCK_BYTES = sources.BLOCK_BYTES = 1 << 19
+sys.exit(main(sys.argv[1:]))
+"""
 WAYS = "prepare", "export", "import"
 
 
@@ -74,7 +84,6 @@ def whole(
 
 def teragpt(*words: str, kill_after: float = float("inf")) -> tuple[int, str]:
     """A command, killed after so many seconds if it still runs: its exit code and output."""
-    at = time.monotonic() + kill_after
     at = time.monotonic() + kill_after
     environ = {**ranks.outside(), "TERAGPT_CACHE": os.environ.get("TERAGPT_CACHE", "")}
     reached = (lambda _: time.monotonic() > at) if kill_after < float("inf") else None
@@ -120,3 +129,49 @@ def test_a_folder_is_whole_or_absent_whenever_its_maker_is_killed(
     assert code == 0, said
     assert content(out) == content(expected)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("number", ROUNDS[::3])
+def test_a_worker_or_the_parent_killed_alone_leaves_neither_a_dataset_nor_a_process_and_no_part_is_made_twice(
+    number: int, tmp_path: Path, text: Path, trained: Path, whole: Callable[[str], tuple[Path, float]]
+) -> None:
+    print(f"make chaos TESTS=tests/teragpt/test_killed.py SEED={SEED} ROUND={number}")
+    chance, out, parts = random.Random(f"{SEED} {number}"), tmp_path / "out", tmp_path / ".out.partial" / "parts"
+    words = [str(text), "-o", str(out), "--tokenizer", str(trained / "tokenizer"), "--workers", "3"]
+    kept: dict[Path, int] = {}
+    for more in (1, 3):
+        victim = chance.choice(["worker", "parent"])
+        with subprocess.Popen([sys.executable, "-c", SMALL_BLOCKS, *words], stderr=subprocess.PIPE, text=True) as made:
+            others = struck(made, victim, parts, len(kept) + more, chance)
+            said = made.communicate(timeout=ranks.PATIENCE_S)[1]
+        assert not psutil.wait_procs(others, timeout=60)[1], "workers outlive the preparation"
+        if victim == "parent":
+            assert made.returncode == -signal.SIGKILL
+        else:
+            assert made.returncode == 2, said
+            assert "error: workers: got '3'; allowed: as many as there is memory for" in said
+        assert not out.exists()
+        found = {path: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+        assert kept.items() <= found.items(), "a finished part was made again"
+        assert len(found) > len(kept)
+        kept = found
+    again = subprocess.run([sys.executable, "-c", SMALL_BLOCKS, *words], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert content(out) == content(whole("prepare")[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def struck(
+    made: subprocess.Popen[str], victim: str, parts: Path, count: int, chance: random.Random
+) -> list[psutil.Process]:
+    """Kill the process or one of its workers, once there are so many parts and a moment later; returns its children."""
+    deadline = time.monotonic() + ranks.PATIENCE_S
+    while len(list(parts.glob("*.npz"))) < count:
+        assert time.monotonic() < deadline
+        assert made.poll() is None
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.05))
+    others = psutil.Process(made.pid).children(recursive=True)
+    workers = [one for one in others if any("spawn_main" in word for word in one.cmdline())]
+    os.kill(made.pid if victim == "parent" else chance.choice(workers).pid, signal.SIGKILL)
+    return others
