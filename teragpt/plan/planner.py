@@ -81,12 +81,19 @@ class Plan:
         return self.config.precision if self.config.precision != "auto" else "fp32" if self.on_cores else "bf16"
 
     @cached_property
-    def in_fp8(self) -> float | None:
-        """Seconds of a step of this layout with products in fp8; None where it has them, or cannot."""
-        device, other = self.cluster.device, replace(self.config, precision="fp8")
-        if self.precision != "bf16" or device.fp8 <= device.bf16 or any(precision_misfits(other, blamed)):
+    def in_fp8(self) -> Option | None:
+        """Of the layouts that are shown, the quickest with products in fp8; None where they are, or cannot be.
+
+        Bytes are those of bf16: what is kept and moved is not narrower.
+        """
+        device = self.cluster.device
+        if self.precision != "bf16" or device.fp8 <= device.bf16:
             return None
-        return Clock(other, self.cluster, self.speed).step(self.best.cut).seconds
+        clock = Clock(replace(self.config, precision="fp8"), self.cluster, self.speed)
+        shown = (self.best, *(option for option, _ in self.others))
+        meshes = (one for one in shown if not any(precision_misfits(in_eight(clock.config, one), blamed)))
+        timed = (replace(one, step=clock.step(one.cut)) for one in meshes)
+        return min(timed, key=lambda one: one.seconds, default=None)
 
     @property
     def measured(self) -> str:
@@ -124,7 +131,7 @@ class Plan:
                 "limit": self.best.memory.limit,
             },
             "step": {"seconds": self.best.seconds, "parts": self.best.step.parts, "travels": self.best.step.travels},
-            "in_fp8": None if self.in_fp8 is None else {"step_seconds": self.in_fp8},
+            "in_fp8": self.in_fp8 and {"step_seconds": self.in_fp8.seconds, "layout": named(self.in_fp8)},
             "forecast": {**asdict(self.forecast), "days": self.forecast.days},
             "others": [
                 {"layout": named(option), "step_seconds": option.seconds, "peak": option.memory.peak, "loses": why}
@@ -262,6 +269,11 @@ def harder(option: Option, best: Option) -> str:
     sizes = (("pp", theirs.pp, ours.pp), ("cp", theirs.cp, ours.cp), ("tp", theirs.tp, ours.tp))
     larger = [f"{name} {one} in place of {other}" for name, one, other in sizes if one > other]
     return larger[0] if larger else "another mesh"
+
+
+def in_eight(config: Config, option: Option) -> Config:
+    """A configuration on an option's mesh, as far as products depend on it."""
+    return replace(config, tp=option.cut.stages.tp, cp=option.cut.stages.cp)
 
 
 def named(option: Option) -> str:

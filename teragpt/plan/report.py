@@ -47,10 +47,12 @@ def table(plan: Plan) -> list[Row]:
 
 def narrower(plan: Plan) -> str:
     """What products in fp8 would bring, which is for who trains to choose."""
-    took = plan.in_fp8 or plan.best.seconds
-    much = 1 - took / plan.best.seconds
+    quickest = plan.in_fp8 or plan.best
+    much, same = 1 - quickest.seconds / plan.best.seconds, quickest.cut == plan.best.cut
+    layout = "this layout" if same else named(quickest)
     return (
-        f"{seconds(took)}, {much:.0%} less, with this layout; --set precision=fp8 plans it, its loss is to be looked at"
+        f"{seconds(quickest.seconds)}, {much:.0%} less, with {layout}; --set precision=fp8 plans it, its loss is to be "
+        "looked at"
     )
 
 
