@@ -88,6 +88,16 @@ class Capacity(View):
     )
 
 
+class Formula(View):
+    """A formula of a plan."""
+
+    what: str = Field(description="What it gives.", examples=["optimizer"])
+    formula: str = Field(
+        description="With its numbers.", examples=["32 bytes a parameter of a slice, at 0.895 of 3,352 GB/s = 5.2 ms"]
+    )
+    source: str = Field(description="Where these come from.", examples=["docs/notebook.md"])
+
+
 class Plan(View):
     """How a run would lie on this cluster."""
 
@@ -96,6 +106,7 @@ class Plan(View):
     resolved: Resolved = Field(description="The run with nothing left open.")
     capacity: Capacity = Field(description="What the cluster has.")
     problems: list[FieldProblem] = Field(description="Why it does not fit.", examples=[[]])
+    formulas: list[Formula] = Field(description="How `resolved.planned` was worked out; none without a plan.")
 
     @classmethod
     def of(cls, plan: plans.Plan) -> Self:
@@ -107,6 +118,7 @@ class Plan(View):
                 "resolved": plan.resolved.to_json(),
                 "capacity": plan.capacity,
                 "problems": [vars(problem) for problem in plan.problems],
+                "formulas": [line._asdict() for line in plan.formulas],
             }
         )
 

@@ -6,7 +6,7 @@ The second needs no control plane: the planner is a part of the trainer's packag
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +95,7 @@ def plan(
             budget(size, train(settings), gpu_hours, elsewhere, shown)
         return
     only = some({"--link": link, "--gpu-memory": gpu_memory, "--price": price, "--calibration": calibration})
-    only |= {name: True for name, given in (("--explain", explain), ("--picture", picture)) if given}
+    only |= some({"--picture": picture})
     if only:
         raise CliError(f"{', '.join(only)}: allowed: with --gpus or --gpu", Code.BAD_INPUT)
     compute = some({"nodes": nodes, "gpus_per_node": gpus_per_node, "processes_per_node": processes})
@@ -106,6 +106,9 @@ def plan(
         output.json(found)
         return
     output.details(summary(found))
+    if explain:
+        print()
+        formulas(found["formulas"])
     if everything:
         print()
         output.details(found["resolved"]["config"])
@@ -321,13 +324,18 @@ def show(plans: Sequence[Plan], shown: Shown, *, swept: bool) -> None:
         told(table(plans[0]))
     if shown.explain:
         print()
-        for line in explain(plans[-1]):
-            print(f"{line.what}: {line.formula}\n    {line.source}")
+        formulas(line._asdict() for line in explain(plans[-1]))
     if shown.everything:
         print()
         output.details(vars(plans[-1].config))
     if shown.picture:
         print(f"written: {shown.picture}")
+
+
+def formulas(lines: Iterable[dict[str, str]]) -> None:
+    """Print a plan's formulas, each with its source below."""
+    for line in lines:
+        print(f"{line['what']}: {line['formula']}\n    {line['source']}")
 
 
 # --- the cluster that is here -----------------------------------------------------------------------------------------

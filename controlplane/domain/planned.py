@@ -17,6 +17,7 @@ from teragpt.config import Config, ConfigError
 from teragpt.layout import OURS
 from teragpt.plan import Plan, TooSmall, cluster_of, plan
 from teragpt.plan.cores import cores
+from teragpt.plan.explain import Line, explain
 from teragpt.plan.hardware import CORE, Device, device, known
 
 ELSEWHERE = frozenset({"start_from", "tokenizer", "loader", "model"})  # settings that no step depends on
@@ -88,6 +89,12 @@ def told(found: Plan | ConfigError | None) -> dict[str, Any]:
     if isinstance(found, ConfigError):
         return {REFUSED: "; ".join(one.detail for one in found.problems)}
     return found.to_json() if found else {}
+
+
+def formulas(spec: RunSpec, config: Config, layout: Layout, machine: Machine) -> list[Line]:
+    """Every formula of the plan of a run that became this, with its numbers and its source; none without a plan."""
+    found = _plan(spec, config, layout, machine) if layout.gpus_per_node else _on_cores(spec, config, layout)
+    return list(explain(found)) if isinstance(found, Plan) else []
 
 
 def priced(planned: dict[str, Any], price: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from controlplane.clusters.base import ClusterError, Manifest, NameConflict, Rej
 from controlplane.domain.chains import does_not_fit
 from controlplane.domain.errors import Problem
 from controlplane.domain.names import default_name, new_run_id, object_name
-from controlplane.domain.planned import REFUSED
+from controlplane.domain.planned import REFUSED, formulas
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.resolve import sizes as table_of_sizes
 from controlplane.domain.spec import RunSpec
@@ -21,18 +21,24 @@ from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.ground import capacity_of, laid_out
 from controlplane.submission import attempt_of
+from teragpt.config import Config
+from teragpt.plan.explain import Line
 
 MOST_PODS = 64  # whose environment a preview shows: they differ in their rank alone
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a spec lies on this cluster; `problems` say why it can never run there, where it cannot."""
+    """How a spec lies on this cluster; `problems` say why it can never run there, where it cannot.
+
+    `formulas` are those of `resolved.planned`.
+    """
 
     size: str
     resolved: ResolvedRun
     capacity: dict[str, Any]
     problems: tuple[Problem, ...]
+    formulas: tuple[Line, ...]
 
     @property
     def fits(self) -> bool:
@@ -81,7 +87,8 @@ def plan(context: Context, spec: RunSpec) -> Plan:
     if before:
         problems += does_not_fit(resolved, before.resolved)
     machine = capacity_of(context.at(resolved.cluster))
-    return Plan(spec.size, resolved, dataclasses.asdict(machine), tuple(problems))
+    told = formulas(spec, Config(**resolved.config), resolved.layout, machine)
+    return Plan(spec.size, resolved, dataclasses.asdict(machine), tuple(problems), tuple(told))
 
 
 def preview(context: Context, spec: RunSpec) -> Preview:

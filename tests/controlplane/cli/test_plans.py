@@ -54,7 +54,7 @@ def test_a_budget_of_gpu_hours_names_a_model(capsys: pytest.CaptureFixture[str])
         (["175b", "--gpus", "1..8"], "gpus: got 8; allowed: enough to hold 175b"),
         (["8b", "--gpu", "h101"], "gpu: got 'h101'; allowed: did you mean h100?"),
         (["8b", "--gpus", "8", "--processes", "2"], "--processes: allowed: without --gpus, --gpu and --gpu-hours"),
-        (["8b", "--price", "2", "--explain"], "--price, --explain: allowed: with --gpus or --gpu"),
+        (["8b", "--price", "2", "--picture", "x"], "--price, --picture: allowed: with --gpus or --gpu"),
         (["--gpus", "8"], "SIZE: got nothing; allowed: a named size"),
         (["8b", "--gpu-hours", "10"], "--gpu-hours: got 10 and size '8b'; allowed: one of the two"),
         (["8b", "--gpus", "8", "--gpu-memory", "-1"], "gpu_memory: got -1.0; allowed: GB of one GPU"),

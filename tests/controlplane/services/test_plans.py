@@ -21,6 +21,9 @@ def test_a_plan_tells_bytes_of_state_and_whether_it_fits(context: Context) -> No
     small = plans.plan(context, parse_spec({"size": "tiny"}))
     assert small.fits
     assert small.resolved.state_bytes["total"] > 0
+    kinds = small.resolved.planned["memory"]["kinds"]
+    assert {line.what for line in small.formulas} >= {*kinds, "products", "attention", "checkpoints"}
+    assert plans.plan(context, parse_spec({"size": "tiny", "train": {"precision": "fp64"}})).formulas == ()
     big = plans.plan(context, parse_spec({"size": "175b"}))
     assert not big.fits
     assert big.problems[0].pointer == "/size"
