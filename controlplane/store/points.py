@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from controlplane.faults import fault
 from controlplane.store.history import PLACE, newest_packed, packed_seqs
 from controlplane.store.moves import get_attempt, get_run
+from controlplane.store.rows import add_rows
 from controlplane.store.tables import MetricPoint, Run
 from controlplane.store.writer import Transaction
 
@@ -33,8 +34,8 @@ def add_points(transaction: Transaction, run_id: str, attempt: int, points: Sequ
     if run.finished_at is not None:
         known |= packed_seqs(session, run_id, attempt, first)
     fresh = [given[seq] for seq in sorted(given.keys() - known)]
-    session.add_all(_row(run_id, attempt, point) for point in fresh)
-    session.flush()
+    if fresh:
+        add_rows(session.connection(), MetricPoint.__table__, [_row(run_id, attempt, point) for point in fresh])
     fault("points added")
     if fresh and attempt == run.attempt:
         _advance(run, fresh)
@@ -51,10 +52,10 @@ def newest_seq(session: Session, run_id: str, attempt: int) -> int:
     return max(in_rows, newest_packed(session, run_id, attempt))
 
 
-def _row(run_id: str, attempt: int, point: Mapping[str, Any]) -> MetricPoint:
+def _row(run_id: str, attempt: int, point: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: value for key, value in point.items() if key not in PLACE}
     place = {"seq": int(point["seq"]), "step": int(point["step"]), "time": float(point["time"])}
-    return MetricPoint(run_id=run_id, attempt=attempt, values=values, **place)
+    return {"run_id": run_id, "attempt": attempt, "values": values, **place}
 
 
 def _advance(run: Run, points: Sequence[Mapping[str, Any]]) -> None:
