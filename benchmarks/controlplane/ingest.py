@@ -1,8 +1,8 @@
 """What taking in the points of 200 live runs costs: processor seconds of the server, however loaded the machine is.
 
-`python -m benchmarks.controlplane.ingest [SECONDS]` starts the API as `submissions.py` does, with 200 runs. Each reports
-10 points once a second, as its rank 0 would, on a connection of its own for SECONDS (20). It prints points a second, the
-part of a core that the server took, also for 2,000 points a second (limit 25%), and the p50 and p99 of a report.
+`python -m benchmarks.controlplane.ingest [SECONDS]` starts the API as `submissions.py` does, with 200 runs. Each of
+them reports 10 points once a second, as its rank 0 would, on a connection of its own for SECONDS (20). It prints points
+a second, the part of a core that the server took, also for 2,000 points a second (limit 25%), and p50 and p99.
 """
 
 from __future__ import annotations
