@@ -33,7 +33,7 @@ def test_a_finished_run_is_found_by_its_name(teragpt: Teragpt, finished: str) ->
     rows = dict(line.split(None, 1) for line in printed.split("\n\n")[0].splitlines())
     assert rows["id"].strip() == finished
     assert rows["progress.step"].strip() == "2 of 2"
-    assert rows["progress.memory"].strip().endswith(" MB")
+    assert rows["progress.memory"].strip().endswith((" MB", " GB"))
     assert rows["train.steps"].strip() == "2"
     assert rows["finished_at"].strip().endswith(" ago")
     assert "desired" not in rows  # it has ended
