@@ -11,6 +11,7 @@ seconds of processor time an object, of both, and the ratio of the rates (limit:
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import platform
@@ -150,6 +151,8 @@ def measure(runs: int, home: Path, server: Connection, other: Connection) -> dic
                 create_run(context, parse_spec({"size": "tiny", "name": f"run-{number}", "compute": {"nodes": 1}}))
             tell(f"{runs} runs are accepted; {runs} bare creations, {AT_ONCE} at once, before and after they drain")
             objects = [copy.deepcopy(each) for each in manifests(context, runs)]
+            gc.collect()
+            gc.freeze()  # as the server does
             first = bare(other, objects[: runs // 2])
             tell(f"bare: {first[0]:.0f} a second, {1000 * first[1]:.2f} ms of this process each")
             ours = drained(context, runs)

@@ -67,7 +67,7 @@ class Reconciler:
         self._absent: dict[str, int] = {}  # looks in a row that missed a live attempt's object
         self._seen: dict[str, ObservedJob] = {}  # by name, at the last look
         self._lost = True  # whether changes since the last whole look may be unknown
-        self._alive, self._whole_at = True, float("-inf")
+        self._alive, self._more, self._whole_at = True, False, float("-inf")
         self._strangers: set[str] = set()
         self._trouble: str | None = None
         self._stopping = threading.Event()
@@ -102,7 +102,8 @@ class Reconciler:
 
         Where it need not be `whole`, it is at what has changed in the store or on the cluster since the last one.
         """
-        if self._worker.work(self._clock, OUTBOX_S):  # a long outbox must not keep what runs from being seen
+        self._more = self._worker.work(self._clock, OUTBOX_S)  # a long outbox must not keep what runs from being seen
+        if self._more:
             self._work.set()
         began, touched = time.thread_time(), self._news.take()
         whole, self._lost = whole or self._lost or touched is None, True  # until this look has come to its end
@@ -165,9 +166,8 @@ class Reconciler:
                 log.exception("a look failed; the next one follows")
                 busy = True
                 self._stopping.wait(self._pace.tick_s)
-            self._stopping.wait(
-                min(REST_S, REST_SHARE * (time.monotonic() - began))
-            )  # what comes then is seen together
+            if not self._more:  # what comes then is seen together
+                self._stopping.wait(min(REST_S, REST_SHARE * (time.monotonic() - began)))
 
     def _live(self, names: set[str] | None = None, touched: Collection[str] = ()) -> list[tuple[Run, Attempt]]:
         """Live runs, each with its present attempt: all, or those of objects and of runs, and who waits for these."""

@@ -1,4 +1,4 @@
-"""What is kept of the API server's objects and pods: some 300 bytes each, read once when they arrive.
+"""What is kept of the API server's objects and pods: some 0.4 kB each, read once when they arrive.
 
 It knows how each kind of attempt spells its parts, and nothing of what they mean.
 """
