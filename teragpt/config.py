@@ -176,7 +176,7 @@ class Config:
     )
     gathered: str = setting(
         "auto",
-        "Weights stay gathered, and gradients whole, for all of a step; auto: where these take 4 GiB or less.",
+        "Weights stay gathered, and gradients whole, for all of a step; auto: where these take 8 GiB or less.",
         choices=("auto", "on", "off"),
     )
     dp_replicate: int = setting(1, "Replicas of the sharded model; must divide the world size.", low=1, high=1 << 20)

@@ -24,7 +24,7 @@ from teragpt.batches import to_device
 from teragpt.config import Config
 from teragpt.mesh import Mesh
 from teragpt.muon import Muon
-from teragpt.ops import JOINED, foreach_norm, fused, local
+from teragpt.ops import JOINED, foreach_mul_, foreach_norm, fused, local
 from teragpt.placement import like
 
 if TYPE_CHECKING or torch.cuda.is_available():
@@ -148,7 +148,9 @@ class Optimizer:
             elif self.alone and name in self.plain:
                 self.fused_step(name, grad, scale)
             else:
-                self.shards[name].grad = grad.to(self.shards[name].dtype).mul_(scale.to(grad.dtype))
+                self.shards[name].grad = grad.to(self.shards[name].dtype)
+        if unscaled := [shard.grad for shard in self.shards.values() if shard.grad is not None]:
+            foreach_mul_(unscaled, scale.to(unscaled[0].dtype))  # one launch: a host must run ahead of its GPU
         if not self.alone:
             self.adamw.step()
         self.muon.step(self.rate)

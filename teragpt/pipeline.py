@@ -27,7 +27,7 @@ from teragpt.mesh import Mesh
 from teragpt.ops import local
 
 PARTS = {"embed_tokens", "layers", "norm", "lm_head"}  # what a model that is cut has, and nothing else
-GATHERED_BYTES = 4 << 30  # up to this size a model stays gathered between forward and backward, and micro-batches
+GATHERED_BYTES = 8 << 30  # up to this size a model stays gathered between forward and backward, and micro-batches
 
 
 FORWARD, BACKWARD = "forward", "backward"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from teragpt.packing import confine
 from teragpt.parallel import build_model, compute_dtype, connect, load_attribute, materialize, parallelize
 from teragpt.step import Step
 
+COMMUNICATION = "communication"
 KINDS = (
-    ("communication", r"nccl|gloo"),
+    (COMMUNICATION, r"nccl|gloo"),
     ("attention", r"attention|flash|fmha|sdpa|cudnn_generated"),
     ("products", r"gemm|nvjet|cutlass|cublas|xmma|_mm|linear|matmul"),
     ("optimizer", r"adam|multi_tensor|foreach"),
@@ -65,6 +67,19 @@ class Kernel:
     name: str
     ms: float
     calls: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Where a step goes: its kernels, the longest first, and of a GPU, in ms, when it is busy and when it communicates.
+
+    `exposed` is what of the communication passes while nothing else runs.
+    """
+
+    kernels: Sequence[Kernel]
+    busy: float = 0.0
+    communication: float = 0.0
+    exposed: float = 0.0
 
 
 class Steps:
@@ -121,8 +136,8 @@ class Steps:
         each = mfu_per_rate(self.config, self.world.world_size)
         return Speed(rate, seconds, each and each * rate, memory_bytes())
 
-    def kernels(self, trace: Path | None = None) -> list[Kernel]:
-        """Where a step goes, the longest first; a `trace` of it for Perfetto is written too."""
+    def profile(self, trace: Path | None = None) -> Profile:
+        """Where a step goes; a `trace` of it for Perfetto is written too."""
         gpu = self.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
         with profile(activities=activities) as found:
@@ -133,9 +148,32 @@ class Steps:
         listed = []
         for one in found.key_averages():
             spent = one.self_device_time_total if gpu else one.self_cpu_time_total
-            if spent and not (gpu and one.device_type.name == "CPU"):
+            if spent and not one.is_user_annotation and not (gpu and one.device_type.name == "CPU"):
                 listed.append(Kernel(kind(one.key), one.key, spent / 1000 / PROFILED, one.count / PROFILED))
-        return sorted(listed, key=lambda kernel: -kernel.ms)
+        listed.sort(key=lambda kernel: -kernel.ms)
+        ran = [
+            (kind(one.name), one.time_range.start, one.time_range.end)
+            for one in found.events() or ()
+            if one.device_type.name != "CPU" and not one.is_user_annotation
+        ]
+        return Profile(listed, *(spent / 1000 / PROFILED for spent in overlap(ran)))
+
+
+def overlap(ran: Iterable[tuple[str, float, float]]) -> tuple[float, float, float]:
+    """How long kernels, given as (kind, start, end), run, how long they communicate, and how long they do only that."""
+    every = list(ran)
+    busy = covered((start, end) for _, start, end in every)
+    working = covered((start, end) for what, start, end in every if what != COMMUNICATION)
+    return busy, covered((start, end) for what, start, end in every if what == COMMUNICATION), busy - working
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of what spans cover together."""
+    length, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        length += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return length
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -150,19 +188,24 @@ def kind(name: str) -> str:
     return next((kind for kind, pattern in KINDS if re.search(pattern, name, re.IGNORECASE)), PASSES)
 
 
-def table(speed: Speed, kernels: Iterable[Kernel], rows: int) -> Iterator[str]:
-    """The report's lines: the speed, each kind's part of a step, and the longest kernels."""
+def table(speed: Speed, found: Profile, rows: int) -> Iterator[str]:
+    """The report's lines: the speed, each kind's part of a step, what a mesh costs, and the longest kernels."""
     mfu = f"{speed.mfu:.1%}" if speed.mfu else "-"
     yield (
         f"{speed.tokens_per_s:,.0f} tokens/s | step {speed.step_s * 1000:.1f} ms | mfu {mfu} | "
         f"mem {speed.memory_bytes / 1e9:.2f} GB"
     )
-    listed = list(kernels)
     kinds: dict[str, float] = {}
-    for kernel in listed:
+    for kernel in found.kernels:
         kinds[kernel.kind] = kinds.get(kernel.kind, 0.0) + kernel.ms
     yield " | ".join(f"{kind} {ms:.1f} ms" for kind, ms in sorted(kinds.items(), key=lambda item: -item[1]))
-    yield from (f"{one.ms:9.3f} ms {one.calls:7.1f} x {one.kind:18} {one.name[:80]}" for one in listed[:rows])
+    if found.communication:
+        part = found.exposed / 1000 / speed.step_s
+        yield (
+            f"busy {found.busy:.1f} ms | communication {found.communication:.1f} ms, {found.exposed:.1f} ms of it "
+            f"alone: {part:.1%} of a step"
+        )
+    yield from (f"{one.ms:9.3f} ms {one.calls:7.1f} x {one.kind:18} {one.name[:80]}" for one in found.kernels[:rows])
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
@@ -180,7 +223,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         return 2
     try:
         speed = steps.speed(asked.timed_steps)
-        lines = table(speed, steps.kernels(asked.trace if world.rank == 0 else None), asked.rows)
+        lines = table(speed, steps.profile(asked.trace if world.rank == 0 else None), asked.rows)
         if world.rank == 0:
             print("\n".join(lines), flush=True)
     finally:

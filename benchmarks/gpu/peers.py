@@ -159,7 +159,8 @@ def measure(arm: str, row: Row, batch: int, asked: argparse.Namespace) -> dict[s
     elif arm == "transformers":
         step = transformers(shape, row.vocabulary)
     else:
-        step = titan(asked.titan, shape, row.vocabulary, fp8=arm == "titan-fp8", small=row.size == "8b")
+        small = row.size == "8b"
+        step = titan(asked.titan, shape, row.vocabulary, fp8=arm == "titan-fp8", small=small, again=small)
     ids = torch.randint(0, row.vocabulary, (batch, shape.context + 1), device="cuda")
     inputs = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     seconds = []
@@ -237,10 +238,12 @@ def transformers(shape: Shape, vocabulary: int) -> Callable[[Tensor, Tensor], ob
     return step
 
 
-def titan(folder: Path, shape: Shape, vocabulary: int, *, fp8: bool, small: bool) -> Callable[[Tensor, Tensor], object]:
-    """A step of torchtitan's trainer (0.2.2) on one card: without FSDP, as it is faster so, and its loss and clip.
+def titan(
+    folder: Path, shape: Shape, vocabulary: int, *, fp8: bool, small: bool, again: bool, ranks: int = 1
+) -> Callable[[Tensor, Tensor], object]:
+    """A step of torchtitan's trainer (0.2.2), its loss and its clip: on one card without FSDP, as it is faster so.
 
-    `small`: state in bf16, and blocks computed again.
+    `small`: state in bf16; `again`: blocks computed again. Several `ranks`, of one process group, shard it by FSDP2.
     """
     sys.path.insert(0, str(folder))
     from torchtitan.components.loss import build_cross_entropy_loss
@@ -253,10 +256,10 @@ def titan(folder: Path, shape: Shape, vocabulary: int, *, fp8: bool, small: bool
 
     job = JobConfig()
     job.training.seq_len = shape.context
-    job.activation_checkpoint.mode = "full" if small else "none"
+    job.activation_checkpoint.mode = "full" if again else "none"
     job.training.dtype = "bfloat16" if small else "float32"
     job.compile.enable = True
-    dims = ParallelDims(dp_replicate=1, dp_shard=1, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=1)
+    dims = ParallelDims(dp_replicate=1, dp_shard=ranks, cp=1, tp=1, pp=1, ep=1, etp=1, world_size=ranks)
     sizes = TransformerModelArgs(
         dim=shape.dim, n_layers=shape.depth, n_heads=shape.heads, n_kv_heads=shape.kv_heads, vocab_size=vocabulary,
         multiple_of=shape.ffn, ffn_dim_multiplier=0.5 * shape.ffn / int(8 * shape.dim / 3), rope_theta=500_000,
@@ -284,7 +287,7 @@ def titan(folder: Path, shape: Shape, vocabulary: int, *, fp8: bool, small: bool
 
     def step(ids: Tensor, targets: Tensor) -> None:
         with amp:
-            loss = loss_of(model(ids), targets) / targets.numel()
+            loss = loss_of(model(ids), targets) / (targets.numel() * ranks)
         torch.autograd.backward(loss)
         clip_grad_norm_(list(model.parameters()), job.training.max_norm, foreach=True, pp_mesh=None, ep_enabled=False)
         optimizer.step()

@@ -23,7 +23,7 @@ LEFT_FREE = 0.10
 # Of a small card more, but a quarter at most: CUDA's context, and room as large as one chunk of logits, which is what
 # fragments: with a tenth, 3 of 200 random specs did not fit (docs/notebook.md).
 LEAST_FREE, MOST_FREE = 3.2e9, 0.25
-STAYS_GATHERED = 4 << 30  # bytes of fp32 gradients up to which a model stays whole (pipeline.py)
+STAYS_GATHERED = 8 << 30  # bytes of fp32 gradients up to which a model stays whole (pipeline.py)
 LOGITS = 1 << 30  # of one chunk of the loss, whose gradients take their place (ops.GPU_LOGITS_CHUNK)
 BF16, FP32 = 2, 4
 START, END, LOSS = "the first block's backward", "the last block's backward", "the loss"

@@ -22,6 +22,7 @@ ROTARY_BYTES = 8  # of norms and rotation of queries and keys, times their width
 NORM_BYTES = 32  # of both norms and residuals, times dim (gpu measurement's floor: docs/notebook.md)
 CAST_BYTES = 12  # a parameter: fp32 to bf16 and its gradient back
 UPDATE_BYTES = 32  # AdamW in fp32 reads 4 numbers and writes 3, and clipping reads one
+PACKED = 2 * BF16, BF16 + FP32  # a parameter: out of what was gathered in bf16, and into what is scattered in fp32
 EXTRA_FORWARD = {"none": (0.0, 0.0), "selective": (0.0, 1 / 3), "full": (1 / 3, 1 / 3)}  # products, passes over memory
 GATHERS = {"none": 8, "selective": 10, "full": 12}  # of tensor parallel, a layer and micro-batch (docs/scaling.md)
 
@@ -66,13 +67,16 @@ class Step:
 class Way(NamedTuple):
     """Seconds that a block's weights are gathered in, its gradients scattered and summed over copies.
 
-    `ends`: all three of embedding and head, before the first block and after it, which nothing hides.
+    `ends`: all three of embedding and head, before the first block and after it, which nothing hides. `unpacks` and
+    `packs`: copies within a GPU between the weights, or gradients, and the buffers that travel.
     """
 
     gather: float
     scatter: float
     copies: float
     ends: float
+    unpacks: float
+    packs: float
 
     @property
     def around(self) -> float:
@@ -260,7 +264,8 @@ class Clock:
         behind = layer.computes - layer.forward
         late = max(0.0, way.gather - layer.forward) + max(0.0, again + way.scatter + way.copies - behind)
         waits = self.latency(stages.fsdp) * (3 if again else 2) + 2 * self.latency(stages.dp_replicate)
-        shown = turns * (layers * max(late, waits) + way.around + way.ends)
+        packing = way.packs + way.unpacks * (2 if again else 1)
+        shown = turns * (layers * (max(late, waits) + packing) + way.around + way.ends)
         travels = {
             "weights gathered": turns * layers * (way.gather + again),
             "gradients scattered": turns * layers * way.scatter,
@@ -280,8 +285,11 @@ class Clock:
         key = stages.tp, stages.fsdp, stages.dp_replicate, both
         if key not in self.ways:
             rows = both * padded(self.config.num_tokens) * self.config.dim / stages.tp
-            ends = sum(self.there_and_back(stages, rows))
-            self.ways[key] = Way(*self.there_and_back(stages, block_parameters(self.config, stages.tp)), ends)
+            block = block_parameters(self.config, stages.tp)
+            alone = stages.fsdp == stages.dp_replicate == 1
+            unpacks, packs = (0.0 if alone else moved / self.speed.copy_rate for moved in PACKED)  # of a parameter
+            ends = sum(self.there_and_back(stages, rows)) + (unpacks + packs) * rows
+            self.ways[key] = Way(*self.there_and_back(stages, block), ends, unpacks * block, packs * block)
         return self.ways[key]
 
     def there_and_back(self, stages: Layout, numbers: float) -> tuple[float, float, float]:

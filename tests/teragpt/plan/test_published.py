@@ -55,7 +55,7 @@ def test_another_frameworks_first_row_predicts_shards_contexts_and_eight_bits_an
     sets, *others = titan()
     errors = [abs(sets / ratio - 1) for ratio in others]
     assert max(errors[:5]) <= 0.08
-    assert max(errors[5:]) <= 0.23
+    assert max(errors[5:]) <= 0.27
 
 
 def test_a_third_frameworks_first_row_predicts_tp_cp_and_interleaved_stages_on_8_to_512_gpus() -> None:
