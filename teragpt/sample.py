@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,12 @@ class Completion:
     drawn: list[Drawn] = field(default_factory=list)
     finish: str = ""
 
+    def add(self, piece: Piece) -> None:
+        """What its prompt has gained."""
+        self.text += piece.text
+        self.drawn += piece.drawn
+        self.finish = piece.finish or ""
+
 
 class Sampler:
     """A run folder's newest model, ready to write; several threads may have it write at the same time.
@@ -57,7 +63,7 @@ class Sampler:
         self.model, self.context = model.to(compute_dtype(config, device)), config.context
         self.turn = threading.Lock()
 
-    def stream(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> Iterator[Piece]:
+    def stream(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> Generator[Piece]:
         """Pieces of text that continue the prompts, texts or tokens, until each ends or has `sampling.tokens` more.
 
         A text is the same whatever other prompts there are, up to rounding. Raises ConfigError.
@@ -84,10 +90,7 @@ class Sampler:
         """What follows each prompt, whole. Raises ConfigError."""
         made = [Completion() for _ in prompts]
         for piece in self.stream(prompts, sampling):
-            one = made[piece.row]
-            one.text += piece.text
-            one.drawn += piece.drawn
-            one.finish = piece.finish or ""
+            made[piece.row].add(piece)
         return made
 
 

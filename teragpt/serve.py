@@ -16,13 +16,15 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
 from teragpt.config import ConfigError, Problem
@@ -49,10 +51,16 @@ class Asked(BaseModel):
     stream: bool = False
     stream_options: dict[str, Any] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, given: Any) -> Any:
+        """What is null is as if it were not there, which OpenAI's clients send for a setting that is None."""
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
     def sampling(self, room: int, tokens: int | None, logprobs: int | None) -> Sampling:
         """How tokens are drawn, where the context has `room` for so many. Raises ConfigError."""
-        if tokens is not None and tokens > room:
-            raise ConfigError([Problem("max_tokens", tokens, f"at most {room}, which the context has room for")])
+        if tokens is not None and not 1 <= tokens <= room:
+            raise ConfigError([Problem("max_tokens", tokens, f"1 to {room}, which the context has room for")])
         problems = [
             Problem(name, value, "nothing: this server does not know it")
             for name, value in (self.model_extra or {}).items()
@@ -195,12 +203,16 @@ def tell_errors(app: FastAPI) -> None:
     def said(_: Request, error: HTTPException) -> Response:
         return problem(error.status_code, str(error.detail), None)
 
-    assert all((refused, invalid, said))
+    @app.exception_handler(Exception)
+    def failed(_: Request, __: Exception) -> Response:
+        return problem(500, "the server has failed at this request; its log says at what", None)
+
+    assert all((refused, invalid, said, failed))
 
 
 def problem(status: int, sentence: str, param: str | None) -> Response:
     """An error as OpenAI's clients read it."""
-    kinds = {401: "authentication_error", 404: "not_found_error"}
+    kinds = {401: "authentication_error", 404: "not_found_error", 500: "server_error"}
     said = {"message": sentence, "type": kinds.get(status, "invalid_request_error"), "param": param, "code": None}
     return JSONResponse({"error": said}, status)
 
@@ -301,26 +313,50 @@ def answer(form: TextForm | ChatForm, prompts: list[list[int]], sampling: Sampli
     rows = [prompt for prompt in prompts for _ in range(asked.n)]
     head = {"id": f"{form.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": form.served.name}
     read = sum(map(len, prompts))
+    source = form.served.sampler.stream(rows, sampling)
+    pieces = chain([next(source)], source)  # what cannot be written at all is refused while there is no reply yet
+    after = BackgroundTask(source.close)  # also where a client has gone: keys and values go at once
     if asked.stream:
         told = bool((asked.stream_options or {}).get("include_usage"))
-        events = stream(form, rows, sampling, {**head, "object": form.part}, read if told else None)
-        return StreamingResponse(events, media_type="text/event-stream")
-    made = form.served.sampler.complete(rows, sampling)
+        every = sampling.logprobs is not None
+        events = stream(form, pieces, len(rows), {**head, "object": form.part}, read if told else None, every=every)
+        return StreamingResponse(events, media_type="text/event-stream", background=after)
+    made = whole(form, pieces, len(rows), {**head, "object": form.whole}, read)
+    return StreamingResponse(made, media_type="application/json", background=after)
+
+
+def whole(
+    form: TextForm | ChatForm, pieces: Iterator[Piece], rows: int, head: dict[str, Any], read: int
+) -> Iterator[str]:
+    """A whole reply, once it is written; nothing at each piece, where it is seen that a client has gone."""
+    made = [Completion() for _ in range(rows)]
+    for piece in pieces:
+        made[piece.row].add(piece)
+        yield ""
     choices = [form.choice(index, one) for index, one in enumerate(made)]
     used = usage(read, sum(len(one.drawn) for one in made))
-    return JSONResponse({**head, "object": form.whole, "choices": choices, "usage": used})
+    yield json.dumps({**head, "choices": choices, "usage": used}, ensure_ascii=False)
 
 
 def stream(
-    form: TextForm | ChatForm, rows: list[list[int]], sampling: Sampling, head: dict[str, Any], read: int | None
+    form: TextForm | ChatForm,
+    pieces: Iterator[Piece],
+    rows: int,
+    head: dict[str, Any],
+    read: int | None,
+    *,
+    every: bool,
 ) -> Iterator[str]:
-    """Server-sent events of what is written, as it comes; at the end its tokens and the `read` ones are counted."""
-    for choice in form.opening(len(rows)):
+    """Server-sent events of what is written, as it comes; `every` piece, or those that show something.
+
+    At the end its tokens and the `read` ones are counted.
+    """
+    for choice in form.opening(rows):
         yield event({**head, "choices": [choice]})
     written = 0
-    for piece in form.served.sampler.stream(rows, sampling):
+    for piece in pieces:
         written += len(piece.drawn)
-        if piece.text or piece.finish or sampling.logprobs is not None:
+        if piece.text or piece.finish or every:
             yield event({**head, "choices": [form.chunk(piece)]})
     if read is not None:
         yield event({**head, "choices": [], "usage": usage(read, written)})

@@ -75,8 +75,8 @@ class Tokenizer:
         self._rules = rules
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without special tokens."""
-        return list(self._rules.encode(text, add_special_tokens=False).ids)
+        """The tokens of a text, without special tokens. Raises ConfigError for half of a surrogate pair in it."""
+        return ids_of(self._rules, text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """The tokens of several texts: by tiktoken where they are the same, else by `tokenizers` on all cores."""
@@ -126,7 +126,7 @@ class Tokenizer:
         except Exception as error:  # noqa: BLE001 - a template is a program of whoever wrote it
             allowed = f"what the tokenizer's chat template takes ({first_line(error)})"
             raise ConfigError([Problem("messages", [one["role"] for one in messages], allowed)]) from None
-        return list(self._chat_rules.encode(rendered[0][0], add_special_tokens=False).ids)
+        return ids_of(self._chat_rules, rendered[0][0])
 
     @cached_property
     def _chat_rules(self) -> tokenizers.Tokenizer:
@@ -201,6 +201,14 @@ def train_bpe(
     )
     rules.train_from_iterator(texts, trainer)
     return Tokenizer(f"bpe-{vocabulary}", found=Found(rules, END))
+
+
+def ids_of(rules: tokenizers.Tokenizer, text: str) -> list[int]:
+    """The tokens of a text by some rules. Raises ConfigError."""
+    try:
+        return list(rules.encode(text, add_special_tokens=False).ids)
+    except TypeError:  # what JSON can write and no file can hold
+        raise ConfigError([Problem("text", text, "whole characters: half of a surrogate pair is none")]) from None
 
 
 def look_up(name: str) -> Found:

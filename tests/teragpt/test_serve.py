@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -16,10 +19,11 @@ import uvicorn
 from teragpt.chat import chat
 from teragpt.config import ConfigError
 from teragpt.generate import Sampling
-from teragpt.sample import Sampler
+from teragpt.sample import Piece, Sampler
 from teragpt.serve import Served, make_app, serve
 
 TEMPLATE = "{% for one in messages %}{{ one.role }}: {{ one.content }}\n{% endfor %}assistant:"
+TURN = {"role": "user", "content": "x"}
 GREEDY: dict[str, Any] = {"model": "small", "temperature": 0}
 
 
@@ -90,6 +94,50 @@ def test_a_conversation_is_answered_whole_and_streamed(client: openai.OpenAI, sa
     assert events[-1].choices[0].finish_reason == "length"
 
 
+def test_what_is_null_is_as_if_it_were_not_there(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "small", "prompt": "def main(", "seed": 1}
+    nulls = dict.fromkeys(["max_tokens", "temperature", "top_p", "n", "stop", "logprobs", "logit_bias"])
+    made = client.completions.create(**asked, extra_body=nulls)
+    assert made.choices[0].text == client.completions.create(**asked).choices[0].text
+    assert made.usage is not None
+    assert made.usage.completion_tokens <= 16
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_nothing_more_is_written_for_a_client_that_has_gone(
+    client: openai.OpenAI, sampler: Sampler, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    ended, drawn = threading.Event(), [0]
+
+    def slow(*asked: Any) -> Iterator[Piece]:
+        try:
+            for piece in Sampler.stream(sampler, *asked):
+                drawn[0] += 1
+                time.sleep(0.1)
+                yield piece
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(sampler, "stream", slow)
+    asked = {"model": "small", "prompt": "x", "max_tokens": 25, "n": 8, "stream": streamed}
+    with (
+        httpx.Client(base_url=str(client.base_url), headers={"authorization": "Bearer key"}) as leaving,
+        leaving.stream("POST", "completions", json=asked) as reply,
+    ):
+        assert reply.status_code == 200
+    assert ended.wait(60)
+    assert drawn[0] < 25 * 8
+
+
+def test_a_fault_of_the_server_has_the_shape_of_openais(
+    client: openai.OpenAI, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "stream", lambda *_: 1 / 0)
+    with pytest.raises(openai.InternalServerError, match="its log says at what") as failed:
+        client.completions.create(model="small", prompt="x")
+    assert failed.value.type == "server_error"
+
+
 def test_models_are_listed(client: openai.OpenAI) -> None:
     assert [one.id for one in client.models.list()] == ["small"]
     assert client.models.retrieve("small").owned_by == "teragpt"
@@ -101,7 +149,9 @@ def test_what_cannot_be_answered_is_refused_by_name(client: openai.OpenAI) -> No
             client.completions.create(**{"model": "small", "prompt": "x", **asked})
 
     refused(openai.NotFoundError, "model: got 'big'; allowed: 'small'", model="big")
-    refused(openai.BadRequestError, "max_tokens: got 500; allowed: at most", max_tokens=500)
+    refused(openai.BadRequestError, "max_tokens: got 500; allowed: 1 to", max_tokens=500)
+    refused(openai.BadRequestError, "max_tokens: got 0; allowed: 1 to", max_tokens=0)
+    refused(openai.BadRequestError, "temperature: got -1", temperature=-1)
     refused(openai.BadRequestError, "prompt: got '600 tokens'", prompt=[5] * 600)
     refused(openai.BadRequestError, "prompt: got", prompt=[1 << 40])
     refused(openai.BadRequestError, "prompt: got", prompt=[])
@@ -112,6 +162,15 @@ def test_what_cannot_be_answered_is_refused_by_name(client: openai.OpenAI) -> No
         client.with_options(api_key="other").models.list()
     with pytest.raises(openai.BadRequestError, match="body: allowed: a JSON object, sent as application/json"):
         client.post("/completions", cast_to=object, body="x")
+    half: Any = "\ud800"  # of a pair, which JSON can write
+    as_json: Any = {"headers": {"content-type": "application/json"}}
+    for path, asked in (
+        ("/completions", {"prompt": half}),
+        ("/chat/completions", {"messages": [TURN | {"content": half}]}),
+    ):
+        body = json.dumps({"model": "small", **asked}).encode()
+        with pytest.raises(openai.BadRequestError, match=r"text: got .*ud800.*allowed: whole characters"):
+            client.post(path, cast_to=object, content=body, options=as_json)
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(input="x", model="small")
 
