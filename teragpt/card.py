@@ -25,16 +25,16 @@ PLAN = (
 )  # fmt: skip
 
 
-def card(run: Folder, checkpoint: Checkpoint, config: Config, parameters: int) -> str:
-    """The `README.md`, with the header that model hubs read."""
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [teragpt, qwen3]", "---"]
+def card(run: Folder, checkpoint: Checkpoint, config: Config, parameters: int, kind: str) -> str:
+    """The `README.md`, with the header that model hubs read; `kind`: transformers' `model_type`."""
+    head = ["---", "library_name: transformers", "pipeline_tag: text-generation", f"tags: [teragpt, {kind}]", "---"]
     meta = checkpoint.meta
     return "\n".join(
         [
             *head,
             f"# {config.size}, step {checkpoint.step:,}",
             "",
-            f"A decoder of {parameters:,} parameters in the shape of Qwen3, trained from nothing with TeraGPT.",
+            f"A decoder of {parameters:,} parameters in the shape of {kind.capitalize()}, trained with TeraGPT.",
             "",
             "## Plan",
             "",

@@ -1,4 +1,4 @@
-"""A trained model as a folder that `transformers` (and what builds on it) opens as `Qwen3ForCausalLM`.
+"""A trained model as a folder that `transformers` (and what builds on it) opens as `Qwen3ForCausalLM`, or Llama's.
 
 Weights pass from the checkpoint to the files a few at a time, so memory holds the largest of them and not the model.
 """
@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,20 @@ from teragpt.storage import appearing, folder_at
 from teragpt.tokenizer import Tokenizer
 from teragpt.trained import describe, read
 
+
+class Kind(NamedTuple):
+    """What transformers calls a model: its `model_type`, its class, and ours."""
+
+    name: str
+    architecture: str
+    model: str
+
+
+QWEN3, LLAMA = (
+    Kind("qwen3", "Qwen3ForCausalLM", "teragpt.model:TeraGPT"),
+    Kind("llama", "LlamaForCausalLM", "teragpt.llama:Llama"),
+)
+KINDS = {kind.model: kind for kind in (QWEN3, LLAMA)}
 VOCABULARY_ROWS = ("embed_tokens.weight", "lm_head.weight")
 SHARD_BYTES = 5 * 10**9  # of a file of weights, as transformers cuts them
 READ_BYTES = 1 << 28  # of weights that are read at once, where none is larger
@@ -47,9 +61,12 @@ def write_all(run: Path | str, checkpoint: Checkpoint, tokenizer: Tokenizer, con
     """Write what transformers opens into an empty folder. Raises OSError."""
     parameters = write_weights(checkpoint, config, folder)
     tokenizer.save(folder)
-    (folder / "config.json").write_text(json.dumps(qwen3(config, tokenizer), indent=2), "utf-8")
+    said = configuration(config, tokenizer)
+    (folder / "config.json").write_text(json.dumps(said, indent=2), "utf-8")
     (folder / "generation_config.json").write_text(json.dumps(generation(tokenizer), indent=2), "utf-8")
-    (folder / "README.md").write_text(card(folder_at(run, "run"), checkpoint, config, parameters), "utf-8")
+    (folder / "README.md").write_text(
+        card(folder_at(run, "run"), checkpoint, config, parameters, said["model_type"]), "utf-8"
+    )
 
 
 def write_weights(checkpoint: Checkpoint, config: Config, folder: Path) -> int:
@@ -119,15 +136,17 @@ def rows(name: str, config: Config) -> int | None:
 
 
 def exported(name: str) -> str:
-    """A parameter's name in Qwen3."""
+    """A parameter's name in Qwen3 and Llama."""
     return name if name.startswith("lm_head") else f"model.{name}"
 
 
-def qwen3(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+def configuration(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     """The `config.json` of the same shape; RoPE's base stands under the names of transformers 4 and 5."""
+    kind = KINDS.get(config.model, QWEN3)
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": [kind.architecture],
+        "model_type": kind.name,
+        **({"mlp_bias": False} if kind is LLAMA else {}),
         "vocab_size": config.num_tokens,
         "hidden_size": config.dim,
         "intermediate_size": config.ffn,

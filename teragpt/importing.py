@@ -1,4 +1,4 @@
-"""A folder of `transformers`' Qwen3ForCausalLM as a run folder with one checkpoint, from which training goes on.
+"""A folder of `transformers`' Qwen3 or Llama as a run folder with one checkpoint, from which training goes on.
 
 Weights come as safetensors only, since nothing else can be read without running it. What this model is not made of is
 refused with what differs. It must not know how training goes on.
@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from teragpt.checkpoint import META, as_json, writer
 from teragpt.config import Config, ConfigError, Problem, resolve
-from teragpt.export import exported, qwen3, rows
+from teragpt.export import KINDS, configuration, exported, rows
 from teragpt.optim import MOMENTS
 from teragpt.parallel import build_model, load_attribute
 from teragpt.sizes import TINY
@@ -37,16 +37,15 @@ UNKNOWN = {  # keys that change results where they are on, and what this model h
 }
 ROPE = ("rope_type", "type", "rope_theta")  # of rotary positions; `type` is the older name
 DIFFERENT = {  # what else would have to be the same
-    "LlamaForCausalLM": "its attention does not normalise queries and keys, and no weights of the norms here undo that",
-    "MistralForCausalLM": "its attention does not normalise queries and keys",
-    "Qwen2ForCausalLM": "its attention does not normalise queries and keys, and adds biases to them",
+    "MistralForCausalLM": "its attention may see a window of tokens alone",
+    "Qwen2ForCausalLM": "its attention adds biases to queries, keys and values",
     "Qwen3MoeForCausalLM": "its feed-forward layers are several experts each",
     "GPT2LMHeadModel": "its positions are learned, its norms and layers have biases, its feed-forward has no gate",
 }
-OURS = "RMSNorm, rotary positions, normalised queries and keys, a feed-forward gated by SiLU, and no biases"
-KINDS = (torch.float32, torch.bfloat16, torch.float16)  # which fp32 holds to the bit
+OURS = "RMSNorm, rotary positions, a feed-forward gated by SiLU, and no biases"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # which fp32 holds to the bit
 NAMED = 3  # of many weights, that an error names
-SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "norm_eps")
+SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "norm_eps", "model")
 SETTINGS = "model.json"  # those of the model, for `teragpt.train --config`
 INDEX = "model.safetensors.index.json"
 
@@ -92,10 +91,12 @@ def write_run(state: dict[str, Tensor], tokenizer: Tokenizer, config: Config, dr
 def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     """The settings of the same shape. Raises ConfigError with all that differs from what this model can be."""
     said = read_json(folder / "config.json")
-    if said.get("architectures") != ["Qwen3ForCausalLM"]:
-        given = said.get("architectures")
-        why = DIFFERENT.get(given[0] if isinstance(given, list) and len(given) == 1 else "", f"this model has {OURS}")
-        raise ConfigError([Problem("architectures", given, f"['Qwen3ForCausalLM'] ({why})")])
+    given = said.get("architectures")
+    named = given[0] if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str) else ""
+    ours = {kind.architecture: kind.model for kind in KINDS.values()}
+    if named not in ours:
+        why = DIFFERENT.get(named, f"the models here have {OURS}")
+        raise ConfigError([Problem("architectures", given, f"{' or '.join(str([name]) for name in ours)} ({why})")])
     try:
         width, own = said["hidden_size"] // said["num_attention_heads"], said.get("head_dim")
     except (KeyError, TypeError, ZeroDivisionError):
@@ -108,6 +109,7 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
         config = resolve(
             {
                 "size": TINY,
+                "model": ours[named],
                 "dim": said["hidden_size"],
                 "depth": said["num_hidden_layers"],
                 "heads": said["num_attention_heads"],
@@ -123,8 +125,8 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
         raise ConfigError([Problem("config.json", str(folder), f"a configuration with {error}")]) from None
     problems = [
         Problem(name, said[name], f"{value!r}, as this model has it")
-        for name, value in qwen3(config, tokenizer).items()
-        if name in said and name not in FREE and said[name] != value
+        for name, value in configuration(config, tokenizer).items()
+        if said.get(name) is not None and name not in FREE and said[name] != value
     ]
     problems += [Problem(name, said[name], allowed) for name, allowed in UNKNOWN.items() if said.get(name)]
     kinds = said.get("layer_types") or []
@@ -183,8 +185,8 @@ def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
         weight, shape = found[theirs], shapes[name][: rows(name, config)].shape
         if weight.shape != shape:
             problems.append(Problem(theirs, list(weight.shape), f"a weight of {list(shape)}"))
-        elif weight.dtype not in KINDS:
-            problems.append(Problem(theirs, str(weight.dtype), f"one of {', '.join(map(str, KINDS))}"))
+        elif weight.dtype not in DTYPES:
+            problems.append(Problem(theirs, str(weight.dtype), f"one of {', '.join(map(str, DTYPES))}"))
         elif not weight.isfinite().all():
             problems.append(Problem(theirs, "NaN or infinity", "finite weights"))
         else:

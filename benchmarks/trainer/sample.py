@@ -20,7 +20,7 @@ import torch
 from transformers.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 
 from teragpt.config import resolve
-from teragpt.export import exported, qwen3
+from teragpt.export import configuration, exported
 from teragpt.generate import Generation, Sampling
 from teragpt.model import TeraGPT
 from teragpt.tokenizer import train_bpe
@@ -44,7 +44,7 @@ def models(dim: int, depth: int, heads: int) -> tuple[TeraGPT, Qwen3ForCausalLM]
     config = resolve({"size": "tiny", **shape, "tied": True})
     torch.manual_seed(0)
     ours = TeraGPT(dim, depth, heads, VOCABULARY, ffn=config.ffn, tied=True, rope_theta=config.rope_theta).eval()
-    said: dict[str, Any] = {**qwen3(config, train_bpe(["x"], 300)), "eos_token_id": None}
+    said: dict[str, Any] = {**configuration(config, train_bpe(["x"], 300)), "eos_token_id": None}
     theirs = Qwen3ForCausalLM(Qwen3Config(**said)).eval()
     weights = {exported(name): weight for name, weight in ours.state_dict().items()}
     theirs.load_state_dict({**weights, "lm_head.weight": ours.embed_tokens.weight})

@@ -26,10 +26,17 @@ from teragpt.config import Config, resolve
 from teragpt.data import open_dataset
 from teragpt.environment import read_world
 from teragpt.mesh import Mesh, build_mesh
-from teragpt.model import TeraGPT
 from teragpt.optim import Optimizer
 from teragpt.packing import confine
-from teragpt.parallel import build_model, compute_dtype, connect, forward_backward, materialize, parallelize
+from teragpt.parallel import (
+    build_model,
+    compute_dtype,
+    connect,
+    forward_backward,
+    load_attribute,
+    materialize,
+    parallelize,
+)
 
 COMPILED_BY = 2  # the step after which nothing is compiled again
 LOOKED_AT = (1, 5)  # steps whose gradients are compared; the loss is at every step
@@ -41,6 +48,7 @@ SAME = {
     "optimizer",
     "precision",
     "steps",
+    "model",
 }  # settings that a cell shares with the cell of one rank
 SHAPE = {
     "dim": 64, "depth": 2, "heads": 4, "kv_heads": 2, "ffn": 64, "context": 32, "global_batch_tokens": 256,
@@ -98,7 +106,7 @@ def numbers(config: Config, device: torch.device) -> dict[str, Tensor]:
     """This cell's losses and gradients, whole, on every rank."""
     dataset = open_dataset(config.data)
     mesh, dtype = build_mesh(config, device), compute_dtype(config, device)
-    model = build_model(TeraGPT, config, dtype)
+    model = build_model(load_attribute(config.model, "model"), config, dtype)
     parallelize(model, mesh, config, dtype)
     first, _ = dataset.batch(0, config.sequences, config.context, config.seed, 0, 1)
     confine(model, mesh, config, int(first.flatten().mode().values))  # as if documents were of a few tokens

@@ -1,0 +1,101 @@
+"""Llama's attention: what is imported, trained on, sampled and exported is transformers' own, on any mesh."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from teragpt.config import ConfigError
+from teragpt.export import LLAMA, export
+from teragpt.generate import Sampling
+from teragpt.importing import import_model
+from teragpt.llama import Llama
+from teragpt.sample import Sampler
+from tests.teragpt import ranks
+from tests.teragpt.parity import Cell, compute, difference
+
+PROMPT = "def main("
+
+
+@pytest.fixture(scope="module")
+def theirs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LlamaForCausalLM as transformers saves it, with a tokenizer of ours."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama") / "theirs"
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    ours = export(trained, folder.parent / "ours")
+    for path in ours.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(theirs: Path) -> Path:
+    return import_model(theirs, theirs.parent / "run")
+
+
+def test_what_is_imported_says_the_same_and_leaves_as_it_came(theirs: Path, run: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    again = export(run, theirs.parent / "again")
+    one, other = (load_file(folder / "model.safetensors") for folder in (theirs, again))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    reference: Any = AutoModelForCausalLM.from_pretrained(again, dtype=torch.float32)
+    assert (reference.config.model_type, reference.config.rms_norm_eps) == ("llama", 1e-5)
+    assert "in the shape of Llama" in (again / "README.md").read_text("utf-8")
+    sampler = Sampler(str(run))
+    assert isinstance(sampler.model, Llama)
+    ids = torch.tensor([sampler.tokenizer.encode(PROMPT)])
+    with torch.inference_mode():
+        assert (sampler.model(ids) - reference(ids).logits).abs().max() <= 1e-4
+        (made,) = sampler.complete([PROMPT], Sampling(tokens=20, temperature=0, logprobs=0))
+        expected = reference.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None)[0, ids.size(1) :]
+    drawn = [one.token for one in made.drawn]
+    assert drawn == expected.tolist()[: len(drawn)]
+
+
+def test_an_imported_model_is_trained_on(run: Path, tmp_path: Path) -> None:
+    shape = json.loads((run / "model.json").read_text("utf-8"))
+    assert shape["model"] == LLAMA.model
+    code, said = ranks.train({**shape, "out": tmp_path / "on", "start_from": run, "steps": 2}, ranks=2)
+    assert code == 0, said
+    assert "resumed from step 0" in said
+
+
+def test_every_mesh_has_one_ranks_gradients(tmp_path: Path) -> None:
+    settings = {"model": LLAMA.model, "tied": False, "recompute": "selective", "precision": "fp64"}
+    meshes: list[dict[str, int]] = [{"tp": 2}, {"cp": 2}, {"pp": 2}]
+    cells = [Cell(2, mesh, settings) for mesh in meshes]
+    found = compute([cells[0].model, *cells], tmp_path)
+    for cell in cells:
+        assert difference(found[cell.model.name], found[cell.name]) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}}, "rope_parameters: got "),
+        ({"attention_bias": True}, "attention_bias: got True; allowed: False"),
+        ({"mlp_bias": True}, "mlp_bias: got True; allowed: False"),
+    ],
+)
+def test_what_other_llamas_have_is_refused(theirs: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    copy = Path(shutil.copytree(theirs, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    (copy / "config.json").write_text(json.dumps({**config, **change}), "utf-8")
+    with pytest.raises(ConfigError, match=said):
+        import_model(copy, tmp_path / "run")
