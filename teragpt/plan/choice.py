@@ -10,7 +10,7 @@ from teragpt.plan.memory import Cut, Memory
 from teragpt.plan.step import Step
 
 SHOWN = 6  # the best and the next best five
-NEAR = 0.01  # of a step, which nobody predicts so well: a simpler mesh is worth it
+NEAR = 0.03  # what a plan may be wrong by between meshes of several GPUs: within it the simpler one is taken
 
 
 @dataclass(frozen=True)

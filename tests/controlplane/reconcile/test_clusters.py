@@ -171,7 +171,7 @@ def test_each_cluster_has_a_line_of_its_own(plane: Plane) -> None:
 
 
 def test_a_sweep_over_clusters_keeps_its_parallelism(plane: Plane) -> None:
-    points = [{"compute": {"cluster": name}} for name in ("east", "memory", "east", "memory")]
+    points = [{"compute": {"cluster": name}, "train": {"seed": seed}} for seed in (0, 1) for name in ("east", "memory")]
     asked = {"parallelism": 2, "spec": {"size": "tiny", "compute": {"nodes": 1}}, "points": points}
     sweeps.create_sweep(plane.context, SweepSpec.model_validate(asked))
     plane.look(4)
