@@ -166,7 +166,10 @@ def show(
         if json:
             output.json(found)
             return
-        output.details(shown(found, everything=everything))
+        told = shown(found, everything=everything)
+        if found["phase"] in following.ENDED and (ratios := client.measured(found["id"])["measured_over_planned"]):
+            told["measured_over_planned"] = {name: f"{ratio:.2f}" for name, ratio in ratios.items()}
+        output.details(told)
         attempts, events = client.attempts(found["id"]), client.events(found["id"])
     print()
     columns = ["attempt", "phase", "reason", "exit_code", "rank"]

@@ -40,6 +40,7 @@ def test_a_finished_run_is_found_by_its_name(teragpt: Teragpt, finished: str) ->
     assert "succeeded" in printed
     assert "resolved.config.learning_rate" not in printed
     assert "resolved.config.learning_rate" in teragpt("show", "first", "--all")
+    assert 0 < float(rows["measured_over_planned.peak_memory"]) < 3
 
 
 def test_the_manifest_is_shown(teragpt: Teragpt, finished: str) -> None:
