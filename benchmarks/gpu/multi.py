@@ -140,7 +140,7 @@ def scaling(cards: int, asked: argparse.Namespace) -> Iterator[Row]:
                 found = planned(given, count, asked, f"{name}-{kind}")
             rates[kind, count] = found["tokens_per_s"]
             efficiency = rates[kind, count] / rates[kind, 1] / count
-            limit = {"limit": EFFICIENT} if (kind, count) == ("weak", cards) else {}
+            limit = {"limit": EFFICIENT, "exposed_limit": EXPOSED} if (kind, count) == ("weak", cards) else {}
             yield {"work": name, "arm": kind, "on": count, **found, "efficiency": efficiency, **limit}
         if asked.titan:
             given = laid_out({**settings, "global_batch_tokens": batch * cards}, cards)[0]
@@ -223,6 +223,8 @@ def faults(cards: int, _: argparse.Namespace) -> Iterator[Row]:
         for line in job.stdout:
             if line.startswith("step 25/"):
                 break
+        else:
+            raise RuntimeError(f"code {job.wait()} before step 25")
         tasks = Path(f"/proc/{job.pid}/task").iterdir()
         children = [pid for task in tasks for pid in (task / "children").read_text().split()]
         os.kill(int(children[-1]), signal.SIGKILL)

@@ -28,10 +28,9 @@ from teragpt.environment import World, read_world
 from teragpt.metrics import memory_bytes, mfu_per_rate
 from teragpt.ops import local
 from teragpt.parallel import connect
-from teragpt.profiling import Steps, timed
+from teragpt.profiling import WARM, Steps, timed
 
 Row = dict[str, Any]
-WARM = 5  # steps that compile
 
 
 def ours(job: Row, world: World) -> Row:

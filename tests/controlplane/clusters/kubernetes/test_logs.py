@@ -107,15 +107,21 @@ def test_more_pods_than_threads_take_turns(server: ApiServer, start: Start, tmp_
         )
 
 
+@pytest.fixture
+def left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that was silent once is not read again for an hour by itself."""
+    monkeypatch.setattr(logs, "SILENT_S", 3600.0)
+    monkeypatch.setattr(logs, "LONGER", 1e6)
+
+
 def reads(server: ApiServer, pod: str) -> int:
     return sum(f"/{pod}/log" in request.path for request in list(server.requests))
 
 
+@pytest.mark.usefixtures("left_alone")
 def test_a_silent_pod_is_read_less_and_less_until_somebody_looks(
-    server: ApiServer, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ApiServer, start: Start, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(logs, "SILENT_S", 3600.0)
-    monkeypatch.setattr(logs, "LONGER", 1e6)
     collector = start(threads=1)
     for pod in ("silent", "talks"):
         server.write_log(pod, at(0, "one"))
@@ -130,11 +136,8 @@ def test_a_silent_pod_is_read_less_and_less_until_somebody_looks(
     eventually(lambda: archived(tmp_path, "silent") == "one\ntwo\n")
 
 
-def test_a_silent_pod_that_ends_is_read_at_once(
-    server: ApiServer, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logs, "SILENT_S", 3600.0)
-    monkeypatch.setattr(logs, "LONGER", 1e6)
+@pytest.mark.usefixtures("left_alone")
+def test_a_silent_pod_that_ends_is_read_at_once(server: ApiServer, start: Start, tmp_path: Path) -> None:
     collector = start(threads=1)
     for number in range(2):
         server.write_log(f"pod-{number}", at(0, "one"))
