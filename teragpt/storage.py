@@ -38,6 +38,10 @@ class Folder(Protocol):
         """A file's content."""
         ...
 
+    def stream(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """A file to read from its beginning, as long as the context lasts."""
+        ...
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file in one piece: it is absent, as before, or whole, also after a power cut."""
         ...
@@ -117,6 +121,10 @@ class Disk:
     def read(self, name: str) -> bytes:
         """See Folder."""
         return (self.path / name).read_bytes()
+
+    def stream(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """See Folder."""
+        return (self.path / name).open("rb")
 
     def write(self, name: str, content: bytes) -> None:
         """See Folder."""
@@ -213,6 +221,12 @@ class Bucket:
         """See Folder."""
         with self.store() as (fs, path):
             return bytes(fs.cat_file(f"{path}/{name}"))
+
+    @contextmanager
+    def stream(self, name: str) -> Generator[IO[bytes]]:
+        """See Folder."""
+        with self.store() as (fs, path), fs.open(f"{path}/{name}", "rb") as file:
+            yield file
 
     def read_part(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of an object, or all of it from a server that knows no parts."""

@@ -1,4 +1,4 @@
-"""What is done with a trained run where its folder is, for a caller who cannot see it: sample, export, pull.
+"""What is done with a trained run where its folder is, for a caller who cannot see it: sample, export, pull, remove.
 
 The control plane starts this in a pod of its own: `python -m teragpt.task sample FOLDER PROMPT ...`. A sample is what
 the pod prints; files go back to the control plane as a tar archive, under the pod's own token.
@@ -12,12 +12,14 @@ import sys
 import tarfile
 import tempfile
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from teragpt.config import ConfigError, Problem
 from teragpt.environment import read_report
+from teragpt.storage import Folder, folder_at
 
 CHUNK = 1 << 20
 PATIENCE_S = 3600  # that the control plane may take for one chunk of a large model
@@ -33,9 +35,13 @@ def main(arguments: Sequence[str]) -> int:
             with tempfile.TemporaryDirectory() as scratch:
                 from teragpt.export import export
 
-                deliver(export(asked.folder, Path(scratch) / "model"))
+                made = folder_at(export(asked.folder, Path(scratch) / "model"), "out")
+                deliver(made, files(made))
+        elif asked.task == "pull":
+            run = folder_at(asked.folder, "run")
+            deliver(run, wanted(run))
         else:
-            deliver(Path(asked.folder), only=wanted(Path(asked.folder)))
+            remove(asked.folder, asked.run)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,8 +53,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m teragpt.task")
     tasks = made.add_subparsers(dest="task", required=True)
     write = tasks.add_parser("sample")
-    for task in (write, tasks.add_parser("export"), tasks.add_parser("pull")):
+    gone = tasks.add_parser("remove")
+    for task in (write, tasks.add_parser("export"), tasks.add_parser("pull"), gone):
         task.add_argument("folder")
+    gone.add_argument("run", help="the id of the run whose folder it is")
     write.add_argument("prompt")
     for name, kind, usual in (
         ("tokens", int, 200),
@@ -72,41 +80,67 @@ def sample(asked: argparse.Namespace) -> None:
     print()
 
 
-def wanted(run: Path) -> list[Path]:
+def remove(place: str, run: str) -> None:
+    """Remove a run's folder, there or not. Raises ConfigError where it is not named after the run, or stays."""
+    if place.rstrip("/").rpartition("/")[2] != run:
+        raise ConfigError([Problem("folder", place, f"the folder of run {run}, which bears its name")])
+    folder = folder_at(place, "folder")
+    try:
+        folder.remove("owner-1.json")
+        left = sorted(folder.entries())
+    except OSError as error:
+        raise ConfigError([Problem("folder", place, f"a folder that can be removed ({error})")]) from None
+    if left:
+        raise ConfigError([Problem("folder", place, f"a folder that can be removed: {', '.join(left)} stayed")])
+    print(f"removed {place}", flush=True)
+
+
+def files(folder: Folder, within: str = "") -> dict[str, int]:
+    """Every file below a folder, by its path there, with its size in bytes; by name."""
+    found: dict[str, int] = {}
+    for name, size in sorted(folder.entries().items()):
+        path = f"{within}{name}"
+        found |= files(folder / name, f"{path}/") if size is None else {path: size}
+    return found
+
+
+def wanted(run: Folder) -> dict[str, int]:
     """What makes a run folder whole elsewhere: its newest checkpoint and everything but the older ones."""
-    from teragpt.storage import folder_at
     from teragpt.trained import newest
 
-    last = Path(str(newest(folder_at(run, "run")).folder)).name
-    return sorted(
-        path
-        for path in run.rglob("*")
-        if path.is_file() and (path.parent.parent.name != "checkpoints" or path.parent.name == last)
-    )
+    last = PurePosixPath(str(newest(run).folder)).name
+    return {
+        path: size
+        for path, size in files(run).items()
+        if PurePosixPath(path).parent.parent != PurePosixPath("checkpoints") or PurePosixPath(path).parent.name == last
+    }
 
 
-def deliver(folder: Path, only: Sequence[Path] | None = None) -> None:
-    """Send the files of a folder to the control plane. Raises ConfigError where none is known, OSError."""
+def deliver(folder: Folder, only: Mapping[str, int]) -> None:
+    """Send files of a folder to the control plane. Raises ConfigError where none is known, OSError."""
     report = read_report(os.environ)
     if report is None:
         raise ConfigError([Problem("TERAGPT_RUN_URL", None, "the control plane's, with a token beside it")])
     url, token = report
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if only is None else only
     headers = {"Authorization": f"Bearer {token()}", "Content-Type": "application/x-tar"}
-    request = urllib.request.Request(f"{url}/output", archive(folder, files), headers, method="PUT")  # noqa: S310 - the control plane's own URL
+    request = urllib.request.Request(f"{url}/output", archive(folder, only), headers, method="PUT")  # noqa: S310 - the control plane's own URL
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:  # noqa: S310 - the same
         reply.read()
-    print(f"delivered {len(files)} files, {sum(path.stat().st_size for path in files):,} bytes", flush=True)
+    print(f"delivered {len(only)} files, {sum(only.values()):,} bytes", flush=True)
 
 
-def archive(folder: Path, files: Sequence[Path]) -> Iterator[bytes]:
+def archive(folder: Folder, only: Mapping[str, int]) -> Iterator[bytes]:
     """The files as a tar archive, in pieces, without a second copy of them anywhere."""
     read, write = os.pipe()
+    now = int(time.time())
 
     def fill() -> None:
         with os.fdopen(write, "wb") as sink, tarfile.open(fileobj=sink, mode="w|") as tar:
-            for path in files:
-                tar.add(path, path.relative_to(folder))
+            for path, size in only.items():
+                entry = tarfile.TarInfo(path)
+                entry.size, entry.mtime = size, now
+                with folder.stream(path) as source:
+                    tar.addfile(entry, source)
 
     thread = threading.Thread(target=fill, name="archive", daemon=True)
     thread.start()

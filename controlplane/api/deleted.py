@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 
 from controlplane.api.body import JsonRoute
@@ -19,6 +19,9 @@ DeletedRun = Annotated[
 ]
 
 
+KeepFolder = Annotated[bool, Query(description="Leave the run folder where it is.", examples=[False])]
+
+
 class Remains(View):
     """What a run has left, and what goes with a purge."""
 
@@ -30,11 +33,21 @@ class Remains(View):
     points: int = Field(description="Points of its curves.", examples=[200])
     folder: str = Field(description="The run folder.", examples=[f"/data/runs/{RUN_ID}"])
     folder_removed: bool = Field(
-        description="Whether the folder goes too. It stays where its user named it, where another run has it, and "
-        "where only pods can see it.",
+        description="Whether the folder goes too. It stays where its user named it and where another run has it.",
         examples=[True],
     )
-    size: int = Field(description="Bytes of the folder, where it goes.", examples=[129_600_000])
+    size: int = Field(
+        description="Bytes of the folder, where it goes; 0 where only pods see it.", examples=[129_600_000]
+    )
+    removal: str | None = Field(
+        description="The run whose pod removes the folder, while it does: nothing else goes before that.",
+        examples=[None],
+    )
+
+
+UNDER_WAY: dict[int | str, dict[str, Any]] = {
+    202: {"model": Remains, "description": "A pod removes the folder; ask again once that run has ended."}
+}
 
 
 @router.get("/deleted", summary="List deleted runs")
@@ -55,7 +68,15 @@ def restore(run: DeletedRun, response: Response, context: Services, user: User) 
     return tagged(changes.restore_run(context, run, actor=user), response)
 
 
-@router.delete("/deleted/{run}", summary="Purge a deleted run")
-def purge(run: DeletedRun, context: Services, user: User) -> Remains:
-    """Remove a deleted run for good, with all that `GET` shows; what went."""
-    return Remains.model_validate(purges.purge(context, run, actor=user))
+@router.delete("/deleted/{run}", summary="Purge a deleted run", responses=UNDER_WAY)
+def purge(
+    run: DeletedRun,
+    response: Response,
+    context: Services,
+    user: User,
+    keep_folder: KeepFolder = False,  # noqa: FBT002 - a query's
+) -> Remains:
+    """Remove a deleted run for good, with all that `GET` shows; what went. 202 while a pod removes the folder."""
+    left = purges.purge(context, run, keep_folder=keep_folder, actor=user)
+    response.status_code = 202 if left.removal else 200
+    return Remains.model_validate(left)

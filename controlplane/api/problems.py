@@ -41,6 +41,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "still_running": (409, "The run has not ended"),
     "not_alive": (409, "The run does not go on"),
     "not_reporting": (409, "No trainer of the run is there to be asked"),
+    "being_purged": (409, "The run is being purged"),
     "needed_by_run": (409, "A live run needs it"),
     "not_training": (409, "A task is no run to clone"),
     "no_checkpoint": (409, "The run has no model yet"),

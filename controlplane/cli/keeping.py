@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from controlplane.cli.errors import CliError, Code
 from controlplane.cli.moments import moment
 from controlplane.cli.options import Context, Follow, Json, RunName, Url
 from controlplane.cli.runs import created, find, pairs, some, train
+
+if TYPE_CHECKING:
+    from controlplane.client import Client
 
 commands = typer.Typer()
 
@@ -138,6 +141,7 @@ def undelete(runs: RunIds, url: Url = None, context: Context = None) -> None:
 def purge(
     runs: RunIds,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it, for good.")] = False,
+    keep: Annotated[bool, typer.Option("--keep-folder", help="Leave the run folder where it is.")] = False,
     json: Json = False,
     url: Url = None,
     context: Context = None,
@@ -146,7 +150,7 @@ def purge(
     with connect(url, context) as client:
         left = [client.remains(each) for each in runs]  # all of them are there, before any goes
         if yes:
-            left = [client.purge(each) for each in runs]
+            left = [purged(client, each, keep_folder=keep) for each in runs]
     if json:
         output.json(left)
         return
@@ -156,9 +160,21 @@ def purge(
     print("removed for good" if yes else f"nothing was removed; next: teragpt purge --yes {' '.join(runs)}")
 
 
+def purged(client: Client, run: str, *, keep_folder: bool) -> dict[str, Any]:
+    """What went, once a pod has removed the folder where only pods see it. Raises CliError where it does not."""
+    from controlplane.cli import remote
+
+    left = client.purge(run, keep_folder=keep_folder)
+    while left["removal"]:
+        remote.finish(client, client.run(left["removal"]), f"teragpt purge --yes --keep-folder {run}")
+        left = client.purge(run)
+    return left
+
+
 def folder(left: dict[str, Any]) -> str:
     """What becomes of a run folder, in a table."""
-    return f"{left['folder']} ({output.size(left['size'])})" if left["folder_removed"] else f"{left['folder']} stays"
+    size = f" ({output.size(left['size'])})" if left["size"] else ""
+    return f"{left['folder']}{size}" if left["folder_removed"] else f"{left['folder']} stays"
 
 
 @commands.command()

@@ -30,8 +30,7 @@ def fetch(client: Client, run: str, task: str, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CliError(f"{out} exists: give a folder that does not, or an empty one", Code.BAD_INPUT)
     made = client.task(run, {"task": task})
-    _until_it_runs(client, made)
-    _check(client, made)
+    finish(client, made)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -46,6 +45,12 @@ def fetch(client: Client, run: str, task: str, out: Path) -> None:
         raise CliError(f"{out} cannot be written: {error.strerror or error}", Code.BAD_INPUT) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def finish(client: Client, task: Run, next: str = "") -> None:
+    """Wait until it has done its work, and say on stderr what it waits for. Raises CliError, with what to do `next`."""
+    _until_it_runs(client, task)
+    _check(client, task, next)
 
 
 class _Pieces(io.RawIOBase):
@@ -83,10 +88,10 @@ def _until_it_runs(client: Client, task: Run) -> None:
     client.wait(task["id"], show, until=frozenset({"running", "succeeded", "failed", "cancelled"}))
 
 
-def _check(client: Client, task: Run) -> None:
+def _check(client: Client, task: Run, next: str = "") -> None:
     ended = client.wait(task["id"])
     if ended["phase"] != "succeeded":
         last = client.attempts(task["id"])[-1]["last_lines"] or [ended["message"] or ended["reason"] or ""]
         raise CliError(
-            f"{task['name']} {ended['phase']}: {last[-1]}", Code.RUN_FAILED, next=f"teragpt logs {task['id']}"
+            f"{task['name']} {ended['phase']}: {last[-1]}", Code.RUN_FAILED, next=next or f"teragpt logs {task['id']}"
         )

@@ -231,9 +231,13 @@ def remains(run: str) -> Call[JsonObject]:
     return Call(template="/deleted/{run}", at={"run": run})
 
 
-def purge(run: str) -> Call[JsonObject]:
-    """Remove a deleted run, by its id, for good; what went."""
-    return Call(method="DELETE", template="/deleted/{run}", at={"run": run}, repeats=False)
+def purge(run: str, *, keep_folder: bool = False) -> Call[JsonObject]:
+    """Remove a deleted run, by its id, for good; what went. With a `removal`, wait for that run and ask again.
+
+    `keep_folder` leaves the run folder where it is.
+    """
+    params = {"keep_folder": "true"} if keep_folder else {}
+    return Call(method="DELETE", template="/deleted/{run}", at={"run": run}, params=params, repeats=False)
 
 
 def create_sweep(body: Mapping[str, Any], idempotency_key: str | None = None) -> Call[JsonObject]:

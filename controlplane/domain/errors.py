@@ -10,6 +10,7 @@ ControlPlaneError
 │   ├── NoCheckpoint       the run has no model yet
 │   ├── NotAlive           the run has ended, or is being cancelled
 │   ├── NotReporting       no trainer of the run is there that could be asked for something
+│   ├── BeingPurged        a pod removes, or has removed, the folder of a deleted run
 │   ├── NeededByRun        a live run reads the folder of a run that is to be purged
 │   ├── NotTraining        a task is no run to clone
 │   ├── OnPostgres         Postgres has its own means for this
@@ -140,6 +141,15 @@ class NeededByRun(Conflict):
     def __init__(self, run_id: str, holder: str) -> None:
         self.run_id, self.holder = run_id, holder
         super().__init__(f"run {holder} lives and needs what run {run_id} has left: cancel it, or wait for its end")
+
+
+class BeingPurged(Conflict):
+    """What a purge has begun to remove cannot be shown again."""
+
+    code = "being_purged"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the folder of run {run_id} is being removed, or is gone: the run can only be purged")
 
 
 class NotTraining(Conflict):

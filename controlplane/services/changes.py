@@ -11,14 +11,14 @@ from typing import Any
 from sqlalchemy import delete
 
 from controlplane.domain.changes import MOST_LABELS, ChangedLimits, RunChanges, merged
-from controlplane.domain.errors import Changed, InvalidSpec, NotAlive, NotFound, Problem, StillRunning
+from controlplane.domain.errors import BeingPurged, Changed, InvalidSpec, NotAlive, NotFound, Problem, StillRunning
 from controlplane.domain.names import search_text
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.placement import Scheduling
 from controlplane.domain.resolve import unhonoured
 from controlplane.domain.spec import Limits, RunSpec
 from controlplane.faults import fault
-from controlplane.services import runs
+from controlplane.services import removals, runs
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
 from controlplane.store.moves import add_event, get_attempt, get_run, priority_of
@@ -78,12 +78,14 @@ def delete_run(context: Context, run_id: str, *, revisions: Revisions = None, ac
 
 
 def restore_run(context: Context, run_id: str, *, actor: str = runs.LOCAL) -> RunView:
-    """Show a hidden run again. Raises NotFound for one that is not hidden."""
+    """Show a hidden run again. Raises NotFound for one that is not hidden, and BeingPurged once its folder goes."""
 
     def job(transaction: Transaction) -> None:
         run = get_run(transaction, run_id)
         if run.deleted_at is None:
             raise NotFound("deleted run", run_id)
+        if removals.begun(transaction.session, run_id):
+            raise BeingPurged(run_id)
         run.deleted_at = None
         run.revision += 1
         transaction.session.flush()

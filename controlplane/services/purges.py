@@ -1,13 +1,14 @@
 """Purging: a deleted run goes for good, with all that it has left. What goes is shown first, by the same count.
 
-Files go before rows, points before the run's row: whatever is cut off can be begun again. A folder that its user named,
-and storage that only pods can see, are left alone.
+Files go before rows, points before the run's row: whatever is cut off can be begun again. A folder that its user named
+is left alone. One that only pods see is removed by one of them, which is waited for by asking again.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Select, Table, delete, func, or_, select
@@ -15,7 +16,9 @@ from sqlalchemy import Select, Table, delete, func, or_, select
 from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import ClusterSilent, NeededByRun, NotFound
 from controlplane.domain.phases import LIVE
+from controlplane.domain.storage import uri_of
 from controlplane.faults import fault
+from controlplane.services import removals
 from controlplane.services.context import Context
 from controlplane.services.runs import LOCAL
 from controlplane.services.views import RemainsView
@@ -40,20 +43,27 @@ def remains(context: Context, run_id: str) -> RemainsView:
         counted = count(Attempt), count(Event), count(MetricPoint) + packed
         folder = _own_folder(context, run)
         shared = session.scalar(select(Run.id).where(Run.folder == run.folder, Run.id != run_id).limit(1))
-    removed = folder if folder is not None and shared is None and folder.is_dir() else None
-    size = sum(path.lstat().st_size for path in removed.rglob("*") if not path.is_dir()) if removed else 0
-    return RemainsView(
-        run_id, run.name, tasks, *counted, folder=run.folder, folder_removed=removed is not None, size=size
-    )
+        afar, removal = shared is None and removals.ours(session, run), removals.under_way(session, run_id)
+    here = folder if folder is not None and shared is None and folder.is_dir() else None
+    size = sum(path.lstat().st_size for path in here.rglob("*") if not path.is_dir()) if here else 0
+    goes = here is not None or afar
+    return RemainsView(run_id, run.name, tasks, *counted, run.folder, folder_removed=goes, size=size, removal=removal)
 
 
-def purge(context: Context, run_id: str, *, actor: str = LOCAL) -> RemainsView:
+def purge(context: Context, run_id: str, *, keep_folder: bool = False, actor: str = LOCAL) -> RemainsView:
     """Remove a deleted run for good; what went. Its events go too: the log alone tells who did it.
+
+    With a `removal` in the answer nothing has gone yet: that run removes the folder, and is to be waited for before
+    this is called again. With `keep_folder` the folder stays where it is.
 
     Raises NotFound, NeededByRun while a live run begins from its folder or works on it, and ClusterSilent.
     """
     left = remains(context, run_id)
+    if keep_folder:
+        left = replace(left, folder_removed=False, size=0)
     _ensure_unneeded(context, left)
+    if left.removal or _waits_for_a_pod(context, left):
+        return replace(left, removal=left.removal or removals.ask(context, run_id, actor=actor))
     with context.store.read() as session:
         family = select(Attempt.object_name, Run.cluster).join(Run).where(Attempt.run_id.in_(_family(run_id)))
         objects = session.execute(family).all()
@@ -65,7 +75,7 @@ def purge(context: Context, run_id: str, *, actor: str = LOCAL) -> RemainsView:
     fault("logs removed")
     for each in (run_id, *left.tasks):
         (context.home / "outputs" / f"{each}.tar").unlink(missing_ok=True)
-    if left.folder_removed:
+    if left.folder_removed and _here(left):
         shutil.rmtree(left.folder)
     fault("folder removed")
     while context.store.write(lambda transaction: _thin(transaction, run_id)):
@@ -95,13 +105,22 @@ def _own_folder(context: Context, run: Run) -> Path | None:
     return ours if run.folder == str(ours) else None
 
 
+def _here(left: RemainsView) -> bool:
+    return left.folder.startswith("/")
+
+
+def _waits_for_a_pod(context: Context, left: RemainsView) -> bool:
+    with context.store.read() as session:
+        return left.folder_removed and not _here(left) and not removals.done(session, left.id)
+
+
 def _ensure_unneeded(context: Context, left: RemainsView) -> None:
     with context.store.read() as session:
         live = select(Run.id, Run.resolved, Run.task_of, Run.after_id).where(Run.phase.in_([*LIVE]))
-        for run_id, resolved, task_of, after in session.execute(live):
-            if left.id in {task_of, after} or (
-                left.folder_removed and resolved["config"].get("start_from") == left.folder
-            ):
+        others = live.where(func.coalesce(Run.task, "") != removals.TASK)
+        for run_id, resolved, task_of, after in session.execute(others):
+            begins = uri_of(resolved["config"].get("start_from") or "")
+            if left.id in {task_of, after} or (left.folder_removed and begins == left.folder):
                 raise NeededByRun(left.id, run_id)
 
 

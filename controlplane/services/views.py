@@ -142,7 +142,10 @@ class StackFile:
 
 @dataclass(frozen=True)
 class RemainsView:
-    """What a deleted run has left, its `tasks` with it; `size` are the bytes of its folder, where that goes too."""
+    """What a deleted run has left, its `tasks` with it; `size` are the bytes of its folder, where that goes too.
+
+    `removal`: the run that removes the folder, while it does.
+    """
 
     id: str
     name: str
@@ -153,6 +156,7 @@ class RemainsView:
     folder: str
     folder_removed: bool
     size: int
+    removal: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -96,8 +97,20 @@ def test_a_bare_namespace_is_enough(release: Release, cluster: Cluster) -> None:
     told = release.helm("test", "teragpt", "--logs", "--timeout=4m")
     assert '"kind": "PyTorchJob"' in told
     assert "succeeded; 20 points, last checkpoint at step 20" in told
-    assert "the run is removed: 1 attempts, " in told
+    assert "the run is removed: 20 points; its files at pvc://teragpt-runs/" in told
+    assert left_by_the_test(release) == ("", "")
     left_by_uninstall(release, cluster)
+
+
+def left_by_the_test(release: Release) -> tuple[str, str]:
+    """Files of runs on the claim, and logs of runs in the data folder."""
+    mounted = dataclasses.replace(release.namespace, claim="teragpt-runs")
+    mounted.start("look", "find", "/claim", "-mindepth", "1", "-path", "*run_*", claim=True)
+    files = mounted.output("look")
+    logs = "find /data/logs /data/outputs -mindepth 1 -type d"
+    return files, release.namespace.kubectl(
+        "exec", "deployment/teragpt", "--", "sh", "-c", f"{logs} 2>/dev/null || true"
+    )
 
 
 def left_by_uninstall(release: Release, cluster: Cluster) -> None:

@@ -151,7 +151,9 @@ def test_bad_data_is_final_and_names_the_file(plane: Plane, namespace: Namespace
     assert "nothing" in (failed["message"] or "")
 
 
-def test_a_model_is_sampled_exported_and_pulled_from_a_laptop(plane: Plane, tmp_path: Path) -> None:
+def test_a_model_is_sampled_exported_pulled_and_purged_from_a_laptop(
+    plane: Plane, namespace: Namespace, tmp_path: Path
+) -> None:
     run = post(plane)
     plane.wait(run, "succeeded")
 
@@ -169,5 +171,9 @@ def test_a_model_is_sampled_exported_and_pulled_from_a_laptop(plane: Plane, tmp_
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= exported
     teragpt("pull", run, str(tmp_path / "copy"))
     assert teragpt("sample", str(tmp_path / "copy"), "import ", "--tokens", "5").startswith("import ")
+    assert f"teragpt purge {run}" in teragpt("delete", run)
+    assert teragpt("purge", run, "--yes").splitlines()[-1] == "removed for good"
+    namespace.start("look", "find", "/claim", "-name", run, claim=True)
+    assert namespace.output("look") == "", "a pod has removed its folder"
     with pytest.raises(ApiError, match="there is no checkpoint in its folder"):
         plane.client.task(post(plane, train={"steps": 5000}), {"task": "export"})

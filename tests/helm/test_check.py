@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from controlplane.services import metrics, runs
 from controlplane.store.tables import Run
+from tests.controlplane.memory_cluster import MemoryCluster
 from tests.controlplane.plane import Plane, serving
 from tests.helm.rendered import script
 
@@ -69,7 +70,7 @@ def test_a_run_that_trained_is_checked_and_removed_for_good(
     assert checked(check, plane, monkeypatch, checkpoint=True) == 0
     told = capsys.readouterr().out
     assert "succeeded; 2 points, last checkpoint at step 2" in told
-    assert told.endswith("the run is removed: 1 attempts, 2 points\n")
+    assert "the run is removed: 2 points; its files at " in told
     with plane.store.read() as session:
         assert not session.scalars(select(Run.id)).all()
     assert not [*(plane.home / "runs").iterdir()]
@@ -86,12 +87,48 @@ def test_where_nobody_is_asked_for_a_token_there_need_be_none(
     assert "the API answers" in capsys.readouterr().out
 
 
-def test_one_that_left_no_checkpoint_is_kept_and_what_lacks_is_said(
+def test_one_that_left_no_checkpoint_is_removed_too_and_what_lacks_is_said(
     check: ModuleType, plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert checked(check, plane, monkeypatch, checkpoint=False) == 1
     told = capsys.readouterr()
     assert "error: no checkpoint was reported" in told.err
-    assert "it is kept" in told.out
     with plane.store.read() as session:
-        assert len(session.scalars(select(Run.id)).all()) == 1
+        assert not session.scalars(select(Run.id)).all()
+
+
+def test_one_that_failed_is_explained_with_its_last_lines_and_removed(
+    check: ModuleType, plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plane, "succeed", lambda run_id: fails(plane, run_id))
+    assert checked(check, plane, monkeypatch, checkpoint=False) == 1
+    told = capsys.readouterr()
+    assert "error: the run is failed, not succeeded: ConfigError: " in told.err
+    assert "ConfigError" in told.out
+    assert "step 2/2" in told.out
+    with plane.store.read() as session:
+        assert not session.scalars(select(Run.id)).all()
+
+
+def fails(plane: Plane, run_id: str) -> None:
+    plane.cluster.end(str(runs.get(plane.context, run_id).kubernetes["name"]), 2)
+    plane.reconciler.step()
+
+
+def test_one_that_does_not_end_in_time_is_cancelled_and_removed(
+    check: ModuleType, plane: Plane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def delete(name: str, uid: str | None = None) -> None:
+        MemoryCluster.delete(plane.cluster, name, uid)
+        plane.cluster.stop(name)
+
+    monkeypatch.setenv("TIMEOUT_S", "0")
+    monkeypatch.setattr(plane.cluster, "delete", delete)
+    plane.reconciler.start()
+    try:
+        assert checked(check, plane, monkeypatch, checkpoint=False) == 1
+    finally:
+        plane.reconciler.stop()
+    assert "error: the run is queued, not succeeded" in capsys.readouterr().err
+    with plane.store.read() as session:
+        assert not session.scalars(select(Run.id)).all()

@@ -13,6 +13,7 @@ from threading import Thread
 import pytest
 
 from teragpt import task
+from teragpt.storage import Disk, folder_at
 from tests.teragpt.ranks import SMALL, train
 
 
@@ -91,3 +92,42 @@ def test_files_have_nowhere_to_go_without_a_control_plane(
     monkeypatch.delenv("TERAGPT_RUN_URL", raising=False)
     assert task.main(["pull", str(run)]) == 2
     assert "TERAGPT_RUN_URL" in capsys.readouterr().err
+
+
+def test_a_run_in_an_object_store_is_handed_back_and_removed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"memory://{tmp_path.name}/run_1"
+    for path in run.rglob("*"):
+        if path.is_file():
+            (folder_at(url, "run") / "/".join(path.relative_to(run).parts[:-1])).write(path.name, path.read_bytes())
+    with taking(monkeypatch) as taken:
+        assert task.main(["pull", url]) == 0
+    with tarfile.open(fileobj=io.BytesIO(taken[0][2])) as archive:
+        archive.extractall(tmp_path / "copy", filter="data")
+    assert task.main(["sample", str(tmp_path / "copy"), "x", "--tokens", "2"]) == 0
+    assert [path.name for path in (tmp_path / "copy" / "checkpoints").glob("step-*")] == ["step-00000004-attempt-1"]
+    assert task.main(["remove", url, "run_1"]) == 0
+    assert not task.files(folder_at(url, "run"))
+    assert f"removed {url}" in capsys.readouterr().out
+
+
+def test_a_folder_is_removed_with_all_that_lies_in_it_there_or_not(tmp_path: Path) -> None:
+    folder = tmp_path / "run_1"
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    (folder / "checkpoints" / "step-1" / "part").write_text("x")
+    for _ in range(2):
+        assert task.main(["remove", str(folder), "run_1"]) == 0
+        assert not folder.exists()
+
+
+def test_a_folder_of_another_name_and_one_that_stays_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert task.main(["remove", str(tmp_path), "run_1"]) == 2
+    assert "allowed: the folder of run run_1, which bears its name" in capsys.readouterr().err
+    (tmp_path / "run_1").mkdir()
+    (tmp_path / "run_1" / "kept").write_text("x")
+    monkeypatch.setattr(Disk, "remove", lambda *_: None)
+    assert task.main(["remove", str(tmp_path / "run_1"), "run_1"]) == 2
+    assert "kept stayed" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """`helm test`: trains a run through the API, from inside the cluster, checks what it left behind, and removes it.
 
-It runs in the control plane's image and reads its token where the chart mounts it. A run that did not do what it should
-is kept, so that somebody can look at it.
+It runs in the control plane's image and reads its token where the chart mounts it. Whether the run did what it should
+or not, nothing of it stays: of one that did not, its explanation and its last lines are printed first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from controlplane.client import TERMINAL, ApiError, Client, JsonObject, Run, Unr
 
 PAUSE_S = 1.0
 PATIENCE_S = 60.0
+END_S = 240.0  # until a run that is cancelled has ended, and until a pod has removed its folder
+LINES = 30
 
 
 def main() -> int:
@@ -31,10 +33,19 @@ def main() -> int:
                 return 0
             run = client.create(spec)
             print(f"run {run['id']} ({run['name']}): {json.dumps(run['kubernetes'])}", flush=True)
-            problems = verdict(client, followed(client, run, deadline))
-            print("it is kept" if problems else removed(client, run["id"]))
         except (ApiError, Unreachable) as error:
-            problems = [str(error)]
+            return failed([str(error)])
+        problems = []
+        for part in (lambda: verdict(client, followed(client, run, deadline)), lambda: removed(client, run["id"])):
+            try:
+                problems += part()
+            except (ApiError, Unreachable, TimeoutError) as error:
+                problems.append(str(error))
+    return failed(problems)
+
+
+def failed(problems: list[str]) -> int:
+    """Say what is wrong. The exit code."""
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return int(bool(problems))
@@ -53,7 +64,7 @@ def reached(client: Client) -> JsonObject:
 
 
 def followed(client: Client, run: Run, deadline: float) -> Run:
-    """The run as it ended, or as it is at `deadline`, after which it is cancelled."""
+    """The run as it ended, or as it is at `deadline`."""
     told = ""
     while run["phase"] not in TERMINAL and time.monotonic() < deadline:
         state = f"{run['phase']} {run['reason'] or ''} {run['message'] or ''}".strip()
@@ -62,14 +73,13 @@ def followed(client: Client, run: Run, deadline: float) -> Run:
         told = state
         time.sleep(PAUSE_S)
         run = client.run(run["id"])
-    if run["phase"] not in TERMINAL:
-        client.cancel(run["id"])
     return run
 
 
 def verdict(client: Client, run: Run) -> list[str]:
     """What is wrong with a run that should have trained."""
     if run["phase"] != "succeeded":
+        print(f"{client.explain(run['id'])['text']}\n{client.logs(run['id'], tail=LINES)}", flush=True)
         return [f"the run is {run['phase']}, not succeeded: {run['reason']}: {run['message']}"]
     losses = [point["loss"] for point in client.metrics(run["id"], keys=["loss"]) if point.get("loss") is not None]
     log = client.logs(run["id"], tail=5)
@@ -82,12 +92,22 @@ def verdict(client: Client, run: Run) -> list[str]:
     return [problem for problem, fine in facts.items() if not fine]
 
 
-def removed(client: Client, run: str) -> str:
-    """What went with the run, once it is removed for good, and what of it only pods can reach."""
+def removed(client: Client, run: str) -> list[str]:
+    """Remove the run for good, its files, logs and history; why it could not be."""
+    if client.run(run)["phase"] not in TERMINAL:
+        client.cancel(run)
+        client.wait(run, timeout_s=END_S)
     client.delete(run)
     gone = client.purge(run)
-    left = "" if gone["folder_removed"] else f"; its checkpoints stay at {gone['folder']}"
-    return f"the run is removed: {gone['attempts']} attempts, {gone['points']} points{left}"
+    while gone["removal"]:
+        ended = client.wait(gone["removal"], timeout_s=END_S)
+        if ended["phase"] != "succeeded":
+            said = f"{ended['phase']}: {ended['reason']}: {ended['message']}"
+            return [f"the run's files stay at {gone['folder']} ({said}); try again: teragpt purge --yes {run}"]
+        gone = client.purge(run)
+    files = f"; its files at {gone['folder']} too" if gone["folder_removed"] else ""
+    print(f"the run is removed: {gone['points']} points{files}")
+    return []
 
 
 if __name__ == "__main__":

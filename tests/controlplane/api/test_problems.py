@@ -216,6 +216,7 @@ def test_a_bad_key_is_pointed_at_as_a_member_of_the_body(client: TestClient) -> 
         (errors.FolderInUse("/f", "run_1"), 409, "folder_in_use"),
         (errors.StillRunning("run_1", "running", "retry"), 409, "still_running"),
         (errors.Changed("run_1", 3), 412, "changed"),
+        (errors.BeingPurged("run_1"), 409, "being_purged"),
         (errors.NeededByRun("run_1", "run_2"), 409, "needed_by_run"),
         (errors.NotTraining("run_1", "sample", "run_2"), 409, "not_training"),
         (errors.ClusterSilent("no route"), 503, "cluster_unavailable"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
-from controlplane.domain.errors import NeededByRun, NotFound
+from controlplane.clusters.base import Traits
+from controlplane.domain.errors import BeingPurged, NeededByRun, NotFound
 from controlplane.domain.spec import parse_spec
 from controlplane.services import changes, metrics, purges, runs, tasks
 from controlplane.services.context import Context
@@ -100,3 +102,80 @@ def test_a_folder_that_its_user_named_stays(context: Context, stage: Stage, tmp_
     changes.delete_run(context, run.id)
     assert not purges.purge(context, run.id).folder_removed
     assert mine.is_dir()
+
+
+@pytest.fixture
+def afar(context: Context, clock: Clock) -> Stage:
+    """A deleted run that was cancelled while it ran, on GPUs of a cluster, with its folder where only pods see it."""
+    memory = MemoryCluster(cpus=64, memory=1 << 40, gpus=8)
+    memory.shown = Traits(kinds=("PyTorchJob", "Job"), shared_folders=False)
+    memory.claims["claim"] = frozenset({"ReadWriteMany"})
+    stage = Stage(dataclasses.replace(context, cluster=memory, storage="pvc://claim/runs"), memory, clock)
+    stage.ask(compute={"gpus_per_node": 8, "gpu": "NVIDIA-H100-80GB-HBM3", "tolerations": [{"operator": "Exists"}]})
+    stage.look()
+    memory.run(stage.object)
+    stage.look()
+    stage.cancel()
+    stage.look()
+    memory.end(stage.object, 143)
+    stage.look(2)
+    assert stage.run.phase == "cancelled"
+    changes.delete_run(stage.context, stage.id)
+    return stage
+
+
+def removes(stage: Stage, removal: str, code: int = 0) -> None:
+    """Let the pod of a removal end."""
+    stage.reconciler.step()
+    name = runs.get(stage.context, removal).kubernetes["name"]
+    stage.memory.run(name)
+    stage.reconciler.step()
+    stage.memory.end(name, code)
+    stage.reconciler.step()
+
+
+@ON_SQLITE
+def test_a_folder_that_only_pods_see_is_removed_by_one_before_anything_else_goes(afar: Stage) -> None:
+    context, run = afar.context, afar.id
+    assert purges.remains(context, run).folder_removed
+    removal = purges.purge(context, run).removal
+    assert removal is not None
+    assert purges.purge(context, run).removal == removal, "asked again, there is still one"
+    task = runs.get(context, removal)
+    assert (task.task, task.task_of) == ("removal", run)
+    assert task.resolved["command"] == ["python", "-m", "teragpt.task", "remove", f"/mnt/teragpt/claim/runs/{run}", run]
+    assert (task.resolved["kind"], task.resolved["gpus_per_node"], task.resolved["nodes"]) == ("Job", 0, 1)
+    assert task.resolved["placement"] == {"tolerations": [{"operator": "Exists"}]}
+    with pytest.raises(BeingPurged, match="can only be purged"):
+        changes.restore_run(context, run)
+    removes(afar, removal)
+    gone = purges.purge(context, run)
+    assert (gone.removal, gone.folder_removed, gone.tasks) == (None, True, [removal])
+    assert rows(context.store)["runs"] == 0
+
+
+@ON_SQLITE
+def test_a_removal_that_failed_is_asked_for_again_or_the_folder_is_kept(afar: Stage) -> None:
+    context, run = afar.context, afar.id
+    first = purges.purge(context, run).removal
+    removes(afar, str(first), 2)
+    second = purges.purge(context, run).removal
+    assert second not in {first, None}
+    with pytest.raises(BeingPurged):
+        changes.restore_run(context, run)
+    removes(afar, str(second), 2)
+    assert purges.purge(context, run, keep_folder=True).folder_removed is False
+    with pytest.raises(NotFound):
+        purges.remains(context, run)
+
+
+@ON_SQLITE
+def test_a_run_whose_pods_never_ran_has_left_no_folder(context: Context, memory: MemoryCluster, clock: Clock) -> None:
+    memory.shown = Traits(kinds=("Job",), shared_folders=False)
+    stage = Stage(dataclasses.replace(context, storage="s3://bucket/runs"), memory, clock)
+    stage.ask(compute={"nodes": 1})
+    stage.cancel()
+    stage.look(2)
+    changes.delete_run(stage.context, stage.id)
+    gone = purges.purge(stage.context, stage.id)
+    assert (gone.removal, gone.folder_removed) == (None, False)
