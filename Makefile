@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself; nothing needs activating. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install check test coverage build demo clean cluster-up cluster-down test-cluster chaos soak parity
+.PHONY: help install check test coverage test-deep build demo clean cluster-up cluster-down test-cluster chaos soak parity
 SHELL := /bin/bash -o pipefail
 
 BIN := .venv/bin
@@ -38,15 +38,18 @@ check-style:
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-test: check ## every check, then every test with coverage
+test: check ## every check, then the tests with coverage, but for those that bear the mark `deep`
 	@$(MAKE) --no-print-directory coverage
 
-coverage: install ## the tests, and coverage of both packages
+coverage: install ## the tests of `make test`, and coverage of both packages
 	@rm -rf $(CACHE)/coverage && mkdir -p $(CACHE)/coverage
-	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o cache_dir=$(CACHE)/pytest $(TESTS) | tee $(CACHE)/pytest.log
+	$(BIN)/coverage run -m pytest -m 'not deep' -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o cache_dir=$(CACHE)/pytest $(TESTS) | tee $(CACHE)/pytest.log
 	@$(BIN)/coverage combine --quiet
 	@$(MAKE) --no-print-directory -j $(WORKERS) --output-sync report-teragpt report-controlplane
 	@tail -n 1 $(CACHE)/pytest.log
+
+test-deep: install ## the tests that `make test` leaves out: what repeats it more deeply
+	$(BIN)/pytest -m deep -n $(WORKERS) --dist loadfile --no-loadscope-reorder -o cache_dir=$(CACHE)/pytest-deep $(TESTS)
 
 report-%:
 	$(BIN)/coverage report --include='$*/*'

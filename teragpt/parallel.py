@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.overrides import TorchFunctionMode
 
 from teragpt import evidence
 from teragpt.config import Config, ConfigError, Problem
@@ -36,6 +37,7 @@ from teragpt.recompute import recompute
 from teragpt.tensor_parallel import tensor_parallel
 
 ROW_BLOCK = 1024  # rows of a matrix that one generator draws
+DRAW = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -87,7 +89,7 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: torch.dtype | None = None) -> nn.Module:
     """The model of the settings' shape, on the meta device: no memory yet."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unwritten():
         return constructor(
             config.dim,
             config.depth,
@@ -100,6 +102,15 @@ def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: to
             norm_eps=config.norm_eps,
             dtype=dtype,
         )
+
+
+class Unwritten(TorchFunctionMode):
+    """Parameters keep no values on the meta device; to draw some all the same, torch would import its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, unless it draws."""
+        given = kwargs or {}
+        return given["tensor"] if func in DRAW else func(*args, **given)
 
 
 def parallelize(model: nn.Module, mesh: Mesh, config: Config, dtype: torch.dtype) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 
@@ -16,17 +18,33 @@ MESHES = [
     Mesh("fsdp 2 tp 2", 4, (("tp", 2),)),
     Mesh("hsdp 2 2", 4, (("dp_replicate", 2),)),
 ]
-MOVES = list(itertools.product(MESHES, MESHES))
+ROUND = [move for one, next_ in itertools.pairwise([*MESHES, MESHES[0]]) for move in ((one, next_), (next_, one))]
+REST = [move for move in itertools.product(MESHES, MESHES) if move not in ROUND]
+
+Moves = Callable[[bool], dict[str, Seen]]
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Moves:
+    """What was seen of the moves of the round, or of the rest, once they are asked for, and of the runs before."""
     folder = tmp_path_factory.mktemp("moves")
-    return {**make([(mesh, None) for mesh in MESHES], folder), **make(MOVES, folder)}
+    before = make([(mesh, None) for mesh in MESHES], folder)
+    return cache(lambda rest: {**before, **make(REST if rest else ROUND, folder)})
 
 
-@pytest.mark.parametrize(("reader", "writer"), MOVES, ids=lambda mesh: mesh.name)
-def test_a_checkpoint_moves_to_any_mesh(reader: Mesh, writer: Mesh, seen: dict[str, Seen]) -> None:
+@pytest.mark.parametrize(("reader", "writer"), ROUND, ids=lambda mesh: mesh.name)
+def test_a_checkpoint_moves_from_mesh_to_mesh_and_back(reader: Mesh, writer: Mesh, moved: Moves) -> None:
+    goes_on(reader, writer, moved(False))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(("reader", "writer"), REST, ids=lambda mesh: mesh.name)
+def test_a_checkpoint_moves_to_any_mesh(reader: Mesh, writer: Mesh, moved: Moves) -> None:
+    goes_on(reader, writer, moved(True))
+
+
+def goes_on(reader: Mesh, writer: Mesh, seen: dict[str, Seen]) -> None:
+    """A run goes on on the reader as it did on the writer."""
     before, after = seen[writer.name], seen[name_of(reader, writer)]
     assert after.state == before.state, "bits of masters and moments"
     assert after.batch == before.batch, "tokens"

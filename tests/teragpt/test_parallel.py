@@ -63,23 +63,34 @@ def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> No
     assert "dp_replicate: got 2; allowed: a divisor of the world size 1" in output
 
 
-FAULTS = """
-import resource, torch
-from teragpt.parallel import keep_freed_memory
+APART = """
+import resource, sys, torch
+from teragpt.config import resolve
+from teragpt.model import TeraGPT
+from teragpt.parallel import build_model, keep_freed_memory
+build_model(TeraGPT, resolve({"size": "tiny"}))
 keep_freed_memory()
 for _ in range(8):  # until the heap is as large as it gets
     torch.ones(16 << 20)  # 64 MB, 16,384 pages
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     torch.ones(16 << 20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, "torch._dynamo" in sys.modules)
 """
 
 
-def test_memory_that_was_freed_is_taken_again_without_faults() -> None:
-    # in a process of its own: what the C library does then depends on nothing that ran before, and stays there
-    counted = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True).stdout
-    assert int(counted) < 8000
+@pytest.fixture(scope="module")
+def apart() -> list[str]:
+    """What a process of its own tells, where nothing ran before: page faults, and whether torch's compiler is there."""
+    return subprocess.run([sys.executable, "-c", APART], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_memory_that_was_freed_is_taken_again_without_faults(apart: list[str]) -> None:
+    assert int(apart[0]) < 8000
+
+
+def test_a_model_is_built_without_torchs_compiler(apart: list[str]) -> None:
+    assert apart[1] == "False"
 
 
 @pytest.mark.parametrize(

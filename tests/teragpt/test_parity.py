@@ -54,6 +54,7 @@ def test_a_mesh_has_one_ranks_loss_and_gradients(cell: Cell, found: dict[str, di
     assert difference(found[cell.model.name], found[cell.name]) <= 1e-10
 
 
+@pytest.mark.deep  # `make parity` plays every cell so
 def test_what_inductor_compiles_has_one_ranks_loss_and_gradients(
     compiler: str, found: dict[str, dict[str, Tensor]], tmp_path: Path
 ) -> None:
