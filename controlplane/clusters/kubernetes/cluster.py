@@ -94,7 +94,7 @@ class KubernetesCluster:
         self._collector = Collector(self._connection, archive)
         self._nodes = Nodes(self._connection)
         self._events = Events(self._connection, self._namespace, self._take_events)
-        self._queues = Queues(self._connection, self._wake)
+        self._queues = Queues(self._connection, self._take_queues)
         sources = Sources(self._events.of, self._nodes.last, self._queues.says)
         self._observer = Observer(sources, instance, self._connection.now)
         self._wakers: list[Callable[[], None]] = []
@@ -387,12 +387,17 @@ class KubernetesCluster:
             self._observer.take_event(name)
         self._wake()
 
+    def _take_queues(self) -> None:
+        self._observer.take_queues()
+        self._wake()
+
     def _keep_log(self, pod: PodRecord) -> None:
         """Have the pod's log read, once its container has started."""
         owner = self._observer.owner_of(pod)
         if owner is not None and pod.main is not None and pod.main.what in ("running", "terminated"):
             ended = pod.main.what == "terminated"
-            self._collector.consider(owner.name, pod.name, pod.uid, pod.container, ended=ended)
+            first = pod.index == 0
+            self._collector.consider(owner.name, pod.name, pod.uid, pod.container, ended=ended, first=first)
 
     def _wake(self) -> None:
         for wake in self._wakers:

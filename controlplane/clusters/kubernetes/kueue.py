@@ -82,6 +82,7 @@ class Queues:
             if self._informer is not None and self._informer.path != path:
                 self._informer.stop()
                 self._informer = None
+                self._changed()
             if path is not None and self._informer is None:
                 self._informer = Informer(self._connection, path, read_workload, lambda _: self._changed())
                 self._informer.start()

@@ -1,7 +1,7 @@
 """What the control plane sees: each object with every pod it should have, made of the informers' records.
 
-The view of a pod is made anew when there is news of it, and at every look while it depends on the time or on the nodes;
-all others are kept.
+The view of a pod is made anew when there is news of it, of its object, or of what it waits for: the nodes, a queue, a
+moment that has come. All others are kept: thousands of objects that wait cost a look nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
-from controlplane.clusters.base import ObservedJob, ObservedPod
+from controlplane.clusters.base import ObservedJob, ObservedPod, PodPhase
 from controlplane.clusters.kubernetes import waiting
-from controlplane.clusters.kubernetes.endings import Ending, ending_of
+from controlplane.clusters.kubernetes.endings import OVERDUE, Ending, ending_of
 from controlplane.clusters.kubernetes.events import EventRecord
 from controlplane.clusters.kubernetes.nodes import Room
-from controlplane.clusters.kubernetes.records import Key, ObjectRecord, PodRecord, pod_name, role_of
+from controlplane.clusters.kubernetes.records import NODE_SUFFIX, Key, ObjectRecord, PodRecord, pod_name, role_of
+from controlplane.clusters.kubernetes.waiting import TAKEN_UP, Wait
 
 SETTLED = timedelta(seconds=5)  # pods of an object that failed may be seen later than its failure
 
@@ -41,6 +42,10 @@ class Observer:
         self._keys: dict[str, Key] = {}  # of pods
         self._views: dict[str, ObservedJob] = {}
         self._dirty: dict[str, set[str] | None] = {}  # objects to view, and which pods of them; None: all
+        self._later: dict[str, datetime] = {}  # objects that look otherwise after this moment, without any news
+        self._queued: set[str] = set()  # objects that are suspended: what Kueue says of the others concerns them
+        self._unplaced: set[str] = set()  # objects with a pod that no node takes
+        self._room: Room | None = None  # that their views tell of
         self._names: dict[Key, str] = {}  # of objects
         self._foreign: dict[str, Key] = {}  # objects of other installations
         self._lock = threading.RLock()
@@ -52,6 +57,7 @@ class Observer:
                 gone = self._objects.pop(name, None)
                 self._views.pop(name, None)
                 self._dirty.pop(name, None)
+                self._note(name)
                 if gone is not None and self._names.get(gone.key) == name:
                     del self._names[gone.key]
                 self._foreign.pop(name, None)
@@ -80,21 +86,28 @@ class Observer:
     def take_event(self, about: str) -> None:
         """There is news about an object or a pod."""
         with self._lock:
-            if about in self._objects:
-                self._dirty[about] = None
+            if (name := about.removesuffix(NODE_SUFFIX)) in self._objects:  # a TrainJob's Job is called after it
+                self._dirty[name] = None
             elif key := self._keys.get(about):
                 self._touch(key, about)
 
+    def take_queues(self) -> None:
+        """There is news about what Kueue holds back."""
+        with self._lock:
+            self._dirty.update(dict.fromkeys(self._queued))
+
     def observe(self) -> list[ObservedJob]:
         """Every object of ours as it is now, and each that is gone while pods of it are left: those may still work."""
-        now = self._now()
+        now, room = self._now(), self._sources.room()
         with self._lock:
+            if room is not self._room:
+                self._room = room
+                self._dirty.update(dict.fromkeys(self._unplaced))
+            self._dirty.update((name, None) for name, at in self._later.items() if now > at)
             for name, news in list(self._dirty.items()):
-                self._views[name], unsettled = self._view(self._objects[name], now, self._views.get(name), news)
-                if unsettled:
-                    self._dirty[name] = unsettled
-                else:
-                    del self._dirty[name]
+                self._views[name], after = self._view(self._objects[name], now, self._views.get(name), news)
+                self._note(name, after)
+                del self._dirty[name]
             return [*self._views.values(), *self._orphans(now)]
 
     def pods_of(self, name: str) -> list[PodRecord]:
@@ -114,9 +127,8 @@ class Observer:
         return self._objects.get(name)
 
     def lacks_room(self) -> bool:
-        """Whether a pod has found no node."""
-        with self._lock:
-            return any(pod.unscheduled for name in self._dirty for pod in self.pods_of(name))
+        """Whether a pod has found no node, as of the last look."""
+        return bool(self._unplaced)
 
     def _orphans(self, now: datetime) -> Iterator[ObservedJob]:
         """Whoever deletes an object may leave its pods to the garbage collector, which gives them their grace period.
@@ -149,12 +161,25 @@ class Observer:
         if (name := self._names.get(key)) is not None and (news := self._dirty.setdefault(name, set())) is not None:
             news.add(pod)
 
+    def _note(self, name: str, at: datetime | None = None) -> None:
+        """What an object's view depends on beside news of it and of its pods; `at`: it looks otherwise after that."""
+        job = self._objects.get(name)
+        pods = self._pods.get(job.key, {}).values() if job is not None else ()
+        for names, depends in (
+            (self._queued, job is not None and job.suspended),
+            (self._unplaced, any(pod.unscheduled for pod in pods)),
+        ):
+            names.add(name) if depends else names.discard(name)
+        self._later.pop(name, None)
+        if at is not None:
+            self._later[name] = at
+
     def _view(
         self, job: ObjectRecord, now: datetime, before: ObservedJob | None, news: set[str] | None
-    ) -> tuple[ObservedJob, set[str]]:
-        """The object as the protocol shows it, and the pods that may look otherwise without any news.
+    ) -> tuple[ObservedJob, datetime | None]:
+        """The object as the protocol shows it, and until when it looks like that if there is no news.
 
-        What it looked like `before` is kept of pods that are not in `news`; None: of none.
+        What it looked like `before` is kept of pods that are there and not in `news`; None: of none.
         """
         pods = by_index(self._pods.get(job.key, {}).values())
         known = before.pods if before is not None else ()
@@ -163,16 +188,15 @@ class Observer:
         if master_done and known and known[0].phase != "Succeeded":
             news = None  # that changes what the others' ends mean
         views: list[ObservedPod] = []
-        unsettled: set[str] = set()
-        for index in range(max(job.nodes, max(pods, default=-1) + 1)):
+        several = max(job.nodes, max(pods, default=-1) + 1)
+        absent = self._absent(job, len(pods), now, master_done=master_done) if len(pods) < several else None
+        for index in range(several):
             pod, view = pods.get(index), known[index] if index < len(known) else None
-            if view is None or news is None or view.name in news or view.uid != (pod.uid if pod else ""):
-                if pod is None:
-                    view = self._absent(job, index, len(pods), now, master_done=master_done)
-                else:
-                    view = self._present(job, pod, ending_of(pod, now), master_done=master_done)
-                if not _settled(view, pod):
-                    unsettled.add(view.name)
+            if pod is None:
+                assert absent is not None
+                view = absent(index)
+            elif view is None or news is None or view.name in news or view.uid != pod.uid:
+                view = self._present(job, pod, ending_of(pod, now), master_done=master_done)
             views.append(view)
         seen = ObservedJob(
             name=job.name,
@@ -184,21 +208,37 @@ class Observer:
             deleting=job.deleting,
             pods=tuple(views),
         )
-        return seen, unsettled
+        moments = [pod.deleted + OVERDUE for pod in pods.values() if pod.deleted is not None]
+        if absent is not None:
+            moments += [
+                job.created + TAKEN_UP,
+                *([job.failed.since + SETTLED] if job.failed and job.failed.since else []),
+            ]
+        return seen, min((at for at in moments if at >= now), default=None)
 
-    def _absent(self, job: ObjectRecord, index: int, there: int, now: datetime, *, master_done: bool) -> ObservedPod:
-        """A pod that does not exist: it is still to come, or it has been."""
-        name, (role, number) = pod_name(job.kind, job.name, index), role_of(index)
-        removed = job.kind == "PyTorchJob" and master_done and index > 0  # by the operator: cleanPodPolicy Running
-        if job.succeeded or removed:
-            return ObservedPod(name, "", role, number, "Succeeded", exit_code=0)
+    def _absent(
+        self, job: ObjectRecord, there: int, now: datetime, *, master_done: bool
+    ) -> Callable[[int], ObservedPod]:
+        """What pods of an object are like that do not exist, by index: they are still to come, or have been."""
+
+        def view(index: int) -> ObservedPod:
+            name, (role, number) = pod_name(job.kind, job.name, index), role_of(index)
+            removed = job.kind == "PyTorchJob" and master_done and index > 0  # by the operator: cleanPodPolicy Running
+            if job.succeeded or removed:
+                return ObservedPod(name, "", role, number, "Succeeded", exit_code=0)
+            return ObservedPod(name, "", role, number, phase, why.reason, why.message)
+
+        phase, why = self._why_absent(job, there, now)
+        return view
+
+    def _why_absent(self, job: ObjectRecord, there: int, now: datetime) -> tuple[PodPhase, Wait]:
         if job.failed is not None and (job.failed.since is None or now - job.failed.since > SETTLED):
-            return ObservedPod(name, "", role, number, "Failed", job.failed.reason or "Failed", job.failed.message)
+            return "Failed", Wait(job.failed.reason or "Failed", job.failed.message)
         if job.deleting:
-            return ObservedPod(name, "", role, number, "Failed", "Deleted", "it was removed with its object")
-        events = self._sources.events(job.name, f"{job.name}-node-0")
-        wait = waiting.uncreated(job, there, events, self._sources.admission(job.uid), now)
-        return ObservedPod(name, "", role, number, "Pending", wait.reason, wait.message)
+            return "Failed", Wait("Deleted", "it was removed with its object")
+        events = self._sources.events(job.name, f"{job.name}{NODE_SUFFIX}")
+        admission = self._sources.admission(job.uid) if job.suspended else ""
+        return "Pending", waiting.uncreated(job, there, events, admission, now)
 
     def _present(self, job: ObjectRecord, pod: PodRecord, ending: Ending | None, *, master_done: bool) -> ObservedPod:
         role, number = role_of(pod.index)
@@ -210,15 +250,8 @@ class Observer:
             return seen(**vars(ending))
         if pod.main is not None and pod.main.what == "running":
             return seen("Running", started_at=pod.main.started)
-        wait = waiting.placing(pod, self._sources.events(pod.name), self._sources.room())
+        wait = waiting.placing(pod, self._sources.events(pod.name), self._room)
         return seen("Pending", wait.reason, wait.message)
-
-
-def _settled(view: ObservedPod, pod: PodRecord | None) -> bool:
-    """Whether only news can change the view: no time that passes, and no other node."""
-    if view.phase in ("Succeeded", "Failed"):
-        return True
-    return pod is not None and pod.deleted is None and pod.unscheduled is None
 
 
 def by_index(pods: Iterable[PodRecord]) -> Mapping[int, PodRecord]:

@@ -11,7 +11,7 @@ from controlplane.clusters.kubernetes.events import EventRecord
 from controlplane.clusters.kubernetes.nodes import Room
 from controlplane.clusters.kubernetes.records import Condition, ObjectRecord, PodRecord, State
 
-TAKEN_UP_S = timedelta(seconds=20)  # a controller that is awake says something of an object sooner
+TAKEN_UP = timedelta(seconds=20)  # a controller that is awake says something of an object sooner
 PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
 CREATION = frozenset({"FailedCreate", "FailedCreatePod"})
 MOUNTS = frozenset({"FailedMount", "FailedAttachVolume"})
@@ -41,9 +41,8 @@ def uncreated(job: ObjectRecord, there: int, events: Sequence[EventRecord], admi
         return Wait("Suspended", f"{job.kind} {job.name} is suspended, by someone other than the control plane")
     if refused := next((event for event in events if event.reason in CREATION), None):
         return _refused(refused.message)
-    age = now - job.created
-    if not job.started and not there and age > TAKEN_UP_S:
-        told = f"nothing has taken up {job.kind} {job.name} for {age.total_seconds():.0f} s"
+    if not job.started and not there and now - job.created > TAKEN_UP:
+        told = f"nothing has taken up {job.kind} {job.name} since {job.created:%Y-%m-%dT%H:%M:%SZ}"
         return Wait("OperatorAbsent", f"{told}: does {CONTROLLERS[job.kind]} run?")
     return Wait("PodsNotCreated", f"{there} of {job.nodes} pods have been created")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,44 @@ def test_a_silent_pod_is_read_less_and_less_until_somebody_looks(
     server.write_log("silent", at(9, "two"))
     collector.wanted("uid of silent")
     eventually(lambda: archived(tmp_path, "silent") == "one\ntwo\n")
+
+
+def test_first_pods_are_followed_while_the_others_take_turns(server: ApiServer, start: Start, tmp_path: Path) -> None:
+    collector = start(threads=3)
+    for number in range(6):
+        server.write_log(f"pod-{number}", at(0, "one"))
+        collector.consider("run", f"pod-{number}", f"u{number}", "pytorch", ended=False, first=number > 3)
+    eventually(lambda: all(archived(tmp_path, f"pod-{number}") == "one\n" for number in range(6)))
+
+    before = {pod: reads(server, pod) for pod in ("pod-4", "pod-5")}
+    for second in range(1, 4):
+        for pod in before:
+            server.write_log(pod, at(second, "more"))
+        eventually(lambda: all(archived(tmp_path, pod).count("more") == second for pod in before))  # noqa: B023
+    assert {pod: reads(server, pod) for pod in before} == before  # their lines came by themselves
+    server.write_log("pod-0", at(1, "two"))
+    collector.wanted("u0")
+    eventually(lambda: archived(tmp_path, "pod-0") == "one\ntwo\n")
+
+
+def test_pods_that_rest_are_read_in_turn_at_a_pace_that_does_not_grow_with_them(
+    server: ApiServer, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "AGAIN_S", 0.001)
+    monkeypatch.setattr(logs, "SILENT_S", 0.0)
+    monkeypatch.setattr(logs, "SILENT_READS_PER_S", 20)
+    collector, pods = start(threads=2), [f"pod-{number}" for number in range(8)]
+    for pod in pods:
+        server.write_log(pod, at(0, "one"))
+        collector.consider("run", pod, f"uid of {pod}", "pytorch", ended=False)
+    eventually(lambda: all(reads(server, pod) >= 2 for pod in pods))  # the second time they were silent
+    before, began = {pod: reads(server, pod) for pod in pods}, time.monotonic()
+    eventually(lambda: all(reads(server, pod) >= before[pod] + 3 for pod in pods))
+    several = sum(reads(server, pod) - before[pod] for pod in pods)
+    assert 24 <= several <= 20 * (time.monotonic() - began) + 3
+    assert all(reads(server, pod) <= before[pod] + 5 for pod in pods)  # none was forgotten, none was preferred
+    server.write_log("pod-3", at(1, "two"))
+    eventually(lambda: archived(tmp_path, "pod-3") == "one\ntwo\n")
 
 
 @pytest.mark.usefixtures("left_alone")

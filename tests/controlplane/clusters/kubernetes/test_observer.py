@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.clusters.base import Kind, ObservedPod
 from controlplane.clusters.kubernetes.events import EventRecord, read_event
+from controlplane.clusters.kubernetes.nodes import Room, read_node
 from controlplane.clusters.kubernetes.observer import Observer, Sources
 from controlplane.clusters.kubernetes.records import (
     Condition,
@@ -34,7 +35,9 @@ class World:
     def __init__(self) -> None:
         self.now = T0
         self.events: list[EventRecord] = []
-        sources = Sources(lambda *_: self.events, lambda: None, lambda _: "")
+        self.room: Room | None = None
+        self.admission = ""
+        sources = Sources(lambda *_: self.events, lambda: self.room, lambda _: self.admission)
         self.observer = Observer(sources, "us", lambda: self.now)
 
     def pods(self) -> tuple[ObservedPod, ...]:
@@ -75,9 +78,61 @@ def test_an_operator_that_sleeps_is_asked_after(world: World) -> None:
     world.now += timedelta(seconds=42)
     found = world.pods()[0]
     assert found.reason == "OperatorAbsent"
-    assert found.message == "nothing has taken up PyTorchJob run-1 for 42 s: does the training operator run?"
+    assert (
+        found.message
+        == "nothing has taken up PyTorchJob run-1 since 2026-11-24T12:00:00Z: does the training operator run?"
+    )
     world.observer.take_object("run-1", job(started=True))
     assert world.pods()[0].reason == "PodsNotCreated"
+
+
+def test_an_object_that_nobody_takes_up_looks_the_same_from_look_to_look(world: World) -> None:
+    """Thousands may: a view that counted the seconds would be news of each, each second."""
+    world.observer.take_object("run-1", job())
+    world.pods()
+    world.now += timedelta(seconds=21)
+    (absent,) = world.observer.observe()
+    assert absent.pods[0].reason == "OperatorAbsent"
+    world.now += timedelta(hours=1)
+    assert world.observer.observe()[0] is absent
+
+
+def test_each_pod_that_comes_is_counted_for_those_that_do_not_exist_yet(world: World) -> None:
+    world.observer.take_object("run-1", job(nodes=3))
+    assert world.pods()[2].message == "0 of 3 pods have been created"
+    world.observer.take_pod("run-1-master-0", pod(main=State("running", started=T0)))
+    assert world.pods()[2].message == "1 of 3 pods have been created"
+
+
+def test_events_about_a_trainjobs_own_job_are_about_its_object(world: World) -> None:
+    world.observer.take_object("run-1", job("TrainJob"))
+    assert world.pods()[0].reason == "PodsNotCreated"
+    world.events = [EventRecord("run-1-node-0", "FailedCreate", "exceeded quota: q, requested: pods=2", T0)]
+    world.observer.take_event("run-1-node-0")
+    assert world.pods()[0].reason == "QuotaExceeded"
+
+
+def test_news_of_nodes_is_news_of_pods_that_no_node_takes(world: World) -> None:
+    lacks = Condition("Unschedulable", "0/1 nodes are available: 1 Insufficient cpu.", T0)
+    world.observer.take_object("run-1", job(nodes=1))
+    world.observer.take_pod("run-1-master-0", pod(node="", unscheduled=lacks, asks=(("cpu", "4"),)))
+    assert world.pods()[0].message == "asks for 4 cpu; the scheduler says: 0/1 nodes are available: 1 Insufficient cpu."
+    assert world.observer.lacks_room()
+    status = {"allocatable": {"cpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]}
+    raw = {"metadata": {"name": "n"}, "status": status}
+    world.room = Room((read_node(raw, {}),))
+    assert "more than any node has (at most 2)" in str(world.pods()[0].message)
+    world.observer.take_pod("run-1-master-0", pod(main=State("running", started=T0)))
+    world.pods()
+    assert not world.observer.lacks_room()
+
+
+def test_news_of_kueue_is_news_of_what_it_holds_back(world: World) -> None:
+    world.observer.take_object("run-1", job(suspended=True, queue="q"))
+    assert world.pods()[0].message == "queue q has not admitted it yet"
+    world.admission = "place 2 of 3 in queue q"
+    world.observer.take_queues()
+    assert world.pods()[0].message == "place 2 of 3 in queue q"
 
 
 def test_someone_elses_suspension_is_said(world: World) -> None:
