@@ -1,7 +1,7 @@
 """CPU time of plans that nobody has asked for before, `--explain` and the next best five with them.
 
-`python benchmarks/plan/cold.py [GPU ...]`: every named size on 8 to 4,096 of each kind; imports are not counted. The
-least of three times, since what else a machine does beside lengthens CPU time too.
+`python benchmarks/plan/cold.py [GPU ...]`: every named size on 8 to 4,096 of each kind, of all unless some are named;
+imports are not counted. The least of three times, since what else a machine does beside lengthens CPU time too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from teragpt.config import ConfigError
 from teragpt.plan import cluster_of, plan
 from teragpt.plan.explain import explain
+from teragpt.plan.hardware import DEVICES
 from teragpt.plan.planner import planned
 from teragpt.sizes import SIZES
 
@@ -30,7 +31,8 @@ def once(size: str, gpu: str, gpus: int) -> float:
     planned.cache_clear()
     begun = time.process_time()
     try:
-        list(explain(plan({"size": size}, cluster_of(gpu, gpus), price=2.0)))
+        found = plan({"size": size}, cluster_of(gpu, gpus), price=2.0)
+        found.to_json(), list(explain(found))
     except ConfigError as refused:
         str(refused)
     return (time.process_time() - begun) * 1000
@@ -49,4 +51,4 @@ def main(kinds: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["h100"]))
+    sys.exit(main(sys.argv[1:] or list(DEVICES)))

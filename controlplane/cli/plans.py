@@ -22,6 +22,7 @@ from controlplane.cli.trainer import trainer
 
 if TYPE_CHECKING:
     from teragpt.plan import Plan
+    from teragpt.plan.hardware import Cluster
 
 commands = typer.Typer()
 NUMBERS = ("step_seconds", "tokens_per_second", "mfu", "peak_memory")
@@ -60,6 +61,9 @@ def plan(
     link: Annotated[
         str | None, typer.Option("--link", help="Between nodes: ib-ndr, roce-200, ..., or GB/s each way a GPU.")
     ] = None,
+    node_link: Annotated[
+        str | None, typer.Option("--node-link", help="Within a node: nvlink-4, pcie-5, ..., or GB/s each way a GPU.")
+    ] = None,
     gpu_memory: Annotated[float | None, typer.Option("--gpu-memory", help="GB of each GPU.")] = None,
     price: Annotated[float | None, typer.Option("--price", min=0, help="Of one GPU for an hour.")] = None,
     calibration: Annotated[
@@ -87,18 +91,19 @@ def plan(
         here = some({"--gpus-per-node": gpus_per_node, "--processes": processes})
         if here:
             raise CliError(f"{', '.join(here)}: allowed: without --gpus, --gpu and --gpu-hours", Code.BAD_INPUT)
-        elsewhere = Elsewhere(gpu or GPU, gpus, nodes, link, gpu_memory, price, calibration)
+        elsewhere = Elsewhere(gpu or GPU, gpus, nodes, link, node_link, gpu_memory, price, calibration)
         shown = Shown(explain=explain, picture=picture, everything=everything, json=json)
         if gpu_hours is None:
             there(size, train(settings), elsewhere, shown)
         else:
             budget(size, train(settings), gpu_hours, elsewhere, shown)
         return
-    only = some({"--link": link, "--gpu-memory": gpu_memory, "--price": price, "--calibration": calibration})
+    only = some({"--gpu-memory": gpu_memory, "--price": price, "--calibration": calibration})
     only |= some({"--picture": picture})
     if only:
         raise CliError(f"{', '.join(only)}: allowed: with --gpus or --gpu", Code.BAD_INPUT)
     compute = some({"nodes": nodes, "gpus_per_node": gpus_per_node, "processes_per_node": processes})
+    compute |= some({"link": link, "node_link": node_link})
     parts = (("compute", compute), ("train", train(settings)))
     with connect(url, context) as client:
         found = client.plan({"size": named(size), **{key: part for key, part in parts if part}})
@@ -226,6 +231,7 @@ class Elsewhere:
     gpus: str | None
     nodes: int | None
     link: str | None
+    node_link: str | None
     memory: float | None
     price: float | None
     calibration: Path | None
@@ -243,6 +249,14 @@ class Elsewhere:
         between = [low << power for power in range(high.bit_length()) if low << power < high]
         return [*between, high]
 
+    def cluster(self, gpus: int) -> Cluster:
+        """So many of them. Raises ConfigError that names the field."""
+        from teragpt.plan import cluster_of
+
+        return cluster_of(
+            self.gpu, gpus, nodes=self.nodes, network=self.link, inside=self.node_link, gpu_memory=self.memory
+        )
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -256,7 +270,7 @@ class Shown:
 
 def budget(size: str | None, settings: dict[str, object], gpu_hours: float, where: Elsewhere, shown: Shown) -> None:
     """What a budget trains best."""
-    from teragpt.plan import cluster_of, within
+    from teragpt.plan import within
     from teragpt.plan.report import budget as rows
 
     if size is not None:
@@ -264,7 +278,7 @@ def budget(size: str | None, settings: dict[str, object], gpu_hours: float, wher
     unused = [("--explain", shown.explain), ("--picture", shown.picture), ("--all", shown.everything)]
     if names := [name for name, given in unused if given] + ["--set"] * bool(settings):
         raise CliError(f"{', '.join(names)}: allowed: with a size, without --gpu-hours", Code.BAD_INPUT)
-    cluster = cluster_of(where.gpu, where.numbers[-1], nodes=where.nodes, network=where.link, gpu_memory=where.memory)
+    cluster = where.cluster(where.numbers[-1])
     found = within(gpu_hours, cluster, price=where.price, calibration=where.calibration)
     if shown.json:
         output.json({**{name: getattr(found, name) for name in BUDGET}, "plan": found.plan.to_json()})
@@ -277,14 +291,14 @@ BUDGET = ("gpu_hours", "parameters", "tokens", "mfu", "size")
 
 def there(size: str | None, settings: dict[str, object], where: Elsewhere, shown: Shown) -> None:
     """The plan on these GPUs; on several numbers of them, a row each."""
-    from teragpt.plan import cluster_of, sweep
     from teragpt.plan import plan as make
+    from teragpt.plan import sweep
 
     asked = {"size": named(size), **settings}
     numbers, last = where.numbers, where.numbers[-1]
     if where.nodes is not None and len(numbers) > 1:
         raise CliError(f"--nodes: got {where.nodes}; allowed: with one number of --gpus", Code.BAD_INPUT)
-    cluster = cluster_of(where.gpu, last, nodes=where.nodes, network=where.link, gpu_memory=where.memory)
+    cluster = where.cluster(last)
     if len(numbers) == 1:
         plans = [make(asked, cluster, price=where.price, calibration=where.calibration)]
     else:

@@ -5,10 +5,10 @@ The local cluster has none of it and refuses each by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from controlplane.domain.fields import (
     BadField,
@@ -23,11 +23,12 @@ from controlplane.domain.fields import (
     Subdomain,
     Word,
 )
-from teragpt.plan.hardware import NUMBERS, known, misdescribed
+from teragpt.config import ConfigError
+from teragpt.plan.hardware import LINKS, NODE_LINKS, NUMBERS, Link, known, link, misdescribed, node_link
 
 GPU_RESOURCE = "nvidia.com/gpu"
 PRODUCT_LABELS = {"nvidia.com": "nvidia.com/gpu.product", "amd.com": "amd.com/gpu.product-name"}
-TOLD = frozenset({"gpu_numbers"})  # what asks nothing of a cluster, and so holds on any
+TOLD = frozenset({"gpu_numbers", "link", "node_link"})  # what asks nothing of a cluster, and so holds on any
 Kind = Literal["PyTorchJob", "TrainJob", "Job"]
 
 
@@ -70,6 +71,23 @@ class Toleration(Section):
         return self
 
 
+def _found(look: Callable[[Any], Link]) -> Callable[[Any], Any]:
+    """Whether the planner knows such a link; it stays as it was given."""
+
+    def known_link(given: Any) -> Any:
+        try:
+            look(given)
+        except ConfigError as error:
+            raise ValueError(error.problems[0].detail) from None
+        return given
+
+    return known_link
+
+
+BetweenNodes = Annotated[str | float, BeforeValidator(_found(link))]
+WithinNode = Annotated[str | float, BeforeValidator(_found(node_link))]
+
+
 class Placement(Section):
     """What its pods ask of nodes, beside their share of them."""
 
@@ -80,6 +98,17 @@ class Placement(Section):
         default_factory=dict,
         description=f"What a GPU that the planner does not know can do, to be planned by: {', '.join(NUMBERS)}.",
         examples=[{"memory_gb": 48, "bf16_tflops": 181, "bandwidth_gbs": 864}],
+    )
+    link: BetweenNodes | None = Field(
+        default=None,
+        description=f"What links the nodes, to be planned by: {', '.join(LINKS)}, or GB/s each way for each GPU; what "
+        "such GPUs are sold with unless given.",
+        examples=["roce-400"],
+    )
+    node_link: WithinNode | None = Field(
+        default=None,
+        description=f"The same of the GPUs of a node: {', '.join(NODE_LINKS)}, or GB/s each way for each GPU.",
+        examples=[450],
     )
     gpu_resource: Resource = Field(
         default=GPU_RESOURCE,

@@ -18,7 +18,7 @@ from teragpt.layout import OURS
 from teragpt.plan import Plan, TooSmall, cluster_of, plan
 from teragpt.plan.cores import cores
 from teragpt.plan.explain import Line, explain
-from teragpt.plan.hardware import CORE, Device, device, known
+from teragpt.plan.hardware import CORE, Cluster, Device, device, known
 
 ELSEWHERE = frozenset({"start_from", "tokenizer", "loader", "model"})  # settings that no step depends on
 WIDE = frozenset({"fp32", "fp64"})  # precisions of which nobody has measured a step on a GPU
@@ -52,9 +52,15 @@ def _plan(spec: RunSpec, config: Config, layout: Layout, machine: Machine) -> Pl
     if kind is None or not whole or config.model != OURS or config.precision in WIDE:
         return None
     try:
-        return plan(_settings(spec, config), cluster_of(kind, layout.world_size, nodes=layout.nodes), exactly=True)
+        return plan(_settings(spec, config), _cluster(spec, kind, layout), exactly=True)
     except ConfigError as error:
         return error
+
+
+def _cluster(spec: RunSpec, kind: Device, layout: Layout) -> Cluster:
+    """Its ranks, and the links that its user told of."""
+    compute = spec.compute
+    return cluster_of(kind, layout.world_size, nodes=layout.nodes, network=compute.link, inside=compute.node_link)
 
 
 def _settings(spec: RunSpec, config: Config) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def _on_cores(spec: RunSpec, config: Config, layout: Layout) -> Plan | None:
     kind = cores(layout.cpus_per_node / layout.processes_per_node)
     kind = replace(kind, memory=layout.memory_per_node // layout.processes_per_node)
     try:
-        return plan(_settings(spec, config), cluster_of(kind, layout.world_size, nodes=layout.nodes))
+        return plan(_settings(spec, config), _cluster(spec, kind, layout))
     except ConfigError:
         return None
 

@@ -47,7 +47,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """A link between nodes: bytes a second each way for each GPU."""
+    """A link between nodes, or between the GPUs of one: bytes a second each way for each GPU."""
 
     name: str
     rate: float
@@ -174,6 +174,21 @@ LINKS = {
 }
 
 
+NODE_LINKS = {
+    one.name: one
+    for one in (
+        Link("nvlink-5", 900e9, "NVIDIA NVLink 5, 18 links of 100 GB/s both ways"),
+        Link("nvlink-4", 450e9, "NVIDIA NVLink 4, 18 links of 50 GB/s both ways"),
+        Link("nvlink-3", 300e9, "NVIDIA NVLink 3, 12 links of 50 GB/s both ways"),
+        Link("nvlink-2", 150e9, "NVIDIA NVLink 2, 6 links of 50 GB/s both ways"),
+        Link("pcie-6", 128e9, "PCIe 6, 16 lanes, 256 GB/s both ways"),
+        Link("pcie-5", 64e9, "PCIe 5, 16 lanes, 128 GB/s both ways"),
+        Link("pcie-4", 32e9, "PCIe 4, 16 lanes, 64 GB/s both ways"),
+        Link("pcie-3", 16e9, "PCIe 3, 16 lanes, 32 GB/s both ways"),
+    )
+}
+
+
 @dataclass(frozen=True)
 class Cluster:
     """GPUs of one kind: how many at most, how many share a node, and what links the nodes."""
@@ -202,6 +217,7 @@ NUMBERS = {
 }
 WHOLE = {"memory", "per_node"}
 MOST = 1e6  # of any of them
+MOST_RATE = 1e5  # GB/s of a link
 BY_NUMBERS = "NAME:memory_gb=48,bf16_tflops=181,bandwidth_gbs=864"
 
 
@@ -294,15 +310,23 @@ def known(name: str | None) -> Device | None:
     return next((DEVICES[one] for one in ("h200", "b200", "l40s", "mi300x") if one in words), None)
 
 
-def link(name: str) -> Link:
-    """The link of a name, or of a number of GB/s each way for each GPU. Raises ConfigError."""
-    if name in LINKS:
-        return LINKS[name]
-    try:
-        rate = float(name)
-    except ValueError:
-        rate = 0.0
-    if 0 < rate < 1e5:
+def link(given: str | float) -> Link:
+    """The link between nodes of a name, or of a number of GB/s each way for each GPU. Raises ConfigError."""
+    return linked("link", given, LINKS)
+
+
+def node_link(given: str | float) -> Link:
+    """The same of the link between the GPUs of a node."""
+    return linked("node_link", given, NODE_LINKS)
+
+
+def linked(field: str, given: str | float, known: Mapping[str, Link]) -> Link:
+    """One of the known links, or one of its own rate."""
+    name = str(given).strip().lower()
+    if name in known:
+        return known[name]
+    rate = number(name) if not isinstance(given, bool) else ""
+    if isinstance(rate, float) and 0 < rate < MOST_RATE:
         return Link(f"{rate:g} GB/s", rate * 1e9, "given")
-    allowed = f"one of {', '.join(LINKS)}, or GB/s each way for each GPU"
-    raise ConfigError([Problem("link", name, allowed)])
+    allowed = f"one of {', '.join(known)}, or GB/s each way for each GPU, above 0 and below {MOST_RATE:,.0f}"
+    raise ConfigError([Problem(field, given, allowed)])

@@ -160,6 +160,10 @@ class Ledger:
         """Whether that leaves free what is to be left free."""
         return all(one.peak <= self.limit for one in self.ends(cut))
 
+    def peak(self, cut: Cut) -> int:
+        """The most bytes at once of either."""
+        return max(one.peak for one in self.ends(cut))
+
     def ends(self, cut: Cut) -> Iterator[Bytes]:
         """The first stage of a pipeline, and the last if it is another."""
         yield self.of_stage(cut, 0)

@@ -17,7 +17,7 @@ from teragpt.plan.calibration import Calibration, Speed, read, shipped
 from teragpt.plan.choice import SHOWN, Option, dimensions
 from teragpt.plan.cores import on_cores
 from teragpt.plan.forecast import Forecast, affordable, forecast
-from teragpt.plan.hardware import CORE, DEVICES, LINKS, Cluster, Device, device, link
+from teragpt.plan.hardware import CORE, DEVICES, LINKS, Cluster, Device, device, link, node_link
 from teragpt.plan.memory import Ledger
 from teragpt.plan.search import DIMENSIONS, MOST_GPUS, Search, blamed, counts
 from teragpt.plan.step import Clock
@@ -114,6 +114,8 @@ class Plan:
             "gpus_used": stages.ranks,
             "gpus_per_node": self.cluster.per_node,
             "network": self.cluster.network.name,
+            "network_gbs": self.cluster.network.rate / 1e9,
+            "node_link_gbs": self.cluster.device.link / 1e9,
             "layout": {
                 **asdict(stages),
                 "micro_batch": self.best.cut.micro_batch,
@@ -146,12 +148,14 @@ def cluster_of(
     gpus: int,
     *,
     nodes: int | None = None,
-    network: str | None = None,
+    network: str | float | None = None,
+    inside: str | float | None = None,
     gpu_memory: float | None = None,
 ) -> Cluster:
     """GPUs by the name or the numbers of their kind (`hardware.device`), and how many; `gpu_memory`: GB of each.
 
-    Raises ConfigError that names the field.
+    `network`: the link between nodes, by its name or GB/s each way a GPU; `inside`: that between the GPUs of a node.
+    What such cards are sold with unless given. Raises ConfigError that names the field.
     """
     found = device(gpu)
     for name, value in (("gpus", gpus), ("nodes", 1 if nodes is None else nodes)):
@@ -161,10 +165,12 @@ def cluster_of(
         if not 1 <= gpu_memory <= 1e6:
             raise ConfigError([Problem("gpu_memory", gpu_memory, "GB of one GPU, from 1 to 1,000,000")])
         found = replace(found, memory=int(gpu_memory * 1e9))
+    if inside is not None:
+        found = replace(found, link=node_link(inside).rate)
     if nodes is not None and gpus % nodes:
         raise ConfigError([Problem("nodes", nodes, f"a divisor of gpus {gpus}")])
     per_node = gpus // nodes if nodes else min(gpus, found.per_node)
-    return Cluster(found, gpus, per_node, link(network) if network else LINKS[found.network])
+    return Cluster(found, gpus, per_node, link(network) if network is not None else LINKS[found.network])
 
 
 def plan(

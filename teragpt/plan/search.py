@@ -82,7 +82,7 @@ class Search:
         if not batches:
             return inf
         largest, smallest = batches[0][0], batches[-1][0]
-        each = self.clock.slowest_stage(Cut(stages, largest, 1, self.recomputes[0])) / largest
+        each = self.clock.busiest(Cut(stages, largest, 1, self.recomputes[0])).seconds / largest
         waits = smallest * (stages.pp - 1) / stages.chunks
         return each * (self.config.sequences / stages.data_ranks + waits) * 0.999
 
@@ -98,7 +98,7 @@ class Search:
                 break
             if self.bound(entry) >= most:
                 continue
-            for option in self.divided(entry.cut, most):
+            for option in self.divided(entry, most):
                 mine = *signature(option.cut), option.cut.stages.dp_replicate > 1
                 if mine not in found or preferred(option) < preferred(found[mine]):
                     found[mine] = option
@@ -110,16 +110,16 @@ class Search:
     def entries(self, gpus: int, limit: float = inf) -> Iterator[Entry]:
         """Cuts over so many GPUs that may fit and whose bound is below the limit, the lowest first.
 
-        A mesh is cut only once no entry is below what all of its cuts take.
+        A mesh is cut, and its bytes are counted, only once no entry is below what all of its cuts take.
         """
-        rooms = ((self.ledger.room(stages, self.gathers), stages) for stages in self.meshes(gpus))
-        floors = ((self.floor_of(stages), at, room, stages) for at, (room, stages) in enumerate(rooms) if room >= 0)
+        floors = ((self.floor_of(stages), at, stages) for at, stages in enumerate(self.meshes(gpus)))
         waiting: list[Entry] = []
         order = count()
-        for floor, _, room, stages in sorted(one for one in floors if one[0] < limit):
+        for floor, _, stages in sorted(one for one in floors if one[0] < limit):
             while waiting and waiting[0].bound <= floor:
                 yield heappop(waiting)
-            for bound, cut in self.cuts(stages, room, limit):
+            room = self.ledger.room(stages, self.gathers)
+            for bound, cut in self.cuts(stages, room, limit) if room >= 0 else ():
                 heappush(waiting, Entry(bound, next(order), cut))
         yield from sorted(waiting)
 
@@ -140,14 +140,14 @@ class Search:
 
     def bound(self, entry: Entry) -> float:
         """As the entry's own, with what no division of its data-parallel ranks hides of weights and gradients."""
-        stages = entry.cut.stages
+        cut, stages = entry.cut, entry.cut.stages
         if stages not in self.ways:
             ways = [self.clock.way(one) for one in self.divisions(stages)]
             sums = ((way.around, way.around + way.gather, way.ends) for way in ways)
             self.ways[stages] = tuple(map(min, zip(*sums, strict=True)))
-        may = [gathered for gathered in self.gathers if not gathered or self.ledger.may_gather(entry.cut)]
-        cut = replace(entry.cut, gathered=may[0] if may else False)
-        return entry.bound + self.clock.shown_at_least(cut, *self.ways[stages])
+        may = [gathered for gathered in self.gathers if not gathered or self.ledger.may_gather(cut)]
+        one = Cut(stages, cut.micro_batch, cut.count, cut.recompute, may[0] if may else False, cut.again)
+        return entry.bound + self.clock.shown_at_least(one, *self.ways[stages])
 
     def meshes(self, gpus: int) -> Iterator[Layout]:
         """Layouts in which all data-parallel ranks are shards; `divided` makes copies of them."""
@@ -230,21 +230,24 @@ class Search:
 
     # --- what they take -----------------------------------------------------------------------------------------
 
-    def divided(self, cut: Cut, limit: float) -> list[Option]:
+    def divided(self, entry: Entry, limit: float) -> list[Option]:
         """Divisions of the data-parallel ranks into shards and copies that fit, each quicker than those before it.
 
         The first has the fewest copies: without any, it is the simplest.
         """
         found: list[Option] = []
+        cut = entry.cut
         batch = cut.micro_batch, cut.count, cut.recompute
         for stages in self.divisions(cut.stages):
             unfit = 0
             for gathered in self.gathers:
                 most = found[-1].seconds if found else limit
                 quickest = Cut(stages, *batch, gathered, cut.again)
+                if self.clock.at_least(quickest, entry.bound) >= most:
+                    break  # nor is what is gathered again quicker
                 step = self.clock.step(quickest)
                 if step.seconds >= most:
-                    break  # nor is what is gathered again quicker
+                    break
                 one = self.filled(quickest)
                 if not self.ledger.fits(one):
                     unfit += 1
@@ -303,12 +306,14 @@ class Search:
 
     def least(self, counts: Sequence[int]) -> Memory | None:
         """Bytes of the cut over one of so many GPUs that needs the fewest; None where none is possible."""
-        best: Memory | None = None
-        for cut in (cut for gpus in sorted(counts, reverse=True) for cut in self.thrifty(gpus)):
-            if best is None or self.ledger.floor(cut) < best.peak:
-                taken = self.ledger.memory(cut)
-                best = taken if best is None or taken.peak < best.peak else best
-        return best
+        cuts = (cut for gpus in sorted(counts, reverse=True) for cut in self.thrifty(gpus))
+        best: tuple[int, int, Cut] | None = None
+        for floor, at, cut in sorted((self.ledger.floor(cut), at, cut) for at, cut in enumerate(cuts)):
+            if best and floor > best[0]:
+                break
+            mine = self.ledger.peak(cut), at, cut
+            best = mine if best is None or mine < best else best
+        return self.ledger.memory(best[2]) if best else None
 
     def thrifty(self, gpus: int) -> Iterator[Cut]:
         """Of each mesh of so many GPUs, the cut that needs the fewest bytes."""

@@ -48,6 +48,19 @@ class Layer(NamedTuple):
         return self.computes + self.tensor + self.context
 
 
+class Stage(NamedTuple):
+    """The stage that takes longest: `layers` of it, each as `layer`, and seconds of the `head` where it has that."""
+
+    layer: Layer
+    layers: int
+    head: float
+
+    @property
+    def seconds(self) -> float:
+        """Of a micro-batch."""
+        return self.layers * self.layer.total + self.head
+
+
 @dataclass(frozen=True)
 class Step:
     """Seconds of a step by kind, which add up to `seconds`.
@@ -95,7 +108,7 @@ class Clock:
     spread: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
     heads: dict[tuple[int, int], float] = field(default_factory=dict, compare=False, repr=False)
     ways: dict[tuple[int, int, int, int], Way] = field(default_factory=dict, compare=False, repr=False)
-    slowest: dict[tuple[object, ...], float] = field(default_factory=dict, compare=False, repr=False)
+    slowest: dict[tuple[object, ...], Stage] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -195,7 +208,7 @@ class Clock:
     def computing(self, cut: Cut) -> float:
         """Seconds of a step in which only layers' own collectives and what stages hand on travel: no cut is faster."""
         turns = cut.count + (cut.stages.pp - 1) / cut.stages.chunks
-        return self.slowest_stage(cut) * turns + self.handing_on(cut)
+        return self.busiest(cut).seconds * turns + self.handing_on(cut)
 
     def handing_on(self, cut: Cut) -> float:
         """Seconds a step that stages wait for activations and gradients on their way to them."""
@@ -208,14 +221,16 @@ class Clock:
         once = BF16 * cut.tokens(self.config.context) * self.config.dim / stages.tp / rate + HOP_SECONDS
         return waits(stages.pp, stages.chunks, cut.count) * once
 
-    def slowest_stage(self, cut: Cut) -> float:
-        """Seconds that it takes for a micro-batch, timed once."""
+    def busiest(self, cut: Cut) -> Stage:
+        """The stage that takes longest for a micro-batch, timed once."""
         stages = cut.stages
         mesh = stages.tp, stages.cp, stages.pp, stages.chunks, stages.ranks == 1
         key = cut.micro_batch, cut.recompute, cut.again, *mesh
         if key not in self.slowest:
-            on_stage, with_head = self.busiest(cut)
-            self.slowest[key] = on_stage * self.layer(cut).total + with_head
+            layer, head = self.layer(cut), self.head(cut.tokens(self.config.context), stages.tp)
+            layers, last = self.layers(cut)
+            with_head = last * layer.total + head >= layers * layer.total
+            self.slowest[key] = Stage(layer, last, head) if with_head else Stage(layer, layers, 0.0)
         return self.slowest[key]
 
     def layers(self, cut: Cut) -> tuple[int, int]:
@@ -226,19 +241,11 @@ class Clock:
             self.spread[key] = fullest, layers_of(depth, stages, stages.pp - 1)
         return self.spread[key]
 
-    def busiest(self, cut: Cut) -> tuple[int, float]:
-        """Layers of the stage that takes longest, and seconds of the head where it has that."""
-        layer, head = self.layer(cut).total, self.head(cut.tokens(self.config.context), cut.stages.tp)
-        layers, last = self.layers(cut)
-        return (last, head) if last * layer + head >= layers * layer else (layers, 0.0)
-
     def step(self, cut: Cut) -> Step:
         """A whole step, by kind."""
         stages, count = cut.stages, cut.count
-        layer = self.layer(cut)
-        on_stage, with_head = self.busiest(cut)
-        micro = on_stage * layer.total + with_head
-        shown, travels = self.sharding(cut, layer, on_stage)
+        busiest = self.busiest(cut)
+        layer, on_stage, with_head = busiest
         parts = {
             "products": count * on_stage * layer.products,
             "attention": count * on_stage * layer.attention,
@@ -246,38 +253,51 @@ class Clock:
             "head and loss": count * with_head,
             "tp": count * on_stage * layer.tensor,
             "cp": count * on_stage * layer.context,
-            "dp": shown,
-            "pipeline's wait": micro * (stages.pp - 1) / stages.chunks,
+            "dp": self.shown(cut),
+            "pipeline's wait": busiest.seconds * (stages.pp - 1) / stages.chunks,
             "pipeline's sends": self.handing_on(cut),
             "optimizer": self.update(cut),
         }
-        return Step({kind: seconds for kind, seconds in parts.items() if seconds}, travels)
+        return Step({kind: seconds for kind, seconds in parts.items() if seconds}, self.moving(cut))
 
-    def sharding(self, cut: Cut, layer: Layer, layers: int) -> tuple[float, dict[str, float]]:
-        """Seconds a step that gathers of weights and scatters of gradients add, and those that hide, by kind."""
+    def at_least(self, cut: Cut, computing: float) -> float:
+        """Seconds of `step`, or a little less: their sum in another order, of which `computing` is known."""
+        return (computing + self.shown(cut) + self.update(cut)) * (1 - 1e-9)
+
+    def gathers(self, cut: Cut) -> tuple[int, float]:
+        """How often a step goes through the weights, and seconds of a block's second gather in each."""
+        whole = stays_gathered(self.config, cut, self.busiest(cut).layers)
+        return (1, 0.0) if whole else (cut.count, self.way(cut.stages).gather)
+
+    def shown(self, cut: Cut) -> float:
+        """Seconds a step that gathers of weights and scatters of gradients add, as nothing hides them."""
         stages = cut.stages
         if stages.ranks == stages.pp * stages.tp:
-            return 0.0, {}
-        way = self.way(stages)
-        whole = stays_gathered(self.config, cut, layers)
-        turns, again = (1, 0.0) if whole else (cut.count, way.gather)
+            return 0.0
+        way, (turns, again), (layer, layers, _) = self.way(stages), self.gathers(cut), self.busiest(cut)
         behind = layer.computes - layer.forward
         late = max(0.0, way.gather - layer.forward) + max(0.0, again + way.scatter + way.copies - behind)
         waits = self.latency(stages.fsdp) * (3 if again else 2) + 2 * self.latency(stages.dp_replicate)
         packing = way.packs + way.unpacks * (2 if again else 1)
-        shown = turns * (layers * (max(late, waits) + packing) + way.around + way.ends)
+        return turns * (layers * (max(late, waits) + packing) + way.around + way.ends)
+
+    def moving(self, cut: Cut) -> dict[str, float]:
+        """Seconds a step that weights and gradients of blocks take their way, hidden or not, by kind."""
+        if cut.stages.ranks == cut.stages.pp * cut.stages.tp:
+            return {}
+        way, (turns, again), layers = self.way(cut.stages), self.gathers(cut), self.busiest(cut).layers
         travels = {
             "weights gathered": turns * layers * (way.gather + again),
             "gradients scattered": turns * layers * way.scatter,
             "gradients summed over copies": turns * layers * way.copies,
         }
-        return shown, {kind: seconds for kind, seconds in travels.items() if seconds}
+        return {kind: seconds for kind, seconds in travels.items() if seconds}
 
     def shown_at_least(self, cut: Cut, around: float, twice: float, ends: float) -> float:
-        """As `sharding`, or less: a block's weights and gradients go `around`, `twice` with a second gather."""
-        layers = self.busiest(cut)[0]
+        """As `shown`, or less: a block's weights and gradients go `around`, `twice` with a second gather."""
+        layer, layers, _ = self.busiest(cut)
         turns, moved = (1, around) if stays_gathered(self.config, cut, layers) else (cut.count, twice)
-        return turns * (layers * max(0.0, moved - self.layer(cut).computes) + around + ends)
+        return turns * (layers * max(0.0, moved - layer.computes) + around + ends)
 
     def way(self, stages: Layout) -> Way:
         """Of a block, and of the ends: two matrices but where these are one or stages apart."""

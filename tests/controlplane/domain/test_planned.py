@@ -73,6 +73,31 @@ def test_a_gpu_that_nobody_knows_is_planned_by_its_numbers() -> None:
     assert [problem.pointer for problem in caught.value.problems] == ["/compute/gpu_numbers"]
 
 
+@pytest.mark.parametrize("links", [{"link": "roce-200", "node_link": "pcie-4"}, {"link": 25, "node_link": 32.0}])
+def test_a_run_is_planned_with_the_links_that_it_tells_of(links: dict[str, Any]) -> None:
+    run = laid(Cards(), compute={"nodes": 2, **links})
+    assert (run.planned["network_gbs"], run.planned["node_link_gbs"]) == (25, 32)
+    assert run.planned["step"]["seconds"] > laid(Cards(), compute={"nodes": 2}).planned["step"]["seconds"]
+    assert ResolvedRun.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("link", "nvlink-4"),
+        ("link", -1),
+        ("link", True),
+        ("node_link", "ib-ndr"),
+        ("node_link", 1e5),
+        ("node_link", {}),
+    ],
+)
+def test_a_link_that_cannot_be_is_refused_by_its_field(field: str, value: object) -> None:
+    with pytest.raises(InvalidSpec, match="allowed: one of") as caught:
+        asked(compute={field: value})
+    assert [problem.pointer for problem in caught.value.problems] == [f"/compute/{field}"]
+
+
 def test_what_was_given_stays_and_the_rest_is_found() -> None:
     given = {"tp": 2, "recompute": "full", "micro_batch": 2}
     run = laid(Cards(), train=given, checkpoint={"every_steps": 123})

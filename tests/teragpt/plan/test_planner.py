@@ -263,12 +263,25 @@ def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() ->
         ({"gpu": "h100", "gpus": 1 << 40}, "gpus: got 1099511627776"),
         ({"gpu": "h100", "gpus": 8, "nodes": 3}, "nodes: got 3; allowed: a divisor of gpus 8"),
         ({"gpu": "h100", "gpus": 8, "network": "carrier-pigeon"}, "link: got 'carrier-pigeon'; allowed: one of ib-xdr"),
+        ({"gpu": "h100", "gpus": 8, "network": 0}, "link: got 0; allowed: one of ib-xdr"),
+        ({"gpu": "h100", "gpus": 8, "inside": "nvlink-9"}, "node_link: got 'nvlink-9'; allowed: one of nvlink-5"),
+        ({"gpu": "h100", "gpus": 8, "inside": float("nan")}, "node_link: got nan"),
         ({"gpu": "h100", "gpus": 8, "gpu_memory": -1}, "gpu_memory: got -1"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_by_its_field(named: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         cluster_of(**named)
+
+
+def test_links_are_taken_by_generation_or_by_number_and_slower_ones_make_a_slower_plan() -> None:
+    named = cluster_of("h100", 64, network="RoCE-200", inside="nvlink-3")
+    assert (named.network.rate, named.device.link) == (25e9, 300e9)
+    assert cluster_of("h100", 64, network=25, inside="300").device == named.device
+    settings = {"size": "8b", "tp": 8}
+    quick, slow = (plan(settings, cluster_of("h100", 64, network=rate, inside=rate)) for rate in (400, 4))
+    assert quick.best.seconds < slow.best.seconds
+    assert (slow.to_json()["network_gbs"], slow.to_json()["node_link_gbs"]) == (4, 4)
 
 
 @pytest.mark.parametrize(
