@@ -127,7 +127,7 @@ def _unknown_parameter(name: str, known: Sequence[str]) -> FieldProblem:
 def parse(body: bytes) -> Any:
     """The value of a JSON text. Raises Refusal: 400 where it is no JSON, 422 with pointers for values beyond it."""
     try:
-        value = json.loads(body, object_pairs_hook=_object)
+        value = json.loads(body, object_pairs_hook=objects)
     except RecursionError:
         raise Refusal("invalid_json", f"nested deeper than {DEEPEST} levels") from None
     except UnicodeDecodeError as error:
@@ -148,7 +148,8 @@ class Repeated(dict[str, Any]):
     names: tuple[str, ...]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def objects(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object as JSON's reader has found it: Repeated where a key came more than once."""
     made = dict(pairs)
     if len(made) == len(pairs):
         return made

@@ -16,7 +16,8 @@ from controlplane.services import attempts, metrics, runs
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 
-LARGEST = (1 << 63) - 1
+LARGEST, LATEST = (1 << 63) - 1, 1e11
+MOST_POINTS = 5000  # of one report
 EXAMPLE = {"seq": 120, "step": 120, "time": 1795518320.5, "loss": 3.12, "lr": 0.0041, "tokens_per_s": 35120.0}
 NAME = r"[A-Za-z_][A-Za-z0-9_.]{0,63}"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
@@ -51,7 +52,7 @@ class NewPoint(BaseModel):
 
     seq: int = Field(description="Grows with each point of the attempt.", examples=[120], ge=1, le=LARGEST)
     step: int = Field(description="The step.", examples=[120], ge=0, le=LARGEST)
-    time: float = Field(description="When, in seconds since 1970.", examples=[1795518320.5], ge=0, le=1e11)
+    time: float = Field(description="When, in seconds since 1970.", examples=[1795518320.5], ge=0, le=LATEST)
 
 
 class NewPoints(BaseModel):
@@ -60,7 +61,9 @@ class NewPoints(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     attempt: int = Field(description="The attempt that measured them.", examples=[1], ge=1, le=1 << 31)
-    points: list[NewPoint] = Field(description="The points, oldest first.", examples=[[EXAMPLE]], max_length=5000)
+    points: list[NewPoint] = Field(
+        description="The points, oldest first.", examples=[[EXAMPLE]], max_length=MOST_POINTS
+    )
 
 
 class Acknowledged(View):

@@ -7,9 +7,9 @@ document without a word of its trace, which goes to the log.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlplane import tracing
@@ -146,16 +146,15 @@ class Telemetry:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        scope["request_id"] = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["request_id"] = given if GIVEN_ID.fullmatch(given) else os.urandom(16).hex()
         start, status, streams = time.perf_counter(), 0, False
 
         async def named(message: Message) -> None:
             nonlocal status, streams
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = scope["request_id"]
-                headers["x-content-type-options"] = "nosniff"
-                status, streams = message["status"], headers.get("content-type", "").startswith("text/event-stream")
+                status, streams = message["status"], any(map(_streams, message["headers"]))
+                own = [(b"x-request-id", scope["request_id"].encode()), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
         traced = tracing.request(scope["method"], Headers(scope=scope))
@@ -182,6 +181,10 @@ class Telemetry:
         fields = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
         run = scope.get("path_params", {}).get("run")
         log.log(level, "request", extra={**fields, **({"run": run} if run else {}), "request": scope["request_id"]})
+
+
+def _streams(header: tuple[bytes, bytes]) -> bool:
+    return header[0] == b"content-type" and header[1].startswith(b"text/event-stream")
 
 
 def _route(scope: Scope) -> str:

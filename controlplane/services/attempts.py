@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from sqlalchemy import select
@@ -13,12 +15,14 @@ from controlplane.domain.names import token_hash
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.render import render
 from controlplane.services import runs
-from controlplane.services.context import Context
+from controlplane.services.context import Context, Reporter
 from controlplane.services.views import AttemptView, EventView, PodsView, RunView, view_attempt, view_event, view_pod
 from controlplane.store.tables import Attempt, Event, Run
 from controlplane.submission import attempt_of
 
 LARGEST_BATCH = 1000
+MOST_REPORTERS = 8192  # tokens that are remembered
+POD_KNOWN_S = 5.0  # how long a pod's is: its attempt may end, and the cluster take it back
 
 
 def attempts(context: Context, run_id: str) -> list[AttemptView]:
@@ -95,8 +99,30 @@ def authenticate(context: Context, run_id: str, token: str) -> int:
     Raises Unauthorized, also for a pod that no look has shown yet: it asks again. Raises ClusterSilent where nobody can
     say now whose token it is.
     """
-    if token.count(".") == 2:
-        return _attempt_of_pod(context, run_id, token)
+    pods = token.count(".") == 2
+    number = _attempt_of_pod(context, run_id, token) if pods else _attempt_of_own(context, run_id, token)
+    if len(context.reporters) >= MOST_REPORTERS:
+        context.reporters.clear()
+    until = time.monotonic() + POD_KNOWN_S if pods else math.inf
+    context.reporters[token_hash(token)] = Reporter(run_id, number, until)
+    return number
+
+
+def remembered(context: Context, run_id: str, token: str) -> int | None:
+    """As `authenticate`, from what it found before; None where it has to be asked.
+
+    An attempt's own token never changes hands; a pod's is asked for again and again. Who is remembered may be purged.
+    """
+    known = context.reporters.get(token_hash(token))
+    return known.attempt if known and known.run_id == run_id and time.monotonic() < known.until else None
+
+
+def forget(context: Context, token: str) -> None:
+    """Remember this token's attempt no more."""
+    context.reporters.pop(token_hash(token), None)
+
+
+def _attempt_of_own(context: Context, run_id: str, token: str) -> int:
     with context.store.read() as session:
         found = session.execute(
             select(Attempt.run_id, Attempt.number).where(Attempt.token_hash == token_hash(token))

@@ -17,11 +17,9 @@ from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.views import CheckpointsView, CheckpointView, RunView, moment
 from controlplane.store.moves import add_event, get_run
-from controlplane.store.points import newest_seq
+from controlplane.store.points import SAVE, newest_seq
 from controlplane.store.tables import Event, Run
 from controlplane.store.writer import Transaction
-
-SAVE = "save"
 
 
 def checkpoints(context: Context, run_id: str) -> CheckpointsView:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from controlplane.clusters.base import Cluster, Kind
 from controlplane.domain.defaults import RunDefaults
@@ -26,13 +26,22 @@ class Place:
     storage: str
 
 
+class Reporter(NamedTuple):
+    """Who a token is: an attempt of a run, until a moment of `time.monotonic`."""
+
+    run_id: str
+    attempt: int
+    until: float
+
+
 @dataclass(frozen=True)
 class Context:
     """`home` is the data folder, `url` the control plane's as pods reach it, `clock` seconds since the epoch.
 
     `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else, and
     `destinations` those of its notifications; `retention` is how long it keeps what has ended. `further` are the
-    clusters beside `cluster` that runs may name. `laid_out` is what `services.ground` found a moment ago.
+    clusters beside `cluster` that runs may name. `laid_out` is what `services.ground` found a moment ago, `reporters`
+    whom `services.attempts` knows by their tokens' hashes, as run and attempt, and until when.
     """
 
     store: Store
@@ -50,6 +59,7 @@ class Context:
     gpu_price: float = 0.0  # money for an hour of one; 0: unknown
     further: Mapping[str, Place] = field(default_factory=dict[str, Place])
     laid_out: dict[tuple[str, str], LaidOut] = field(default_factory=dict[tuple[str, str], LaidOut], compare=False)
+    reporters: dict[str, Reporter] = field(default_factory=dict[str, "Reporter"], compare=False)
 
     def at(self, cluster: str) -> Context:
         """What holds on the further cluster of this name; the installation's own for any other, such as one taken out.

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Select, String, bindparam, delete, func, or_, select
+from sqlalchemy import Connection, Select, bindparam, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from controlplane.domain.errors import FolderInUse, KeyReused, NameInUse
@@ -23,7 +23,7 @@ from controlplane.domain.spec import RunSpec
 from controlplane.faults import fault
 from controlplane.runfolder import last_claim
 from controlplane.store.moves import FIRST_EVENT, NewAttempt, add_attempts, add_first_events, priority_of
-from controlplane.store.rows import add_rows
+from controlplane.store.rows import add_rows, given, several
 from controlplane.store.tables import IdempotencyKey, Label, Run
 from controlplane.store.writer import Transaction
 
@@ -33,29 +33,18 @@ Answer = tuple[str, dict[str, Any] | None]
 
 
 @lru_cache
-def _of_keys(several: int) -> Select[str, str, str, str]:
+def _of_keys(count: int) -> Select[str, str, str, str]:
     """The keys among so many, of as many askers."""
     key = IdempotencyKey
     wanted = select(key.principal, key.key, key.run_id, key.body_hash)
-    return wanted.where(key.principal.in_(_several("principal", several)), key.key.in_(_several("key", several)))
+    return wanted.where(key.principal.in_(several("principal", count, str)), key.key.in_(several("key", count, str)))
 
 
 @lru_cache
-def _holders(several: int) -> Select[str, str | None, str | None]:
+def _holders(count: int) -> Select[str, str | None, str | None]:
     """The live runs that have one of so many names or folders; a task's "" is nobody's."""
-    name, folder = Run.live_name.in_(_several("name", several)), Run.live_folder.in_(_several("folder", several))
+    name, folder = Run.live_name.in_(several("name", count, str)), Run.live_folder.in_(several("folder", count, str))
     return select(Run.id, Run.live_name, Run.live_folder).where(or_(name, folder))
-
-
-def _several(name: str, several: int) -> list[BindParameter[str]]:
-    """Parameters of their own: SQLAlchemy would write a list's anew each time."""
-    return [bindparam(f"{name}{at}", type_=String()) for at in range(several)]
-
-
-def _given(**lists: Sequence[str]) -> tuple[int, dict[str, str]]:
-    """How many parameters a statement needs for these lists, and their values: few statements serve all lengths."""
-    several = 1 << (max(map(len, lists.values())) - 1).bit_length()
-    return several, {f"{name}{at}": one[at % len(one)] for name, one in lists.items() for at in range(several)}
 
 
 @dataclass(frozen=True)
@@ -129,11 +118,11 @@ class _Taken:
         keys = [request.key for request in requests if request.key is not None]
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         if keys:
-            several, given = _given(principal=sorted({request.principal for request in requests}), key=keys)
-            found = connection.execute(_of_keys(several), given)
+            count, values = given(principal=sorted({request.principal for request in requests}), key=keys)
+            found = connection.execute(_of_keys(count), values)
             self._keys = {(one.principal, one.key): (one.run_id, one.body_hash) for one in found}
-        several, given = _given(name=[one.name for one in requests], folder=[one.folder for one in requests])
-        holders = connection.execute(_holders(several), given).all()
+        count, values = given(name=[one.name for one in requests], folder=[one.folder for one in requests])
+        holders = connection.execute(_holders(count), values).all()
         self._names = {one.live_name: one.id for one in holders}
         self._folders = {one.live_folder: one.id for one in holders if one.live_folder}
 

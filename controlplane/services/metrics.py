@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import Future
+from typing import Any
 
 from sqlalchemy import func, select
 
+from controlplane.domain.errors import NotFound
 from controlplane.faults import fault
 from controlplane.services import runs
 from controlplane.services.checkpoints import requested
 from controlplane.services.context import Context
 from controlplane.services.sketches import sketched
 from controlplane.store.history import PLACE, drawn, points_of
-from controlplane.store.points import add_points, newest_seq
+from controlplane.store.points import Heard, Report, add_reports, newest_seq
 from controlplane.store.tables import MetricBlock, MetricPoint
-from controlplane.store.writer import Transaction
+from controlplane.tracing import span
 
 SHAPE_KEYS = ("loss", "val_loss")  # whose extremes a thinned curve keeps, where no keys were asked for
 LARGEST_BATCH = 5000
-
-
-class Heard(NamedTuple):
-    """What a trainer is told of its points: the highest `seq` stored, and the number of the newest wish to `save`."""
-
-    seq: int
-    save: int
 
 
 def add_metrics(context: Context, run_id: str, attempt: int, points: Sequence[Mapping[str, Any]]) -> Heard:
@@ -36,13 +31,21 @@ def add_metrics(context: Context, run_id: str, attempt: int, points: Sequence[Ma
     if not points:
         with context.store.read() as session:
             return Heard(newest_seq(session, run_id, attempt), requested(session, run_id, attempt))
+    with span("store write"):
+        (heard,) = add_all(context, [Report(run_id, attempt, points)]).result()
+    return acknowledged(heard)
 
-    def job(transaction: Transaction) -> Heard:
-        newest = add_points(transaction, run_id, attempt, points)
-        return Heard(newest, requested(transaction.session, run_id, attempt))
 
-    heard = context.store.write(job)
+def add_all(context: Context, reports: Sequence[Report]) -> Future[list[Heard | NotFound]]:
+    """As `add_metrics`, of several reports that all have points, to be waited for."""
+    return context.store.together(add_reports, reports)
+
+
+def acknowledged(heard: Heard | NotFound) -> Heard:
+    """What its trainer may be told of a report that `add_all` has stored. Raises NotFound."""
     fault("points stored")
+    if isinstance(heard, NotFound):
+        raise heard
     return heard
 
 

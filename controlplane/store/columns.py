@@ -59,8 +59,8 @@ def prose() -> Text:
 
 
 def json_value() -> JSON:
-    """Anything that JSON can say."""
-    return JSON().with_variant(_JsonText(), POSTGRES)
+    """Anything that JSON can say; None is a null of the database's own."""
+    return JSON(none_as_null=True).with_variant(_JsonText(), POSTGRES)
 
 
 class Seen(FunctionElement[Any]):

@@ -1,8 +1,9 @@
 """The one writer: a thread that takes whatever writes are waiting and commits them together.
 
-One fsync serves them all, and within this process no write waits for a lock. Each write has a savepoint of its own, so
-one that fails takes nothing of the others with it. Writes of one kind may be done together (`Writer.together`), which
-then costs little more than one of them. Callers block until their write is durable. It knows no table.
+One fsync serves them all, and within this process no write waits for a lock. Where several kinds of writes meet, each
+has a savepoint of its own, so one that fails takes nothing of the others with it. Writes of one kind may be done
+together (`Writer.together`), which then costs little more than one of them. Callers block until their write is durable.
+It knows no table.
 
 Other processes may write too, where several share the store. A write that met theirs is done again, on what they left:
 so a write says all it does in its function, and may be called more than once.
@@ -144,17 +145,26 @@ class Writer:
             group.append(job)
         return group, True
 
-    def _commit(self, group: list[_Job], tries: int = TRIES) -> None:
-        """Run the group's writes and commit them; then answer each caller."""
+    def _commit(self, group: list[_Job], tries: int = TRIES, *, guarded: bool = False) -> None:
+        """Run the group's writes and commit them; then answer each caller.
+
+        Writes of one kind are `guarded` by a savepoint, which costs as much as they do, only once they have failed.
+        """
         if not group:
             return
         answers: _Answers = []
+        jobs = _joined(group)
         try:
             with self._engine.begin() as connection:
-                for job in _joined(group):
-                    answers += _run(connection, job)
+                if len(jobs) == 1 and not guarded:
+                    answers = _run_alone(connection, jobs[0])
+                else:
+                    answers = [answer for job in jobs for answer in _run(connection, job)]
                 self._announce(connection, [transaction for _, _, transaction in answers])
                 fault("write begun")
+        except _Spoilt:
+            self._commit(group, tries, guarded=True)
+            return
         except Exception as error:  # noqa: BLE001 - whatever it was, every caller must hear of it
             left = [job for job in group if not job.done[0].done()]
             if tries > 1 and _met(error):
@@ -197,6 +207,25 @@ def _joined(group: Sequence[_Job]) -> list[_Job]:
         for jobs in kinds.values()
         for write in [jobs[0].write]
     ]
+
+
+class _Spoilt(Exception):
+    """A write has failed that had no savepoint: nothing of its transaction may stay."""
+
+
+def _run_alone(connection: Connection, job: _Job) -> _Answers:
+    """The only job of a transaction. Raises _Spoilt where a write of it fails."""
+    with Session(connection, join_transaction_mode="rollback_only", expire_on_commit=False) as session:
+        transaction = Transaction(session)
+        try:
+            results = job.write(transaction, job.of)
+            session.flush()
+        except AWAY:
+            raise
+        except Exception as error:
+            raise _Spoilt from error
+        session.commit()
+    return [(done, result, transaction) for done, result in zip(job.done, results, strict=True)]
 
 
 def _run(connection: Connection, job: _Job, tries: int = TRIES) -> _Answers:

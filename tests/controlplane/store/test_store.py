@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, func, inspect, select, text
+from sqlalchemy import event, func, inspect, select, text, update
 
 from controlplane.domain.errors import FolderLocked, NetworkFolder, NewerStore, StoreUnavailable
 from controlplane.domain.spec import parse_spec
@@ -192,6 +193,35 @@ def test_a_write_that_fails_takes_nothing_of_the_others_with_it(store: Store) ->
         assert good.result() == 1
     with store.read() as session:
         assert session.scalars(text("SELECT n FROM counted")).all() == [1]
+
+
+def test_of_writes_done_together_one_that_fails_half_way_leaves_nothing_and_the_others_all(
+    store: Store, context: Context
+) -> None:
+    """Alone in its transaction, a kind of writes has no savepoint until one of them has failed."""
+    run = runs.create_run(context, parse_spec({"size": "tiny", "name": "first"}))[0].id
+    told: list[tuple[bool, int]] = []
+
+    def rename(transaction: Transaction, names: Sequence[str]) -> list[str]:
+        told.append((transaction.session.connection().in_nested_transaction(), len(names)))
+        for name in names:
+            transaction.session.execute(update(Run).where(Run.id == run).values(name=name))
+            if name == "bad":
+                raise ValueError(name)
+            transaction.session.execute(update(Run).where(Run.id == run).values(notes=name))
+        return [name.upper() for name in names]
+
+    assert store.together(rename, "zero").result() == "ZERO"
+    assert told == [(False, 1)]
+    with store._writer._busy:
+        done = [store.together(rename, name) for name in ("one", "bad", "two")]
+    assert (done[0].result(), done[2].result()) == ("ONE", "TWO")
+    with pytest.raises(ValueError, match="bad"):
+        done[1].result()
+    found = runs.get(context, run)
+    assert (found.name, found.notes) == ("two", "two")
+    assert not told[1][0]
+    assert (True, 1) in told
 
 
 @ON_SQLITE
