@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from teragpt.activations import micro_batch
+from teragpt.rope import scaling
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, padded, recipe
 
 EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corpus
@@ -81,6 +82,9 @@ class Config:
     num_tokens: int = setting(0, "Vocabulary; padded to a multiple of 128 inside the model.", low=2, high=1 << 22)
     tied: bool = setting(default=False, help="Whether the output is a linear over the embedding's weight.")
     rope_theta: float = setting(0.0, "Base of the rotary position embedding.", low=1.0, high=1e9)
+    rope_scaling: str = setting(
+        "", "How rotary frequencies are scaled for longer texts, as llama3:factor=8,...; empty: not at all."
+    )
     norm_eps: float = setting(1e-6, "Added to the mean square in every RMSNorm.", low=1e-12, high=1e-2)
 
     data: str = setting(
@@ -290,6 +294,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         yield Problem(
             "tokens", given["tokens"], f"{config.tokens}, which {config.steps} steps take; give one of the two"
         )
+    yield from rope_misfits(config)
     yield from mesh_misfits(config, blame)
     yield from precision_misfits(config, blame)
     yield from recompute_misfits(config, blame)
@@ -301,6 +306,14 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         module, _, attribute = getattr(config, name).partition(":")
         if not (module and attribute):
             yield Problem(name, getattr(config, name), "module:attribute")
+
+
+def rope_misfits(config: Config) -> Iterable[Problem]:
+    """What is wrong with how rotary frequencies are scaled."""
+    try:
+        scaling(config.rope_scaling)
+    except ValueError as error:
+        yield Problem("rope_scaling", config.rope_scaling, str(error))
 
 
 def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:

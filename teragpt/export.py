@@ -19,6 +19,7 @@ from teragpt.checkpoint import Checkpoint
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.generate import Sampling
 from teragpt.parallel import build_model, load_attribute
+from teragpt.rope import ORIGINAL, scaling
 from teragpt.storage import appearing, folder_at
 from teragpt.tokenizer import Tokenizer
 from teragpt.trained import describe, read
@@ -157,7 +158,7 @@ def configuration(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **rope_of(config),
         "tie_word_embeddings": config.tied,
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -169,6 +170,17 @@ def configuration(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": tokenizer.end,
     }
+
+
+def rope_of(config: Config) -> dict[str, Any]:
+    """How positions turn: what transformers 5 reads and, where they are scaled, what 4 reads."""
+    found, base = scaling(config.rope_scaling), {"rope_theta": config.rope_theta}
+    if found is None:
+        return {"rope_parameters": {"rope_type": "default", **base}}
+    said: dict[str, Any] = {"rope_type": found.kind, **found.numbers}
+    if ORIGINAL in said:
+        said[ORIGINAL] = int(found.numbers[ORIGINAL])
+    return {"rope_parameters": {**said, **base}, "rope_scaling": said}
 
 
 def generation(tokenizer: Tokenizer) -> dict[str, Any]:

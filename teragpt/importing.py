@@ -23,19 +23,26 @@ from teragpt.config import Config, ConfigError, Problem, resolve
 from teragpt.export import KINDS, configuration, exported, rows
 from teragpt.optim import MOMENTS
 from teragpt.parallel import build_model, load_attribute
+from teragpt.rope import ORIGINAL, SCALINGS, checked
 from teragpt.sizes import TINY
 from teragpt.storage import Disk, appearing
 from teragpt.tokenizer import Tokenizer
 
 FREE = {  # keys of config.json that change no weight and no result
     "bos_token_id", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout",
-    "max_position_embeddings", "eos_token_id", "rope_theta", "rope_parameters",
+    "max_position_embeddings", "eos_token_id", "rope_theta", "rope_parameters", "rope_scaling",
 }  # fmt: skip
 UNKNOWN = {  # keys that change results where they are on, and what this model has instead
     "use_sliding_window": "none: attention here is full",
     "quantization_config": "none: weights have to be floating-point numbers",
 }
 ROPE = ("rope_type", "type", "rope_theta")  # of rotary positions; `type` is the older name
+AS_EVER = {"partial_rotary_factor": 1, "truncate": True}  # what may be said of them where it changes nothing
+ROPES = "rotary positions of rope_type 'default', 'linear', 'llama3' or 'yarn', over the whole head"
+OTHER_ROPES = {
+    "dynamic": "its angles change with the length of what is read, so that keys could not be kept",
+    "longrope": "its frequencies are two lists, for short texts and for long ones",
+}
 DIFFERENT = {  # what else would have to be the same
     "MistralForCausalLM": "its attention may see a window of tokens alone",
     "Qwen2ForCausalLM": "its attention adds biases to queries, keys and values",
@@ -45,7 +52,9 @@ DIFFERENT = {  # what else would have to be the same
 OURS = "RMSNorm, rotary positions, a feed-forward gated by SiLU, and no biases"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # which fp32 holds to the bit
 NAMED = 3  # of many weights, that an error names
-SHAPE = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "norm_eps", "model")
+SHAPE = (
+    "dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "rope_scaling", "norm_eps", "model"
+)  # fmt: skip
 SETTINGS = "model.json"  # those of the model, for `teragpt.train --config`
 INDEX = "model.safetensors.index.json"
 
@@ -104,7 +113,8 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     if own not in {None, width}:
         allowed = f"{width}, which is hidden_size / num_attention_heads: a head here has no width of its own"
         raise ConfigError([Problem("head_dim", own, allowed)])
-    theta = rope_base(said)
+    theta, scaled = rope_of(said)
+    longest = said.get("max_position_embeddings")
     try:
         config = resolve(
             {
@@ -118,7 +128,9 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
                 "num_tokens": said["vocab_size"],
                 "tied": said.get("tie_word_embeddings", False),
                 "rope_theta": theta,
+                "rope_scaling": scaled,
                 "norm_eps": said["rms_norm_eps"],
+                **({} if longest is None else {"context": longest}),
             }
         )
     except KeyError as error:
@@ -140,28 +152,51 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     return config
 
 
-def rope_base(said: Mapping[str, Any]) -> float:
-    """The base of the rotary positions, which have to be plain ones. Raises ConfigError."""
+def rope_of(said: Mapping[str, Any]) -> tuple[float, str]:
+    """The base of the rotary positions, and how they are scaled. Raises ConfigError."""
     problems: list[Problem] = []
     bases = [said["rope_theta"]] if "rope_theta" in said else []
+    found: dict[str, str] = {}
     for name in ("rope_parameters", "rope_scaling"):
         if not (rope := said.get(name)):
             continue
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-        other = isinstance(rope, dict) and any(value not in (None, 1) for key, value in rope.items() if key not in ROPE)
-        if kind != "default" or other:
-            problems.append(
-                Problem(name, rope, "rotary positions of rope_type 'default', over the whole head, unscaled")
-            )
-        elif "rope_theta" in rope:
+        try:
+            found[name] = scaling_of(rope, said.get("max_position_embeddings"))
+        except ValueError as error:
+            problems.append(Problem(name, rope, str(error)))
+            continue
+        if "rope_theta" in rope:
             bases.append(rope["rope_theta"])
+    if len(found) > 1 and found["rope_parameters"] not in {"", found["rope_scaling"]}:
+        problems.append(Problem("rope_scaling", said["rope_scaling"], "the same as rope_parameters, or nothing"))
     if said.get("partial_rotary_factor") not in (None, 1):
         problems.append(Problem("partial_rotary_factor", said["partial_rotary_factor"], "1: the whole head is turned"))
     if any(isinstance(base, bool) or not isinstance(base, int | float) for base in bases) or len(set(bases)) > 1:
         problems.append(Problem("rope_theta", bases, "one number"))
     if problems:
         raise ConfigError(problems)
-    return float(bases[0]) if bases else 10_000.0
+    return float(bases[0]) if bases else 10_000.0, found.get("rope_scaling") or found.get("rope_parameters", "")
+
+
+def scaling_of(rope: object, context: object) -> str:
+    """The scaling that a `rope_parameters` says, as rope.py has it, of a model of so many positions.
+
+    Raises ValueError that says what is allowed.
+    """
+    if not isinstance(rope, dict):
+        raise ValueError(ROPES)  # noqa: TRY004 - its caller names the field
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    numbers = {key: one for key, one in rope.items() if key not in ROPE and one not in (None, AS_EVER.get(key))}
+    if kind not in {"default", *SCALINGS} or (kind == "default" and numbers.keys() - {"factor", ORIGINAL}):
+        raise ValueError(f"{ROPES} ({OTHER_ROPES[kind]})" if kind in OTHER_ROPES else ROPES)
+    if kind == "default":
+        return ""
+    if ORIGINAL in SCALINGS[kind].needed:
+        numbers.setdefault(ORIGINAL, context)
+    wrong = [name for name, one in numbers.items() if isinstance(one, bool) or not isinstance(one, int | float)]
+    if wrong:
+        raise ValueError(f"numbers, as which {', '.join(wrong)} cannot be read")
+    return str(checked(kind, numbers))
 
 
 def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, project, rms_norm, rotary, swiglu
+from teragpt.rope import scaling
 from teragpt.sizes import padded
 
 Rope = tuple[Tensor, Tensor]
@@ -89,10 +90,11 @@ class TeraGPT(nn.Module):
     """A GPT of `depth` blocks of width `dim` over a vocabulary of `num_tokens` (padded inside to a multiple of 128).
 
     `kv_heads` defaults to `heads`, `ffn` to 8/3 of `dim` in multiples of 128; `tied` models have no head of their
-    own. `dtype` is what activations are computed in; parameters keep the dtype that they are made with.
+    own; `rope_scaling` is a text of rope.py's. `dtype` is what activations are computed in; parameters keep the dtype
+    that they are made with.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a shape
         self,
         dim: int,
         depth: int,
@@ -103,6 +105,7 @@ class TeraGPT(nn.Module):
         ffn: int | None = None,
         tied: bool = False,
         rope_theta: float = 10_000.0,
+        rope_scaling: str = "",
         norm_eps: float = 1e-6,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -112,7 +115,7 @@ class TeraGPT(nn.Module):
             raise ValueError(f"heads: got {heads}; allowed: a divisor of dim {dim}, a multiple of kv_heads {kv_heads}")
         ffn = ffn or padded(8 * dim // 3)
         self.num_tokens, self.depth, self.head_dim, self.rope_theta = num_tokens, depth, dim // heads, rope_theta
-        self.dtype = dtype
+        self.dtype, self.rope_scaling = dtype, scaling(rope_scaling)
         self.embed_tokens = nn.Embedding(padded(num_tokens), dim)
         self.layers = nn.ModuleList(Block(dim, heads, kv_heads, ffn, norm_eps) for _ in range(depth))
         self.norm = Norm(dim, norm_eps)
@@ -128,7 +131,7 @@ class TeraGPT(nn.Module):
             positions = torch.arange(ids.size(1), device=ids.device)
         x = self.embed_tokens(ids)
         x = x.to(self.dtype or x.dtype)
-        rope = rotary(positions, self.head_dim, self.rope_theta, x.dtype)
+        rope = rotary(positions, self.head_dim, self.rope_theta, x.dtype, self.rope_scaling)
         for block in self.layers:
             x = block(x, rope)
         x = self.norm(x)

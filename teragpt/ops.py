@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from teragpt.collectives import Group, all_reduce
+from teragpt.rope import ORIGINAL, Scaling
 
 if TYPE_CHECKING or torch.cuda.is_available():  # Triton takes its time to import
     from teragpt import kernels
@@ -158,12 +159,46 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normal
 
 
-def rotary(positions: Tensor, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary(
+    positions: Tensor, width: int, theta: float, dtype: torch.dtype, scaling: Scaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines (T, 1, K/2) of the rotary embedding at positions (T) (Su et al. 2021)."""
     wide = torch.promote_types(dtype, torch.float32)
     frequencies = theta ** -(torch.arange(0, width, 2, device=positions.device, dtype=wide) / width)
-    angles = torch.outer(positions.to(wide), frequencies).unsqueeze(1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = torch.outer(positions.to(wide), scaled(frequencies, theta, scaling) if scaling else frequencies)
+    cos, sin = angles.unsqueeze(1).cos(), angles.unsqueeze(1).sin()
+    if scaling and scaling.strength != 1:
+        cos, sin = cos * scaling.strength, sin * scaling.strength
+    return cos.to(dtype), sin.to(dtype)
+
+
+def scaled(frequencies: Tensor, theta: float, scaling: Scaling) -> Tensor:
+    """Frequencies (K/2) of a base, each as fast as it was or up to `factor` times as slow."""
+    numbers, factor = scaling.numbers, scaling.numbers["factor"]
+    if scaling.kind == "linear":
+        return frequencies / factor
+    if scaling.kind == "llama3":  # what turns often in an original context stays
+        low, turns = numbers["low_freq_factor"], numbers[ORIGINAL] * frequencies / (2 * math.pi)
+        kept = ((turns - low) / (numbers["high_freq_factor"] - low)).clamp(0, 1)
+    else:
+        first, last = yarn_places(len(frequencies), theta, scaling)
+        kept = 1 - ((frequencies.new_ones(len(frequencies)).cumsum(0) - 1 - first) / (last - first or 0.001)).clamp(
+            0, 1
+        )
+    return frequencies * (kept + (1 - kept) / factor)
+
+
+def yarn_places(pairs: int, theta: float, scaling: Scaling) -> tuple[int, int]:
+    """The first of so many frequencies that does not stay as it is with yarn, and the one after which all are slower.
+
+    By how often each turns in an original context, in the measure of the places of frequencies.
+    """
+
+    def place(turns: float) -> float:
+        return pairs * math.log(scaling.numbers[ORIGINAL] / (turns * 2 * math.pi)) / math.log(theta)
+
+    first, last = place(scaling.numbers.get("beta_fast", 32)), place(scaling.numbers.get("beta_slow", 1))
+    return max(math.floor(first), 0), min(math.ceil(last), 2 * pairs - 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: to
             rope_theta=config.rope_theta,
             norm_eps=config.norm_eps,
             dtype=dtype,
+            **({"rope_scaling": config.rope_scaling} if config.rope_scaling else {}),  # a model may know of none
         )
 
 

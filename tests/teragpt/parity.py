@@ -49,6 +49,7 @@ SAME = {
     "precision",
     "steps",
     "model",
+    "rope_scaling",
 }  # settings that a cell shares with the cell of one rank
 SHAPE = {
     "dim": 64, "depth": 2, "heads": 4, "kv_heads": 2, "ffn": 64, "context": 32, "global_batch_tokens": 256,

@@ -46,9 +46,16 @@ def test_an_imported_model_is_exported_bit_by_bit_and_trained_on(model: Path, tm
         ),
         ({"head_dim": 128}, "head_dim: got 128; allowed: 16, which is hidden_size / num_attention_heads"),
         ({"attention_bias": True}, "attention_bias: got True; allowed: False"),
+        ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "rope_scaling: got .*allowed: factor of 1 or more"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: got .*allowed: with yarn factor, original_max"),
+        ({"rope_scaling": {"type": "yarn", "factor": "4"}}, "rope_scaling: got .*allowed: numbers, as which factor"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling: got .*its angles change with the length"),
         (
-            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-            "rope_scaling: got .*allowed: rotary positions of rope_type",
+            {
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+                "rope_scaling": {"type": "linear", "factor": 3.0},
+            },
+            "rope_scaling: got .*allowed: the same as rope_parameters",
         ),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters: got .*whole head"),
         ({"rope_parameters": [1]}, "rope_parameters: got .*whole head"),

@@ -21,6 +21,11 @@ from tests.teragpt import ranks
 from tests.teragpt.parity import Cell, compute, difference
 
 PROMPT = "def main("
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,47 @@ def test_what_is_imported_says_the_same_and_leaves_as_it_came(theirs: Path, run:
     assert drawn == expected.tolist()[: len(drawn)]
 
 
+@pytest.mark.parametrize(
+    "rope", [LLAMA3, {"rope_type": "linear", "factor": 2.5}, YARN, {**YARN, "attention_factor": 0.8, "beta_fast": 8.0}]
+)
+@pytest.mark.parametrize("qwen", [False, True])
+def test_scaled_rotary_positions_are_transformers_own(
+    theirs: Path, tmp_path: Path, rope: dict[str, Any], qwen: bool
+) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3ForCausalLM
+
+    folder = Path(shutil.copytree(theirs, tmp_path / "theirs"))
+    if qwen:
+        shape: dict[str, Any] = LlamaConfig.from_pretrained(theirs).to_dict()
+        dropped = {"architectures", "model_type", "mlp_bias", "rope_parameters", "transformers_version"}
+        shape = {name: value for name, value in shape.items() if name not in dropped}
+        Qwen3ForCausalLM(Qwen3Config(**shape)).save_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text("utf-8"))
+    said["rope_parameters"] = {**rope, "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps(said), "utf-8")
+    run = import_model(folder, tmp_path / "run")
+    again = export(run, tmp_path / "again")
+    one, other = (load_file(place / "model.safetensors") for place in (folder, again))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    sampler = Sampler(str(run))
+    ids = torch.randint(0, 2048, (1, 60), generator=torch.Generator().manual_seed(0))  # longer than 16
+    with torch.inference_mode():
+        ours = sampler.model(ids)
+        for place in (folder, again):
+            reference: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+            assert (ours - reference(ids).logits).abs().max() <= 1e-4
+            assert reference.config.max_position_embeddings == 64
+        plain: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+        )
+        assert (ours - plain(ids).logits).abs().max() > 1e-2
+    del said["rope_parameters"]  # as transformers 4 wrote it
+    said |= {"rope_theta": 1e4, "rope_scaling": {"type": rope["rope_type"], **rope}}
+    (folder / "config.json").write_text(json.dumps(said), "utf-8")
+    older = import_model(folder, tmp_path / "older")
+    assert (older / "model.json").read_bytes() == (run / "model.json").read_bytes()
+
+
 def test_an_imported_model_is_trained_on(run: Path, tmp_path: Path) -> None:
     shape = json.loads((run / "model.json").read_text("utf-8"))
     assert shape["model"] == LLAMA.model
@@ -79,6 +125,7 @@ def test_an_imported_model_is_trained_on(run: Path, tmp_path: Path) -> None:
 def test_every_mesh_has_one_ranks_gradients(tmp_path: Path) -> None:
     settings = {"model": LLAMA.model, "tied": False, "recompute": "selective", "precision": "fp64"}
     meshes: list[dict[str, int]] = [{"tp": 2}, {"cp": 2}, {"pp": 2}]
+    settings |= {"rope_scaling": "yarn:factor=4,original_max_position_embeddings=8"}  # what scales the angles too
     cells = [Cell(2, mesh, settings) for mesh in meshes]
     found = compute([cells[0].model, *cells], tmp_path)
     for cell in cells:
@@ -88,7 +135,11 @@ def test_every_mesh_has_one_ranks_gradients(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}}, "rope_parameters: got "),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters: got .*with llama3 factor, low"),
+        (
+            {"rope_parameters": {**LLAMA3, "low_freq_factor": 4.0}},
+            "rope_parameters: got .*allowed: a low_freq_factor below high_freq_factor",
+        ),
         ({"attention_bias": True}, "attention_bias: got True; allowed: False"),
         ({"mlp_bias": True}, "mlp_bias: got True; allowed: False"),
     ],
