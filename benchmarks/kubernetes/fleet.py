@@ -96,8 +96,8 @@ class Fleet:
 
     def flip(self, name: str, *, running: bool) -> None:
         """Have a pod's container run, or start."""
-        state = {"running": {"startedAt": _now()}} if running else {"waiting": {"reason": "ContainerCreating"}}
-        self._server.call("PATCH", f"{PODS}/{name}/status", {"status": {"containerStatuses": [_container(state)]}})
+        state = {"running": {"startedAt": now()}} if running else {"waiting": {"reason": "ContainerCreating"}}
+        self._server.call("PATCH", f"{PODS}/{name}/status", {"status": {"containerStatuses": [container(state)]}})
 
     def close(self) -> None:
         """Stop. What is there stays."""
@@ -130,37 +130,15 @@ class Fleet:
 
     def _operate(self, job: Any) -> None:
         """Make the object's pods, and have them run."""
-        roles = job["spec"]["pytorchReplicaSpecs"]
-        wanted = [(role.lower(), number) for role, spec in roles.items() for number in range(spec.get("replicas", 1))]
-        templates = {role.lower(): spec["template"] for role, spec in roles.items()}
-        self.names += self._pool.map(lambda one: self._run(job, one[0], one[1], templates[one[0]]), wanted)
+        self.names += self._pool.map(self._run, pods_of(job))
         self._had.add(job["metadata"]["uid"])
 
-    def _run(self, job: Any, role: str, number: int, template: Any) -> str:
-        metadata = job["metadata"]
-        owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": metadata["name"], "uid": metadata["uid"]}
-        name = f"{metadata['name']}-{role}-{number}"
-        about = {
-            "name": name,
-            "labels": {**(template.get("metadata") or {}).get("labels", {}), ROLE: role, INDEX: str(number)},
-            "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
-        }
-        spec = copy.deepcopy(template["spec"]) | {"restartPolicy": "Never", "nodeName": self._node(name)}
-        self._server.call("POST", PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": about, "spec": spec})
-        kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
-        status = {
-            "phase": "Running",
-            "conditions": [{"type": kind, "status": "True", "lastTransitionTime": _now()} for kind in kinds],
-            "hostIP": "127.0.0.1",
-            "podIPs": [{"ip": "10.0.0.1"}],
-            "startTime": _now(),
-            "containerStatuses": [_container({"running": {"startedAt": _now()}})],
-        }
+    def _run(self, pod: Any) -> str:
+        name, status = str(pod["metadata"]["name"]), pod.pop("status")
+        pod["spec"]["nodeName"] = self._nodes[hash(name) % len(self._nodes)]
+        self._server.call("POST", PODS, pod)
         self._server.call("PATCH", f"{PODS}/{name}/status", {"status": status})
         return name
-
-    def _node(self, name: str) -> str:
-        return self._nodes[hash(name) % len(self._nodes)]
 
     def _collect(self, job: Any) -> None:
         """Foreground deletion: its pods first."""
@@ -171,11 +149,42 @@ class Fleet:
         self._server.call("PATCH", f"{JOBS}/{name}", {"metadata": {"finalizers": None}})
 
 
+def pods_of(job: Any) -> Iterator[dict[str, Any]]:
+    """The pods that the operator makes of a job, as they are when they run."""
+    metadata = job["metadata"]
+    owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": metadata["name"], "uid": metadata["uid"]}
+    kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+    for role, spec in job["spec"]["pytorchReplicaSpecs"].items():
+        template = spec["template"]
+        for number in range(spec.get("replicas", 1)):
+            labels = {**(template.get("metadata") or {}).get("labels", {}), ROLE: role.lower(), INDEX: str(number)}
+            name = f"{metadata['name']}-{role.lower()}-{number}"
+            yield {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "labels": labels,
+                    "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
+                },
+                "spec": copy.deepcopy(template["spec"]) | {"restartPolicy": "Never", "nodeName": f"node-{name[-20:]}"},
+                "status": {
+                    "phase": "Running",
+                    "conditions": [{"type": kind, "status": "True", "lastTransitionTime": now()} for kind in kinds],
+                    "hostIP": "127.0.0.1",
+                    "podIPs": [{"ip": "10.0.0.1"}],
+                    "startTime": now(),
+                    "containerStatuses": [container({"running": {"startedAt": now()}})],
+                },
+            }
+
+
 def _owner(pod: Any) -> str:
     return str(pod["metadata"]["ownerReferences"][0]["uid"])
 
 
-def _container(state: Any) -> dict[str, Any]:
+def container(state: Any) -> dict[str, Any]:
+    """A container's status."""
     digest = f"sha256:{'0' * 64}"
     return {
         "name": "pytorch",
@@ -195,7 +204,8 @@ def _lines() -> Iterator[bytes]:
         yield f"{stamp} rank 0 of the fleet says line {number}\n".encode()
 
 
-def _now() -> str:
+def now() -> str:
+    """As Kubernetes writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -1,7 +1,8 @@
 """What watching many pods costs, and how soon what happens to them is stored.
 
-`python -m benchmarks.kubernetes.pods [PODS [NODES [SECONDS]]]` starts an etcd and a kube-apiserver of its own (built
-for tests/cluster where they are not there yet), with nodes and pods that nobody runs, and a control plane beside them.
+`python -m benchmarks.kubernetes.pods [PODS [NODES [SECONDS]]] [--stand-in]` starts an etcd and a kube-apiserver of its
+own (built for tests/cluster where they are not there yet), with nodes and pods that nobody runs, and a control plane
+beside them; or, for more pods than the machine has room for, a process that stands in for both (`standin.py`).
 Runs of NODES (64) pods are asked for until PODS (2,000) run; it then measures, each for SECONDS (60):
 
 - at rest: percent of a core (limit 1; `idle` is that before there were any), and bytes a pod of resident memory over
@@ -12,6 +13,7 @@ Runs of NODES (64) pods are asked for until PODS (2,000) run; it then measures, 
 - after `kill -9` of the API server, whose successor knows no version that was watched: seconds until everything is
   listed (5), and the longest that the control plane's own API took to answer meanwhile.
 
+At rest means that what pods wrote at their start was read, twice: logs are asked for no more than they ever are.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from argparse import ArgumentParser
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +40,7 @@ import psutil
 
 from benchmarks.controlplane.plane import tell
 from benchmarks.kubernetes.fleet import AT_ONCE, Fleet
+from benchmarks.kubernetes.standin import StandIn
 from tests.cluster.chaos.api import JOBS, NAMESPACE, Server, config
 from tests.cluster.plane import Plane, until
 
@@ -50,6 +54,7 @@ LIMITS = {
 EVENTS_A_SECOND = 200
 SEQUENCE = 256  # tokens of the tiny size, one for each rank
 SETTLE_S, LONGEST_S = 20.0, 1800.0
+AT_REST = 5.0  # reads of logs a second, at most
 LISTED = re.compile(r'msg="\S+/pods: (\d+) listed anew within ([\d.]+) s')
 STORED = "SELECT pods FROM attempts WHERE finished_at IS NULL"
 
@@ -59,8 +64,9 @@ class Site:
     """The parts."""
 
     home: Path
-    server: Server
-    fleet: Fleet
+    fleet: Fleet | StandIn
+    jobs: Callable[[], list[Any]]
+    forget: Callable[[], None]
     plane: Plane
     process: psutil.Process
 
@@ -76,6 +82,16 @@ class Site:
             return running == want or None
 
         until(there, LONGEST_S, self.plane.log.read_text)
+
+    def settle(self) -> None:
+        """Wait until logs are read no more often than they ever are."""
+
+        def rests() -> bool | None:
+            before = self.fleet.reads
+            time.sleep(SETTLE_S)
+            return self.fleet.reads - before < AT_REST * SETTLE_S or None
+
+        until(rests, LONGEST_S)
 
     def stored(self) -> list[dict[str, Any]]:
         """The pods of live attempts, as the control plane's database has them."""
@@ -98,18 +114,38 @@ class Site:
 def opened(folder: Path, pods: int) -> Generator[Site]:
     """An API server, a fleet and a control plane in `folder`, all of which end with this."""
     with closing(Server(folder)) as server, closing(Fleet(server, folder / "pki", pods)) as fleet:
-        kubeconfig, home = folder / "config", folder / "home"
-        authority = folder / "pki/ca.crt"
-        kubeconfig.write_text(json.dumps(config(f"https://{server.address}", server.token, authority)))
-        settings = {"cluster": "kubernetes", "kubeconfig": str(kubeconfig), "storage": "s3://runs"}
-        plane = Plane(home, "127.0.0.1", {**settings, "namespace": NAMESPACE, "require_token": "true"})
-        try:
-            yield Site(home, server, fleet, plane, psutil.Process(plane.process.pid))
-        except BaseException:
-            tell(plane.log.read_text()[-3000:])
-            raise
-        finally:
-            plane.stop()
+
+        def forget() -> None:
+            server.kill("kube-apiserver")
+            server.history(server.revision())  # leaves a revision behind that no watch has seen
+            server.revive()
+
+        known = config(f"https://{server.address}", server.token, folder / "pki/ca.crt")
+        with beside(folder, known) as (home, plane):
+            yield Site(home, fleet, lambda: server.items(JOBS), forget, plane, psutil.Process(plane.process.pid))
+
+
+@contextmanager
+def standing_in(folder: Path) -> Generator[Site]:
+    """The same with a stand-in for everything but the control plane."""
+    with closing(StandIn()) as fleet, beside(folder, config(fleet.url, "any")) as (home, plane):
+        yield Site(home, fleet, fleet.jobs, fleet.forget, plane, psutil.Process(plane.process.pid))
+
+
+@contextmanager
+def beside(folder: Path, known: dict[str, Any]) -> Generator[tuple[Path, Plane]]:
+    """A control plane of that kubeconfig, and where it has its data."""
+    kubeconfig, home = folder / "config", folder / "home"
+    kubeconfig.write_text(json.dumps(known))
+    settings = {"cluster": "kubernetes", "kubeconfig": str(kubeconfig), "storage": "s3://runs"}
+    plane = Plane(home, "127.0.0.1", {**settings, "namespace": NAMESPACE, "require_token": "true"})
+    try:
+        yield home, plane
+    except BaseException:
+        tell(plane.log.read_text()[-3000:])
+        raise
+    finally:
+        plane.stop()
 
 
 def warm(site: Site, nodes: int) -> int:
@@ -118,7 +154,7 @@ def warm(site: Site, nodes: int) -> int:
     run = next(site.plane.client.runs())["id"]
     site.plane.client.cancel(run)
     site.plane.ended(run)
-    until(lambda: True if not site.server.items(JOBS) else None, LONGEST_S)
+    until(lambda: True if not site.jobs() else None, LONGEST_S)
     time.sleep(SETTLE_S)
     return int(site.process.memory_info().rss)
 
@@ -192,11 +228,9 @@ def relisted(site: Site) -> dict[str, Any]:
 
     asking = threading.Thread(target=ask, daemon=True)
     told = len(site.plane.log.read_text())
-    site.server.kill("kube-apiserver")
-    site.server.history(site.server.revision())  # leaves a revision behind that no watch has seen
     asking.start()
     before = site.spent()
-    site.server.revive()
+    site.forget()
     found = until(lambda: LISTED.search(site.plane.log.read_text()[told:]), 120.0, site.plane.log.read_text)
     spent = site.spent() - before
     time.sleep(5)
@@ -220,8 +254,8 @@ def measure(site: Site, pods: int, nodes: int, seconds: float) -> dict[str, Any]
     tell(f"idle: {before:.2f}% of a core, {idle / 1e6:.1f} MB; {pods} pods are asked for")
     site.ask(pods // nodes, nodes)
     several = len(site.fleet.names)
-    tell(f"{several} pods run")
-    time.sleep(SETTLE_S)
+    tell(f"{several} pods run, {site.process.memory_info().rss / 1e6:.1f} MB")
+    site.settle()
     reads, rest = site.fleet.reads, site.over(seconds)
     reads, resident = site.fleet.reads - reads, int(site.process.memory_info().rss)
     tell(f"at rest: {rest:.2f}% of a core, {resident / 1e6:.1f} MB, {reads / seconds:.1f} reads of logs a second")
@@ -246,14 +280,21 @@ def measure(site: Site, pods: int, nodes: int, seconds: float) -> dict[str, Any]
     }
 
 
-def main(pods: int = 2000, nodes: int = 64, seconds: float = 60.0) -> int:
+def main() -> int:
     """Print the measurements; 1 where a limit is missed."""
-    with tempfile.TemporaryDirectory() as folder, opened(Path(folder), pods) as site:
-        found = measure(site, pods, nodes, seconds)
+    asked = ArgumentParser()
+    for name, usual in (("pods", 2000), ("nodes", 64), ("seconds", 60)):
+        asked.add_argument(name, nargs="?", type=int, default=usual)
+    asked.add_argument("--stand-in", action="store_true")
+    given = asked.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        with standing_in(place) if given.stand_in else opened(place, given.pods) as site:
+            found = measure(site, given.pods, given.nodes, given.seconds)
     about = {
         "command": " ".join(["python", "-m", "benchmarks.kubernetes.pods", *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}",
-        "nodes": nodes,
+        "nodes": given.nodes,
         "limits": LIMITS,
     }
     print(json.dumps({**about, **found}, indent=2))
@@ -261,4 +302,4 @@ def main(pods: int = 2000, nodes: int = 64, seconds: float = 60.0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main())

@@ -12,7 +12,7 @@ nothing of runs beyond the labels of `controlplane.render`: what an observation 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias
@@ -173,7 +173,7 @@ class ObservedJob:
     spec_hash: str
     created_at: datetime
     deleting: bool
-    pods: tuple[ObservedPod, ...]
+    pods: Sequence[ObservedPod]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
-from sqlalchemy import or_, select
+from sqlalchemy import and_, or_, select
 
 from controlplane.clusters.base import Cluster, ClusterError, ObservedJob
 from controlplane.domain.errors import StoreError
@@ -35,9 +35,10 @@ HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
 OUTBOX_S = 1.0  # of each look, at most, for the outbox
 WHOLE_S = 60.0  # from one whole look to the next, at most
 WHOLE_SHARE = 200.0  # else so many times what the last one took of a processor
-REST_S, REST_SHARE = 0.25, 3.0  # after each look, at most; else so many times what it took
+REST_S, REST_SHARE = 0.5, 8.0  # after each look, at most; else so many times what it took: what comes is gathered
 TOGETHER = 256  # decisions of one transaction
 MOST_APART = 1000  # objects and runs that are looked at apart from the others
+AT_A_TIME = 1000  # nodes of runs that are in memory with all that is stored of them
 FOLLOW_UPS = 8  # decisions about one run in one look, at most
 
 
@@ -118,35 +119,38 @@ class Reconciler:
         names = {name for name, job in jobs.items() if self._seen.get(name) is not job and self._seen.get(name) != job}
         names |= (self._seen.keys() - jobs.keys()) | self._absent.keys()
         self._seen = jobs
-        live = self._live() if whole else self._live(names, touched or set())
-        self._look_at(live, jobs, names, whole=whole)
-        if whole:
-            self._alive = any(run.phase != Phase.SUSPENDED for run, _ in live)
-            self._whole_at = time.monotonic() + min(WHOLE_S, WHOLE_SHARE * (time.thread_time() - began))
-        self._lost, self._alive = False, self._alive or bool(live)
-        return self._alive or self._outbox_waits()
-
-    def _look_at(
-        self, live: list[tuple[Run, Attempt]], jobs: dict[str, ObservedJob], names: set[str], *, whole: bool
-    ) -> None:
-        """Decide about these runs, and end what is left over of others."""
-        wanted = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
-        self._absent = {name: self._absent.get(name, 0) + 1 for name in wanted - jobs.keys()}
+        wanted, ours, several = set[str](), set[str](), 0
+        before, self._absent = self._absent, {}
+        for live in self._live() if whole else self._live(names, touched or set()):
+            several += sum(run.phase != Phase.SUSPENDED for run, _ in live)
+            there = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
+            self._absent |= {name: before.get(name, 0) + 1 for name in there - jobs.keys()}
+            wanted |= there
+            ours |= {attempt.object_name for _, attempt in live}
+            self._look_at(live, jobs)
+        left = (jobs.keys() if whole else jobs.keys() & names) - ours
+        self._sweep([jobs[name] for name in left if not jobs[name].deleting])
         if whole:
             self._listener.keep(wanted)
+            self._alive = several > 0
+            self._whole_at = time.monotonic() + min(WHOLE_S, WHOLE_SHARE * (time.thread_time() - began))
+        self._lost, self._alive = False, self._alive or bool(ours)
+        return self._alive or self._outbox_waits()
+
+    def _look_at(self, live: list[tuple[Run, Attempt]], jobs: dict[str, ObservedJob]) -> None:
+        """Decide about these runs."""
         upstreams = self._upstreams(live)
         simple: list[tuple[Look, Decision]] = []
         for run, attempt in live:
-            self._reconcile_one(run, attempt, jobs.get(attempt.object_name), upstreams.get(run.after_id), simple)
+            job = jobs.get(attempt.object_name)
+            job = replace(job, pods=tuple(job.pods)) if job is not None else None  # they are read again and again
+            self._reconcile_one(run, attempt, job, upstreams.get(run.after_id), simple)
         for first in range(0, len(simple), TOGETHER):
             some = simple[first : first + TOGETHER]
             with ExitStack() as traces:
                 for look, _ in some:
                     traces.enter_context(of_run("reconcile", look.run.id, look.attempt.number))
                 apply_simple(self._store, some)
-        ours = {attempt.object_name for _, attempt in live}
-        left = (jobs.keys() if whole else jobs.keys() & names) - ours
-        self._sweep([jobs[name] for name in left if not jobs[name].deleting])
 
     def _run(self) -> None:
         work, busy = self._work, True
@@ -169,18 +173,26 @@ class Reconciler:
             if not self._more:  # what comes then is seen together
                 self._stopping.wait(min(REST_S, REST_SHARE * (time.monotonic() - began)))
 
-    def _live(self, names: set[str] | None = None, touched: Collection[str] = ()) -> list[tuple[Run, Attempt]]:
-        """Live runs, each with its present attempt: all, or those of objects and of runs, and who waits for these."""
-        wanted = select(Run, Attempt).join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt))
-        wanted = wanted.where(Run.phase.in_([*LIVE]), Run.cluster == self._of).order_by(Run.id)
-        if names is None or len(names) + len(touched) > MOST_APART:
-            with self._store.read() as session:
-                return [(run, attempt) for run, attempt in session.execute(wanted)]
-        if not (names or touched):
-            return []
-        either = or_(Run.id.in_(self._runs_of(names) | {*touched}), Run.after_id.in_(touched))
+    def _live(
+        self, names: set[str] | None = None, touched: Collection[str] = ()
+    ) -> Iterator[list[tuple[Run, Attempt]]]:
+        """Live runs, each with its present attempt: all, or those of objects and of runs, and who waits for these.
+
+        A part at a time: what is stored of thousands of pods takes a kilobyte of memory each.
+        """
+        ours = and_(Run.phase.in_([*LIVE]), Run.cluster == self._of)
+        if names is not None and len(names) + len(touched) <= MOST_APART:
+            if not (names or touched):
+                return
+            ours = and_(ours, or_(Run.id.in_(self._runs_of(names) | {*touched}), Run.after_id.in_(touched)))
         with self._store.read() as session:
-            return [(run, attempt) for run, attempt in session.execute(wanted.where(either))]
+            found = session.execute(select(Run.id, Run.nodes).where(ours).order_by(Run.id)).all()
+        for part in _parts([(row.id, row.nodes) for row in found]):
+            wanted = select(Run, Attempt).join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt))
+            wanted = wanted.where(Run.id.in_(part), Run.phase.in_([*LIVE])).order_by(Run.id)
+            with self._store.read() as session:
+                live = [(run, attempt) for run, attempt in session.execute(wanted)]
+            yield live
 
     def _runs_of(self, names: set[str]) -> set[str]:
         with self._store.read() as session:
@@ -278,3 +290,16 @@ class Reconciler:
             self._cluster.delete(job.name, job.uid)
         except ClusterError as error:
             log.warning("object %s could not be ended yet: %s", job.name, error)
+
+
+def _parts(runs: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """Runs, given with their nodes, in parts of so many nodes at most, or of one run."""
+    part, several = list[str](), 0
+    for run_id, nodes in runs:
+        if part and several + nodes > AT_A_TIME:
+            yield part
+            part, several = [], 0
+        part.append(run_id)
+        several += nodes
+    if part:
+        yield part

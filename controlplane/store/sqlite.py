@@ -19,6 +19,7 @@ PRAGMAS = (
     "synchronous=FULL",  # a reply that says 201 survives a power cut
     "foreign_keys=ON",
     "busy_timeout=5000",
+    "cache_size=-512",  # kB of each connection; the system's own cache has the rest
     "journal_size_limit=67108864",
 )
 
@@ -31,7 +32,7 @@ def open_engine(path: Path) -> Engine:
         poolclass=QueuePool,
         pool_size=8,
         max_overflow=64,
-        pool_use_lifo=True,  # each connection that is used fills a cache of 2 MB: few are, while few read at once
+        pool_use_lifo=True,  # each connection that is used fills a cache: few are, while few read at once
     )
     event.listen(engine, "connect", _connected)
     event.listen(engine, "begin", _begin)

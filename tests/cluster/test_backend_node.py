@@ -46,7 +46,7 @@ def run(cluster: Cluster, backend: KubernetesCluster) -> Run:
 
 
 def pods(backend: KubernetesCluster, of: Manifest) -> tuple[ObservedPod, ...]:
-    return observed(backend, of["metadata"]["name"]).pods
+    return tuple(observed(backend, of["metadata"]["name"]).pods)
 
 
 def ended(backend: KubernetesCluster, of: Manifest) -> tuple[ObservedPod, ...]:

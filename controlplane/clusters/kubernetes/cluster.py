@@ -150,7 +150,7 @@ class KubernetesCluster:
         """See `Cluster.observe`. Raises Unavailable where what is known may not be what is there."""
         self._check()
         jobs, cuts = self._observer.observe(), self._collector.cuts()
-        return [with_cuts(job, cuts) for job in jobs] if cuts else jobs
+        return [with_cuts(job, cuts[job.name]) if job.name in cuts else job for job in jobs]
 
     def shows(self, name: str) -> bool:
         """Whether there is an object of this name, as far as the watch has told."""

@@ -17,12 +17,13 @@ from typing import Any, Generic, TypeVar
 
 from controlplane.clusters.base import Unavailable
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Stream, Trouble
+from controlplane.clusters.kubernetes.pages import Listing
 from controlplane.clusters.watches import RESTARTS
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PAGE = "200"  # a page of pods is 1 MB of JSON, and ten times that while it is read
+PAGE = 200  # objects: of pods 1 MB of JSON
 WATCH_S = (240, 300)  # how long the server is asked to keep a watch open
 SILENCE_S = 330.0  # longer than any watch: a socket that is silent for so long is dead
 RESYNC_S = 600.0
@@ -154,43 +155,39 @@ class Informer(Generic[T]):
     def _list(self) -> None:
         """Take a complete list in place of what is kept. Raises Trouble, Refused, and Relist where it took too long."""
         found: dict[str, T] = {}
-        version, following = "", ""
-        while True:
-            page = self._page(following)
-            version = version or page["metadata"]["resourceVersion"]
-            for raw in page.get("items") or ():
+        listing = Listing(self._connection, self.path, self._selectors, PAGE, self._paged)
+        try:
+            for raw in listing:
                 if (kept := self._project(raw)) is not None:
-                    found[raw["metadata"]["name"]] = kept
-            following = page["metadata"].get("continue") or ""
-            if not following:
-                break
+                    name = raw["metadata"]["name"]
+                    before = self.items.get(name)
+                    found[name] = before if before is not None and before == kept else kept
+        except Refused as error:
+            if error.status == GONE:
+                raise Relist from error
+            raise
+        version = listing.version
         with self._lock:
             for name, made in list(self._noted.items()):
                 if made > _number(version) and name in self.items:
                     found.setdefault(name, self.items[name])
                 else:
                     del self._noted[name]
-            before, self.items = self.items, found
+            known, self.items = self.items, found
             self._version = version
         if self._gone_at is not None:
             took, self._gone_at = self._clock() - self._gone_at, None
             log.info("%s: %d listed anew within %.2f s: the last version was gone", self.path, len(found), took)
-        changed = {name for name in before.keys() | found.keys() if before.get(name) != found.get(name)}
+        changed = {name for name, kept in found.items() if known.get(name) is not kept}
+        changed.update(name for name in known if name not in found)
         if changed:
             self._changed(changed)
         self._listed_at = self._clock()  # and not before whoever is told has taken it all in
         self._heard()
 
-    def _page(self, following: str) -> dict[str, Any]:
-        query = {**self._selectors, "limit": PAGE, **({"continue": following} if following else {})}
-        try:
-            page = self._connection.call("GET", self.path, query=query)
-        except Refused as error:
-            if error.status == GONE:
-                raise Relist from error
-            raise
+    def _paged(self) -> None:
+        """A part of a list has come."""
         self._heard_at = self._clock() if self.listed else self._heard_at
-        return page
 
     def _watch(self) -> None:
         """Follow the changes until the server closes the stream. Raises Trouble, Refused and Relist."""
@@ -209,18 +206,18 @@ class Informer(Generic[T]):
                 if self._stopping.is_set():
                     return
                 self._heard_at, self._problem, self.status = self._clock(), None, None
-                for events in _batches(stream):
+                for lines in _batches(stream):
                     said = True
                     self._heard()
-                    self._take(events)
+                    self._take(lines)
             finally:
                 self._open = None
         if not said and self._clock() - begun < ALIVE_S:
             raise Trouble("the watch was closed at once")
 
-    def _take(self, events: list[dict[str, Any]]) -> None:
+    def _take(self, lines: list[bytes]) -> None:
         changed: set[str] = set()
-        for event in events:
+        for event in map(_event, lines):
             raw = event["object"]
             if event["type"] == "ERROR":
                 if raw.get("code") == GONE:
@@ -246,17 +243,21 @@ class Informer(Generic[T]):
         return kept != before
 
 
-def _batches(stream: Stream) -> Iterator[list[dict[str, Any]]]:
-    """The events of each piece that arrives; an event may span pieces. Raises Trouble."""
+def _batches(stream: Stream) -> Iterator[list[bytes]]:
+    """The lines of each piece that arrives, an event each; an event may span pieces."""
     left = b""
     for piece in stream:
         *lines, left = (left + piece).split(b"\n")
-        try:
-            events = [json.loads(line) for line in lines if line]
-        except ValueError as error:
-            raise Trouble(f"an event that is no JSON: {error}") from error
-        if events:
+        if events := [line for line in lines if line]:
             yield events
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """Raises Trouble."""
+    try:
+        return dict(json.loads(line))
+    except ValueError as error:
+        raise Trouble(f"an event that is no JSON: {error}") from error
 
 
 def _number(version: str | None) -> int:

@@ -88,7 +88,7 @@ class Collector:
     ) -> None:
         self._connection, self._archive, self._most, self._clock = connection, archive, threads, clock
         self._sources: dict[str, Source] = {}  # by the pod's uid
-        self._cuts: dict[str, int] = {}
+        self._cuts: dict[str, dict[str, int]] = {}  # by object and the pod's uid
         self._lock = threading.Lock()
         self._turns = Turns[Source](self._lock, self._spawn, clock)
         self._resting: deque[Source] = deque()
@@ -140,10 +140,10 @@ class Collector:
         with self._lock:
             return self._settled.wait_for(lambda: not self._unsettled(wanted), wait_s)
 
-    def cuts(self) -> dict[str, int]:
-        """By uid of the pods whose log has lost its beginning: the first byte kept."""
+    def cuts(self) -> dict[str, dict[str, int]]:
+        """By object, and by uid of its pods whose log has lost its beginning: the first byte kept."""
         with self._lock:
-            return dict(self._cuts)
+            return {name: dict(cuts) for name, cuts in self._cuts.items()}
 
     def forget(self, name: str) -> None:
         """Remove the archive of an object."""
@@ -175,7 +175,10 @@ class Collector:
     def _drop(self, source: Source) -> None:
         """Under the lock: nothing is known of it any more."""
         self._sources.pop(source.uid, None)
-        self._cuts.pop(source.uid, None)
+        if cuts := self._cuts.get(source.object):
+            cuts.pop(source.uid, None)
+            if not cuts:
+                del self._cuts[source.object]
 
     def _queue(self, source: Source, delay: float) -> None:
         """Under the lock: a thread shall read this, now or later."""
@@ -286,7 +289,7 @@ class Collector:
         silent = not follow and kept.cursor is before
         with self._lock:
             if kept.first:
-                self._cuts[source.uid] = kept.first
+                self._cuts.setdefault(source.object, {})[source.uid] = kept.first
             last = continuation if continuation.pending else None
             source.reading = Reading(kept, last) if last or not (silent or final) else None
             return 0.0 if source.ended else self._pause(source, silent=silent)
@@ -316,6 +319,6 @@ class Collector:
 
 
 def with_cuts(job: ObservedJob, cuts: Mapping[str, int]) -> ObservedJob:
-    """The object with the beginnings that logs of its pods have lost, by uid as `Collector.cuts` tells them."""
+    """The object with the beginnings that logs of its pods have lost, by uid."""
     pods = tuple(replace(pod, log_from=cuts.get(pod.uid, 0)) for pod in job.pods)
-    return job if pods == job.pods else replace(job, pods=pods)
+    return replace(job, pods=pods)

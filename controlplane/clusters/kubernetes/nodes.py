@@ -14,6 +14,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from controlplane.clusters.base import Capacity, Unavailable
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
+from controlplane.clusters.kubernetes.pages import Listing
 from controlplane.clusters.kubernetes.resources import NODES, PODS, Resource
 
 GPUS = ("nvidia.com/gpu", "amd.com/gpu")
@@ -22,7 +23,7 @@ BLIND = Capacity(0, 0, 0, None, 0, 0, 0, known=False)
 LIVE = "status.phase!=Succeeded,status.phase!=Failed"
 BLOCKING = ("NoSchedule", "NoExecute")
 FRESH_S = 15.0
-PAGE = "500"
+PAGE = 200
 
 
 @dataclass(frozen=True)
@@ -115,36 +116,33 @@ class Nodes:
             raise Unavailable(str(error)) from error
         except Trouble as error:
             raise Unavailable(str(error)) from error
-        used: dict[str, dict[str, Decimal]] = {}
-        for spec in (pod["spec"] for pod in self._pods() if pod["spec"].get("nodeName")):
-            held = used.setdefault(spec["nodeName"], {})
-            for name, value in requests_of(spec).items():
-                held[name] = held.get(name, Decimal(0)) + value
+        used = self._used()
         return Room(tuple(read_node(node, used.get(node["metadata"]["name"], {})) for node in nodes))
 
-    def _pods(self) -> list[dict[str, Any]]:
-        """Every pod that may hold something; of our namespace alone where no more may be listed."""
+    def _used(self) -> dict[str, dict[str, Decimal]]:
+        """What pods hold of each node; those of our namespace alone where no more may be listed."""
         for namespace in (None, self._connection.namespace):
             try:
-                return list(self._all(PODS, {"fieldSelector": LIVE}, namespace))
+                return _sums(self._all(PODS, {"fieldSelector": LIVE}, namespace))
             except Refused as error:
                 if error.status != 403:
                     raise Unavailable(str(error)) from error
             except Trouble as error:
                 raise Unavailable(str(error)) from error
-        return []
+        return {}
 
-    def _all(
-        self, resource: Resource, query: Mapping[str, str], namespace: str | None = None
-    ) -> Iterator[dict[str, Any]]:
-        following = ""
-        while True:
-            more = {"continue": following} if following else {}
-            page = self._connection.call("GET", resource.path(namespace), query={**query, "limit": PAGE, **more})
-            yield from page.get("items") or ()
-            following = page["metadata"].get("continue") or ""
-            if not following:
-                return
+    def _all(self, resource: Resource, query: Mapping[str, str], namespace: str | None = None) -> Listing:
+        return Listing(self._connection, resource.path(namespace), query, PAGE)
+
+
+def _sums(pods: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Decimal]]:
+    """By node, what its pods hold. There may be thousands: none is kept."""
+    used: dict[str, dict[str, Decimal]] = {}
+    for spec in (pod["spec"] for pod in pods if pod["spec"].get("nodeName")):
+        held = used.setdefault(spec["nodeName"], {})
+        for name, value in requests_of(spec).items():
+            held[name] = held.get(name, Decimal(0)) + value
+    return used
 
 
 def read_node(raw: Mapping[str, Any], used: Mapping[str, Decimal]) -> Node:

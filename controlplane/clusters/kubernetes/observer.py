@@ -7,11 +7,12 @@ moment that has come. All others are kept: thousands of objects that wait cost a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple
+from operator import eq
+from typing import NamedTuple, overload
 
 from controlplane.clusters.base import ObservedJob, ObservedPod, PodPhase
 from controlplane.clusters.kubernetes import waiting
@@ -32,14 +33,46 @@ class Sources(NamedTuple):
     admission: Callable[[str], str]
 
 
+class Pods(Sequence[ObservedPod]):
+    """An object's pods as they are seen. Of those that just run the record is kept: thousands of them do, for days."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self, kept: tuple[ObservedPod | PodRecord, ...]) -> None:
+        self.kept = kept
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> ObservedPod: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ObservedPod]: ...
+    def __getitem__(self, index: int | slice) -> ObservedPod | list[ObservedPod]:
+        if isinstance(index, slice):
+            return [_shown(one) for one in self.kept[index]]
+        return _shown(self.kept[index])
+
+    def __iter__(self) -> Iterator[ObservedPod]:
+        return map(_shown, self.kept)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Pods) and self.kept == other.kept:
+            return True
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    def __hash__(self) -> int:
+        return hash(self.kept)
+
+
 class Observer:
     """Views of objects, from records that informers report as changed. `now`: by the clock that stamps the records."""
 
     def __init__(self, sources: Sources, instance: str, now: Callable[[], datetime]) -> None:
         self._sources, self._instance, self._now = sources, instance, now
         self._objects: dict[str, ObjectRecord] = {}
-        self._pods: dict[Key, dict[str, PodRecord]] = {}
-        self._keys: dict[str, Key] = {}  # of pods
+        self._pods: dict[str, PodRecord] = {}
+        self._of: dict[Key, list[PodRecord]] = {}
         self._views: dict[str, ObservedJob] = {}
         self._dirty: dict[str, set[str] | None] = {}  # objects to view, and which pods of them; None: all
         self._later: dict[str, datetime] = {}  # objects that look otherwise after this moment, without any news
@@ -70,16 +103,16 @@ class Observer:
 
     def take_pod(self, name: str, record: PodRecord | None) -> PodRecord | None:
         """A pod is new, has changed, or is gone; what was known of it before."""
-        before: PodRecord | None = None
         with self._lock:
-            if (key := self._keys.pop(name, None)) is not None:
-                before = self._pods[key].pop(name, None)
-                self._touch(key, name)
-                if not self._pods[key]:
-                    del self._pods[key]
+            if (before := self._pods.pop(name, None)) is not None:
+                others = self._of[before.key]
+                others.remove(before)
+                self._touch(before.key, name)
+                if not others:
+                    del self._of[before.key]
             if record is not None:
-                self._keys[name] = record.key
-                self._pods.setdefault(record.key, {})[name] = record
+                self._pods[name] = record
+                self._of.setdefault(record.key, []).append(record)
                 self._touch(record.key, name)
         return before
 
@@ -88,8 +121,8 @@ class Observer:
         with self._lock:
             if (name := about.removesuffix(NODE_SUFFIX)) in self._objects:  # a TrainJob's Job is called after it
                 self._dirty[name] = None
-            elif key := self._keys.get(about):
-                self._touch(key, about)
+            elif (pod := self._pods.get(about)) is not None:
+                self._touch(pod.key, about)
 
     def take_queues(self) -> None:
         """There is news about what Kueue holds back."""
@@ -114,7 +147,7 @@ class Observer:
         """The pods that an object of ours has."""
         with self._lock:
             record = self._objects.get(name)
-            return list(self._pods.get(record.key, {}).values()) if record else []
+            return list(self._of.get(record.key, ())) if record else []
 
     def owner_of(self, pod: PodRecord) -> ObjectRecord | None:
         """The object of ours that a pod belongs to."""
@@ -136,8 +169,8 @@ class Observer:
         Until they have ended, their attempt is not over: the next one would work beside them.
         """
         known = self._names.keys() | set(self._foreign.values())
-        for key in self._pods.keys() - known:
-            first = min(self._pods[key].values(), key=lambda pod: (pod.created, pod.uid))
+        for key in self._of.keys() - known:
+            first = min(self._of[key], key=lambda pod: (pod.created, pod.uid))
             if first.owner is not None:
                 gone = ObjectRecord(
                     kind=first.owner.kind,
@@ -148,7 +181,7 @@ class Observer:
                     instance=self._instance,
                     created=first.created,
                     deleting=True,
-                    nodes=len(self._pods[key]),
+                    nodes=len(self._of[key]),
                     suspended=False,
                     queue="",
                     started=True,
@@ -164,7 +197,7 @@ class Observer:
     def _note(self, name: str, at: datetime | None = None) -> None:
         """What an object's view depends on beside news of it and of its pods; `at`: it looks otherwise after that."""
         job = self._objects.get(name)
-        pods = self._pods.get(job.key, {}).values() if job is not None else ()
+        pods = self._of.get(job.key, ()) if job is not None else ()
         for names, depends in (
             (self._queued, job is not None and job.suspended),
             (self._unplaced, any(pod.unscheduled for pod in pods)),
@@ -181,13 +214,13 @@ class Observer:
 
         What it looked like `before` is kept of pods that are there and not in `news`; None: of none.
         """
-        pods = by_index(self._pods.get(job.key, {}).values())
-        known = before.pods if before is not None else ()
+        pods = by_index(self._of.get(job.key, ()))
+        known = before.pods.kept if before is not None and isinstance(before.pods, Pods) else ()
         master = ending_of(pods[0], now) if 0 in pods else None
         master_done = job.succeeded or (master is not None and master.phase == "Succeeded")
-        if master_done and known and known[0].phase != "Succeeded":
+        if master_done and before is not None and before.pods and before.pods[0].phase != "Succeeded":
             news = None  # that changes what the others' ends mean
-        views: list[ObservedPod] = []
+        views: list[ObservedPod | PodRecord] = []
         several = max(job.nodes, max(pods, default=-1) + 1)
         absent = self._absent(job, len(pods), now, master_done=master_done) if len(pods) < several else None
         for index in range(several):
@@ -196,7 +229,9 @@ class Observer:
                 assert absent is not None
                 view = absent(index)
             elif view is None or news is None or view.name in news or view.uid != pod.uid:
-                view = self._present(job, pod, ending_of(pod, now), master_done=master_done)
+                ending = ending_of(pod, now)
+                runs = ending is None and _runs(pod)
+                view = pod if runs else self._present(job, pod, ending, master_done=master_done)
             views.append(view)
         seen = ObservedJob(
             name=job.name,
@@ -206,7 +241,7 @@ class Observer:
             spec_hash=job.spec_hash,
             created_at=job.created,
             deleting=job.deleting,
-            pods=tuple(views),
+            pods=Pods(tuple(views)),
         )
         moments = [pod.deleted + OVERDUE for pod in pods.values() if pod.deleted is not None]
         if absent is not None:
@@ -241,17 +276,29 @@ class Observer:
         return "Pending", waiting.uncreated(job, there, events, admission, now)
 
     def _present(self, job: ObjectRecord, pod: PodRecord, ending: Ending | None, *, master_done: bool) -> ObservedPod:
-        role, number = role_of(pod.index)
-        seen = partial(ObservedPod, pod.name, pod.uid, role, number, node=pod.node or None)
+        """A pod that is there and does not just run."""
         if ending is not None:
             removed = job.kind == "PyTorchJob" and master_done and pod.index > 0 and pod.deleted is not None
             if removed and ending.phase == "Failed":
                 ending = replace(ending, phase="Succeeded", reason=None, message=None, exit_code=0, signal=None)
-            return seen(**vars(ending))
-        if pod.main is not None and pod.main.what == "running":
-            return seen("Running", started_at=pod.main.started)
+            return _seen(pod)(**vars(ending))
         wait = waiting.placing(pod, self._sources.events(pod.name), self._room)
-        return seen("Pending", wait.reason, wait.message)
+        return _seen(pod)("Pending", wait.reason, wait.message)
+
+
+def _runs(pod: PodRecord) -> bool:
+    return pod.main is not None and pod.main.what == "running"
+
+
+def _shown(one: ObservedPod | PodRecord) -> ObservedPod:
+    if isinstance(one, ObservedPod):
+        return one
+    return _seen(one)("Running", started_at=one.main.started if one.main else None)
+
+
+def _seen(pod: PodRecord) -> Callable[..., ObservedPod]:
+    role, number = role_of(pod.index)
+    return partial(ObservedPod, pod.name, pod.uid, role, number, node=pod.node or None)
 
 
 def by_index(pods: Iterable[PodRecord]) -> Mapping[int, PodRecord]:

@@ -25,7 +25,7 @@ LONGEST_TEXT = 4096  # a termination message is no longer
 T = TypeVar("T", bound=Hashable)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def shared(value: T) -> T:
     """An equal value that is kept already: thousands of pods say the same."""
     return value
@@ -185,7 +185,7 @@ def read_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         index=index,
         phase=shared(status.get("phase", "Pending")),
         created=shared(_required(metadata.get("creationTimestamp"))),
-        node=shared(spec.get("nodeName", "")),
+        node=spec.get("nodeName", ""),
         container=shared(container["name"]),
         image=shared(container.get("image", "")),
         asks=shared(tuple(sorted(asked.items()))),
@@ -193,7 +193,7 @@ def read_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         message=status.get("message", "")[:LONGEST_TEXT],
         unscheduled=_condition(scheduled) if scheduled.get("status") == "False" else None,
         disrupted=_condition(disrupted) if disrupted.get("status") == "True" else None,
-        init=tuple((shared(one["name"]), _state(one)) for one in status.get("initContainerStatuses") or ()),
+        init=shared(tuple((one["name"], _state(one)) for one in status.get("initContainerStatuses") or ())),
         main=states.get(container["name"]),
         deleted=when(metadata.get("deletionTimestamp")),
         owner=shared(_owner(metadata.get("ownerReferences") or ())),

@@ -39,7 +39,7 @@ class Scenarios:
             hands.remove(one)
 
     def pods(self, cluster: KubernetesCluster, of: Manifest) -> tuple[ObservedPod, ...]:
-        return observed(cluster, of["metadata"]["name"]).pods
+        return tuple(observed(cluster, of["metadata"]["name"]).pods)
 
     def see(self, cluster: KubernetesCluster, of: Manifest, *phases: str) -> tuple[ObservedPod, ...]:
         """The pods, once they are in these phases."""

@@ -11,7 +11,7 @@ import pytest
 from controlplane.clusters.base import Kind, ObservedPod
 from controlplane.clusters.kubernetes.events import EventRecord, read_event
 from controlplane.clusters.kubernetes.nodes import Room, read_node
-from controlplane.clusters.kubernetes.observer import Observer, Sources
+from controlplane.clusters.kubernetes.observer import Observer, Pods, Sources
 from controlplane.clusters.kubernetes.records import (
     Condition,
     Key,
@@ -42,7 +42,7 @@ class World:
 
     def pods(self) -> tuple[ObservedPod, ...]:
         (job,) = self.observer.observe()
-        return job.pods
+        return tuple(job.pods)
 
 
 @pytest.fixture
@@ -282,8 +282,26 @@ def test_of_many_pods_only_the_one_with_news_is_made_anew(world: World) -> None:
     ended = State("terminated", "Error", exit_code=1, finished=T0)
     world.observer.take_pod("run-1-worker-0", pod(1, main=ended))
     after = world.pods()
-    assert [now is then for now, then in zip(after, before, strict=True)] == [True, False, True]
+    assert [now == then for now, then in zip(after, before, strict=True)] == [True, False, True]
     assert after[1].exit_code == 1
+
+
+def test_of_pods_that_run_no_view_is_kept(world: World) -> None:
+    """There are thousands of them, for days; what they look like is made of their records whenever somebody looks."""
+    record = pod(main=State("running", started=T0))
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", record)
+    (seen,) = world.observer.observe()
+    assert isinstance(seen.pods, Pods)
+    assert seen.pods.kept[0] is record
+    assert (seen.pods[0], *seen.pods[1:]) == tuple(seen.pods)
+    assert (seen.pods[0].phase, seen.pods[0].started_at, seen.pods[1].phase) == ("Running", T0, "Pending")
+    world.observer.take_object("run-1", job())
+    (again,) = world.observer.observe()
+    assert again is not seen
+    assert again == seen
+    world.observer.take_pod("run-1-master-0", pod(main=State("running", started=T0 + timedelta(seconds=1))))
+    assert world.observer.observe()[0] != seen
 
 
 def test_a_pod_that_starts_is_made_anew_on_news_alone(world: World) -> None:

@@ -70,7 +70,7 @@ class Bench:
 
     def pods(self, name: str) -> tuple[ObservedPod, ...]:
         job = self.job(name)
-        return job.pods if job else ()
+        return tuple(job.pods) if job else ()
 
     def in_phase(self, name: str, phase: str) -> tuple[ObservedPod, ...]:
         """The object's pods, once every one of them is in the phase."""
