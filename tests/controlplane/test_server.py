@@ -26,6 +26,7 @@ from controlplane.settings import Listen, Settings
 
 DEADLINE_S = 60.0
 STOPS_WITHIN_S = 15.0  # two seconds on an idle machine
+STEPS = 150
 READ_ONLY = Path("/sys/teragpt")  # no one can make a folder there, root included
 
 
@@ -128,9 +129,12 @@ def test_it_is_small_and_imports_no_torch(running: Server) -> None:
 @pytest.mark.unmeasured
 def test_a_run_trains_to_its_end_whatever_becomes_of_the_control_plane(start: Start) -> None:
     first = start()
-    train = {"steps": 40, "eval_every": 40, "eval_sequences": 4, "checkpoint_every": 20}
+    small = {"dim": 64, "depth": 2, "heads": 2, "kv_heads": 1, "ffn": 128, "context": 64, "global_batch_tokens": 1024}
+    train = {**small, "steps": STEPS, "eval_every": STEPS, "eval_sequences": 4, "checkpoint_every": STEPS // 2}
     with Client(first.url) as client:
-        run = client.create({"size": "tiny", "name": "real", "train": train})["id"]
+        run = client.create({"size": "tiny", "name": "real", "compute": {"processes_per_node": 1}, "train": train})[
+            "id"
+        ]
         lines = client.stream_logs(run)
         told = [next(lines)]
         while not told[-1].startswith("step "):
@@ -148,14 +152,14 @@ def test_a_run_trains_to_its_end_whatever_becomes_of_the_control_plane(start: St
         start("--port", port).facts()
         told += lines
         ended = client.run(run)
-        assert (ended["phase"], ended["checkpoint_step"]) == ("succeeded", 40)
+        assert (ended["phase"], ended["checkpoint_step"]) == ("succeeded", STEPS)
         assert [attempt["phase"] for attempt in client.attempts(run)] == ["succeeded"]
         took = client.measured(run)
         assert took["measured_over_planned"].keys() == {"step_seconds", "tokens_per_second", "mfu", "peak_memory"}
         assert 0.5 < took["measured_over_planned"]["peak_memory"] < 2
         assert told == client.logs(run).splitlines()
-        assert [point["step"] for point in client.metrics(run, keys=["loss"])] == list(range(1, 41))
-        assert client.metrics(run, keys=["val_loss"])[-1]["step"] == 40
+        assert [point["step"] for point in client.metrics(run, keys=["loss"])] == list(range(1, STEPS + 1))
+        assert client.metrics(run, keys=["val_loss"])[-1]["step"] == STEPS
 
 
 def test_nothing_heavy_is_imported_to_say_that_it_cannot_start() -> None:

@@ -52,11 +52,12 @@ def run(
     reached: Callable[[str], bool] | None = None,
     *,
     everyone: bool = True,
+    number: int = signal.SIGKILL,
 ) -> tuple[int, str]:
     """Run a Python module (`-m NAME ...`) or file on `count` ranks: the first failure's exit code, and the output.
 
-    Lines of ranks above 0 begin with theirs. Once `reached` is true of what rank 0 has written, every rank is killed
-    with SIGKILL, or the last alone. Raises TimeoutError after so many seconds; nothing runs any more then.
+    Lines of ranks above 0 begin with theirs. Once `reached` is true of what rank 0 has written, every rank is sent the
+    signal of that `number`, or the last alone. Raises TimeoutError after so many seconds; nothing runs any more then.
     """
     if not parents:
         words = [sys.executable, "-m", "tests.teragpt.forks"]
@@ -70,7 +71,7 @@ def run(
         logs = [f"{folder}/{rank}" for rank in range(count)]
         print(json.dumps([list(command), world(count, environ), logs]), file=parent.stdin, flush=True)
         if reached:
-            kill_when(lambda: reached(text(logs[0])), parent, seconds, everyone=everyone)
+            strike_when(lambda: reached(text(logs[0])), parent, seconds, number, everyone=everyone)
         ready, _, _ = select.select([parent.stdout], [], [], seconds)
         answer = parent.stdout.readline() if ready else ""
         if not answer:
@@ -86,8 +87,10 @@ def run(
     return int(answer), output
 
 
-def kill_when(reached: Callable[[], bool], parent: subprocess.Popen[str], seconds: float, *, everyone: bool) -> None:
-    """Kill the ranks that run once `reached`, or never if they end before it or so many seconds pass."""
+def strike_when(
+    reached: Callable[[], bool], parent: subprocess.Popen[str], seconds: float, number: int, *, everyone: bool
+) -> None:
+    """Send the ranks that run a signal once `reached`, or never if they end before it or so many seconds pass."""
     assert parent.stdout is not None
     deadline = time.monotonic() + seconds
     while not reached():
@@ -96,7 +99,7 @@ def kill_when(reached: Callable[[], bool], parent: subprocess.Popen[str], second
     running = sorted(psutil.Process(parent.pid).children(), key=psutil.Process.create_time)
     for one in running if everyone else running[-1:]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            one.send_signal(number)
 
 
 def text(log: str) -> str:

@@ -148,6 +148,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.unmeasured
 def test_ranks_meet_and_finish(pods: Pods) -> None:
     launcher = pods.launch(ALL_REDUCE, "--nproc-per-node=2")
     code, out, err = launcher.end()

@@ -21,17 +21,18 @@ from tests.teragpt import fake, ranks
 MESHES: list[tuple[str, int, dict[str, object]]] = [
     ("13b", 8, {}),
     ("13b", 48, {"dp_replicate": 2, "tp": 2}),
-    ("70b", 512, {"tp": 8}),
     ("70b", 256, {"tp": 8, "cp": 4}),
     ("175b", 768, {"tp": 8, "dp_replicate": 2}),
-    ("405b", 2048, {"tp": 8, "cp": 4}),
     ("405b", 1024, {"tp": 8, "state_dtype": "bf16"}),
     ("1t", 4096, {"tp": 8, "pp": 16}),
 ]
+LIKE_THESE: list[tuple[str, int, dict[str, object]]] = [("70b", 512, {"tp": 8}), ("405b", 2048, {"tp": 8, "cp": 4})]
 
 
 @pytest.mark.unmeasured
-@pytest.mark.parametrize(("size", "count", "mesh"), MESHES)
+@pytest.mark.parametrize(
+    ("size", "count", "mesh"), [*MESHES, *(pytest.param(*one, marks=pytest.mark.deep) for one in LIKE_THESE)]
+)
 def test_the_first_and_last_rank_of_every_large_size_hold_what_is_planned(
     size: str, count: int, mesh: dict[str, object]
 ) -> None:
@@ -40,6 +41,7 @@ def test_the_first_and_last_rank_of_every_large_size_hold_what_is_planned(
         assert fake.on_meta(config, count, rank) == state(config, count, rank)
 
 
+@pytest.mark.unmeasured
 def test_a_rank_of_a_thousand_is_laid_out_in_a_gigabyte() -> None:
     words = ["--ranks", "1024", "--size", "175b", "--set", "tp=8"]
     done = subprocess.run(

@@ -122,6 +122,7 @@ def test_an_imported_model_is_trained_on(run: Path, tmp_path: Path) -> None:
     assert "resumed from step 0" in said
 
 
+@pytest.mark.unmeasured
 def test_every_mesh_has_one_ranks_gradients(tmp_path: Path) -> None:
     settings = {"model": LLAMA.model, "tied": False, "recompute": "selective", "precision": "fp64"}
     meshes: list[dict[str, int]] = [{"tp": 2}, {"cp": 2}, {"pp": 2}]

@@ -23,24 +23,24 @@ CELLS = [
     Cell(4),
     Cell(4, {"dp_replicate": 2}),
     Cell(2, {"tp": 2}),
-    Cell(2, {"tp": 2}, {"tied": False}),
     Cell(2, {"tp": 2}, {"tied": True}, "aot_eager"),
     Cell(2, {"tp": 2}, {"recompute": "selective"}, "aot_eager"),
     Cell(2, {}, {"recompute": "full"}, "aot_eager"),
-    Cell(3, {}, {"tied": False}),
-    Cell(2, {"cp": 2}, {"recompute": "selective"}),
     Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
     Cell(2, {"cp": 2}, {"packing": "documents"}),
     Cell(2, {"tp": 2}, {"z_loss": 0.1, "tied": False}),
     Cell(4, {"tp": 2}, {"recompute": "full"}),
     Cell(4, {"tp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
-    Cell(4, {"cp": 2}, {"tied": False}),
     Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False, **SHALLOW}, "aot_eager"),
-    Cell(4, {"tp": 2, "dp_replicate": 2}),
     Cell(4, {"tp": 2, "cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
 ]
-
-
+MORE = [
+    Cell(2, {"tp": 2}, {"tied": False}),
+    Cell(2, {"cp": 2}, {"recompute": "selective"}),
+    Cell(3, {}, {"tied": False}),
+    Cell(4, {"cp": 2}, {"tied": False}),
+    Cell(4, {"tp": 2, "dp_replicate": 2}),
+]
 INDUCTOR = [Cell(count, {}, {"tied": False, **SHALLOW}, "inductor") for count in (1, 2)]
 
 
@@ -54,12 +54,17 @@ def test_a_mesh_has_one_ranks_loss_and_gradients(cell: Cell, found: dict[str, di
     assert difference(found[cell.model.name], found[cell.name]) <= 1e-10
 
 
+@pytest.mark.deep
+def test_more_meshes_have_one_ranks_loss_and_gradients(tmp_path: Path) -> None:
+    found = compute([*MORE, *(cell.model for cell in MORE)], tmp_path)
+    differences = {cell.name: difference(found[cell.model.name], found[cell.name]) for cell in MORE}
+    assert max(differences.values()) <= 1e-10, differences
+
+
 @pytest.mark.deep  # `make parity` plays every cell so
-def test_what_inductor_compiles_has_one_ranks_loss_and_gradients(
-    compiler: str, found: dict[str, dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_what_inductor_compiles_has_one_ranks_loss_and_gradients(compiler: str, tmp_path: Path) -> None:
     assert compiler
-    compiled = compute(INDUCTOR, tmp_path)
-    eager = found[INDUCTOR[0].model.name]
-    differences = {cell.name: difference(eager, compiled[cell.name]) for cell in INDUCTOR}
+    model = INDUCTOR[0].model
+    found = compute([model, *INDUCTOR], tmp_path)
+    differences = {cell.name: difference(found[model.name], found[cell.name]) for cell in INDUCTOR}
     assert max(differences.values()) <= 1e-10, differences

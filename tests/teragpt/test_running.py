@@ -7,9 +7,12 @@ import shlex
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.teragpt import ranks
 
 
+@pytest.mark.deep  # test_launch.py has two nodes too, with less to train
 def test_two_launchers_started_by_hand_are_one_job(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

@@ -34,7 +34,7 @@ def test_a_million_ranks_that_want_a_checkpoint_do_not_stop_the_job() -> None:
     assert SAVE * (1 << 20) < STOP
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.unmeasured)])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.deep)])
 def test_a_checkpoint_is_written_when_asked_for_and_training_goes_on(tmp_path: Path, count: int) -> None:
     process = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ENDLESS, "out": tmp_path})], count)
     assert process.stdout is not None

@@ -1,36 +1,39 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
 from teragpt.config import resolve
+from teragpt.data import open_dataset
 from teragpt.environment import World
 from teragpt.watch import Watch, lines, out_of_memory, where
-from tests.teragpt import ranks
+from tests.teragpt import forks, ranks
 
-STUCK = """
-import os, time
-from teragpt.data import open_dataset
 
 class Sleepy:
-    def __init__(self, good):
+    """A dataset whose third batch never comes to rank 1."""
+
+    def __init__(self, good: Any) -> None:
         self.good = good
-    def __getattr__(self, name):
+
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.good, name)
-    def batch(self, step, *rest):
+
+    def batch(self, step: int, *rest: Any) -> Any:
         if step == 2 and os.environ["RANK"] == "1":
             time.sleep(600)
         return self.good.batch(step, *rest)
 
-def open(path, *, tokenizer=""):
+
+def sleepy(path: str, *, tokenizer: str = "") -> Sleepy:
     return Sleepy(open_dataset(path, tokenizer=tokenizer))
-"""
 
 
 def test_the_places_with_the_fewest_ranks_are_told_first() -> None:
@@ -55,15 +58,9 @@ def test_a_run_that_steps_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_stands_still_is_named_and_every_stack_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "sleepy.py").write_text(STUCK)
-    settings = {"out": tmp_path / "run", "loader": "sleepy:open", "step_timeout": 5}
-    process = ranks.start(
-        ["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})],
-        2,
-        {"PYTHONPATH": f"{ranks.ROOT}:{tmp_path}"},
-    )
-    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
-    assert process.returncode == 1, output
+    settings = {"out": tmp_path / "run", "loader": "tests.teragpt.test_watch:sleepy", "step_timeout": 5}
+    code, output = ranks.train(settings, 2)
+    assert code == 1, output
     assert "no step in 5 s: rank 1 stands at batches.py" in output
     assert re.search(r"no step in 5 s: rank 0 stands at (parallel|pipeline|optim)\.py", output)
     kept = sorted((tmp_path / "run" / "faults").glob("*-stacks.txt"), key=lambda path: path.name[-12:])
@@ -74,13 +71,18 @@ def test_a_rank_that_stands_still_is_named_and_every_stack_is_kept(tmp_path: Pat
 @pytest.mark.unmeasured
 def test_a_rank_that_is_stopped_is_named(tmp_path: Path) -> None:
     settings = {"out": tmp_path / "run", "step_timeout": 5, "steps": 10_000, "checkpoint_every": 10_000}
-    process = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})], 2)
-    assert process.stdout is not None
-    next(line for line in process.stdout if line.startswith("step 3/"))
-    trainers = [one for one in psutil.Process(process.pid).children(recursive=True) if one.environ().get("RANK") == "1"]
-    trainers[0].send_signal(signal.SIGSTOP)
-    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
-    assert process.returncode == 1, output
+    words = ["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})]
+    third = re.compile("^step 3/", re.MULTILINE)
+    code, output = forks.run(
+        words,
+        2,
+        ranks.outside(),
+        ranks.PATIENCE_S,
+        lambda said: bool(third.search(said)),
+        everyone=False,
+        number=signal.SIGSTOP,
+    )
+    assert code == 1, output
     assert "no step in 5 s: rank 1 tells nothing: dead or stopped" in output
 
 

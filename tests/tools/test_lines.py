@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tools import lines, scc
 from tools.blocks import ROOT, Block, stale
 
@@ -15,6 +17,7 @@ def test_readme_table_is_what_a_fresh_count_prints() -> None:
     assert not stale([Block("README.md", lines.NAME, lines.table(lines.written()))])
 
 
+@pytest.mark.deep  # a training run, traced from the corpus on
 def test_readme_states_the_lines_that_training_executes() -> None:
     # Which branches run depends a little on the machine: its cores, its GPUs, its free memory.
     assert abs(lines.measure() - lines.written()) <= 0.02 * lines.written()

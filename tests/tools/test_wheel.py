@@ -18,6 +18,7 @@ import pytest
 from tools.blocks import ROOT
 
 BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.deep  # gigabytes are installed twice
 
 
 def run(*command: str | Path, cwd: Path = ROOT, code: int = 0) -> str:

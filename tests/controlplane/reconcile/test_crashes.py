@@ -26,6 +26,7 @@ from tests.controlplane.reconcile.conftest import Stage
 
 TERMINAL = {"succeeded", "failed", "cancelled"}
 INSTANTS = 40  # a few more than `life` has
+PARTS = range(6)  # of them, so that a test is not long
 
 
 class Killed(BaseException):
@@ -131,17 +132,31 @@ def test_a_life_has_fewer_instants(monkeypatch: pytest.MonkeyPatch, stage: Stage
 
 
 @pytest.mark.unmeasured
+@ON_SQLITE
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", PARTS)
 def test_killed_at_any_instant_it_goes_on_as_if_nothing_was(
     monkeypatch: pytest.MonkeyPatch, context: Context, memory: MemoryCluster, clock: Clock, before: bool, part: int
 ) -> None:
-    stage = Stage(context, memory, clock)
-    assassin = Assassin(monkeypatch, context.store, memory)
-    for at in range(part + 1, INSTANTS, 6):
-        memory.jobs.clear()
-        memory.created.clear()
-        memory.made.clear()
+    killed_and_gone_on(monkeypatch, Stage(context, memory, clock), part, before=before)
+
+
+@pytest.mark.parametrize("store", ["postgres"], indirect=True)
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.deep if part % 3 else ()) for part in PARTS])
+def test_killed_at_a_sixth_of_the_instants_it_goes_on_on_postgres(
+    monkeypatch: pytest.MonkeyPatch, context: Context, memory: MemoryCluster, clock: Clock, before: bool, part: int
+) -> None:
+    killed_and_gone_on(monkeypatch, Stage(context, memory, clock), part, before=before)
+
+
+def killed_and_gone_on(monkeypatch: pytest.MonkeyPatch, stage: Stage, part: int, *, before: bool) -> None:
+    """A life for each of a sixth of the instants, in which the control plane is killed there."""
+    assassin = Assassin(monkeypatch, stage.context.store, stage.memory)
+    for at in range(part + 1, INSTANTS, len(PARTS)):
+        stage.memory.jobs.clear()
+        stage.memory.created.clear()
+        stage.memory.made.clear()
         assassin.at, assassin.before, assassin.count = at, before, 0
         life(stage, assassin)
         stage.look(3)

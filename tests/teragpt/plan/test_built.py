@@ -13,7 +13,7 @@ from teragpt.plan.choice import Option
 from teragpt.plan.hardware import DEVICES
 from tests.teragpt import fake
 
-SPECS = 8
+SPECS = 4
 VOCABULARY = 2048
 CHOICES: dict[str, list[Any]] = {
     "dim": [256, 512, 1024],

@@ -10,21 +10,21 @@ import pytest
 from controlplane.clusters.local import Machine
 from tests.controlplane.clusters.local.conftest import Bench
 
-COLD_S = 240.0  # six processes import torch on two busy cores, from a disk that has not been read yet
+COLD_S = 240.0  # launchers import torch on two busy cores, from a disk that has not been read yet
 REPOSITORY = Path(__file__).parents[4]
 RANKS = """
-import os, sys
-from torch.distributed import TCPStore
+import os, socket, sys, time
+from pathlib import Path
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-store.add("here", 1)
-store.set(f"rank{rank}", "ready")
-store.wait([f"rank{other}" for other in range(size)])
+socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))).close()  # where they would meet
+seen = [Path(__file__).with_name(f"rank{other}") for other in range(size)]
+seen[rank].touch()
+while not all(path.exists() for path in seen):
+    time.sleep(0.01)
 print("rank", rank, "of", size, "local", os.environ["LOCAL_RANK"], flush=True)
 if rank == size - 1 and len(sys.argv) > 1:
     sys.exit(int(sys.argv[1]))
 if len(sys.argv) > 1:
-    import time
     time.sleep(99)
 """
 
