@@ -121,15 +121,19 @@ def reader(folder: Folder) -> StorageReader:
     return in_store
 
 
-def writer(folder: Folder) -> StorageWriter:
+def writer(folder: Folder, *, apart: bool = False) -> StorageWriter:
     """torch's own writer; in a store a file is durable once it is closed, and nothing there can be synced.
+
+    `apart`: each tensor in a file of its own, since torch holds all that goes into a file until that is closed.
 
     Copying ahead, it would wait for the GPU at each tensor, and so for a step, though the mirror has copied all.
     """
     torch.serialization.set_crc32_options(False)  # three quarters of a write's CPU time, and no reader looks at them
     if isinstance(folder, Disk):
-        return FileSystemWriter(folder.path, per_thread_copy_ahead=0)
-    in_store: StorageWriter = fsspec_storage().FsspecWriter(str(folder), sync_files=False, per_thread_copy_ahead=0)
+        return FileSystemWriter(folder.path, single_file_per_rank=not apart, per_thread_copy_ahead=0)
+    in_store: StorageWriter = fsspec_storage().FsspecWriter(
+        str(folder), single_file_per_rank=not apart, sync_files=False, per_thread_copy_ahead=0
+    )
     return in_store
 
 

@@ -6,27 +6,22 @@ refused with what differs. It must not know how training goes on.
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from teragpt.checkpoint import META, as_json, writer
+from teragpt.checkpoint import META, as_json
 from teragpt.config import Config, ConfigError, Problem, resolve
-from teragpt.export import KINDS, configuration, exported, rows
-from teragpt.optim import MOMENTS
-from teragpt.parallel import build_model, load_attribute
+from teragpt.export import KINDS, configuration
 from teragpt.rope import ORIGINAL, SCALINGS, checked
 from teragpt.sizes import TINY
 from teragpt.storage import Disk, appearing
 from teragpt.tokenizer import Tokenizer
+from teragpt.weights import Weights, read_json, write_state
 
 FREE = {  # keys of config.json that change no weight and no result
     "bos_token_id", "dtype", "torch_dtype", "use_cache", "initializer_range", "attention_dropout",
@@ -50,19 +45,16 @@ DIFFERENT = {  # what else would have to be the same
     "GPT2LMHeadModel": "its positions are learned, its norms and layers have biases, its feed-forward has no gate",
 }
 OURS = "RMSNorm, rotary positions, a feed-forward gated by SiLU, and no biases"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # which fp32 holds to the bit
-NAMED = 3  # of many weights, that an error names
 SHAPE = (
     "dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "rope_scaling", "norm_eps", "model"
 )  # fmt: skip
 SETTINGS = "model.json"  # those of the model, for `teragpt.train --config`
-INDEX = "model.safetensors.index.json"
 
 
 def import_model(folder: Path | str, out: Path | str) -> Path:
     """Write the model in `folder` as the run folder `out`, which appears whole or not at all.
 
-    Memory holds the model three times, with the optimizer's empty moments.
+    Memory holds the largest weight, and not the model.
 
     Raises ConfigError for another architecture, for weights that are missing, of another shape or not finite, for a
     tokenizer that is not the model's, and when `out` exists or cannot be written.
@@ -74,20 +66,17 @@ def import_model(folder: Path | str, out: Path | str) -> Path:
         raise ConfigError([Problem("model", str(folder), "a folder that transformers saved a model in")])
     tokenizer = Tokenizer(str(source))
     config = config_of(source, tokenizer)
-    state = read_weights(source, config)
+    weights = Weights(source, config)
     with appearing(target, "the checkpoint") as draft:
-        write_run(state, tokenizer, config, draft)
+        write_run(weights, tokenizer, config, draft)
     return target
 
 
-def write_run(state: dict[str, Tensor], tokenizer: Tokenizer, config: Config, draft: Path) -> None:
-    """Write the run folder of a model at step 0. Raises OSError."""
+def write_run(weights: Weights, tokenizer: Tokenizer, config: Config, draft: Path) -> None:
+    """Write the run folder of a model at step 0. Raises ConfigError for weights that are not finite, and OSError."""
     checkpoint = Disk(draft / "checkpoints" / "step-00000000-attempt-1")
     checkpoint.path.mkdir(parents=True)
-    moments = {f"{name}.{moment}": torch.zeros_like(one) for name, one in state.items() for moment in MOMENTS}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
-        save({**state, **moments}, storage_writer=writer(checkpoint), no_dist=True)
+    write_state(weights, checkpoint)
     tokenizer.save(draft / "tokenizer")
     (draft / "config.json").write_bytes(as_json(asdict(config)))
     (draft / SETTINGS).write_bytes(as_json({name: getattr(config, name) for name in SHAPE}))
@@ -197,75 +186,3 @@ def scaling_of(rope: object, context: object) -> str:
     if wrong:
         raise ValueError(f"numbers, as which {', '.join(wrong)} cannot be read")
     return str(checked(kind, numbers))
-
-
-def read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
-    """The parameters in fp32 under our names, with rows of zeros that pad the vocabulary. Raises ConfigError."""
-    shapes: dict[str, Tensor] = dict(build_model(load_attribute(config.model, "model"), config).state_dict())
-    found = dict(stored(folder))
-    names = {exported(name): name for name in shapes}
-    head = found.pop("lm_head.weight", None) if config.tied else None  # some write a tied head twice
-    problems = [
-        Problem("weights", f"{len(some)} {what}", f"{allowed} ({listed(some)})")
-        for what, allowed, some in (
-            ("fewer", "every weight of the model", [name for name in names if name not in found]),
-            ("more", "no others than the model's", [name for name in found if name not in names]),
-        )
-        if some
-    ]
-    state: dict[str, Tensor] = {}
-    for theirs, name in names.items():
-        if theirs not in found:
-            continue
-        weight, shape = found[theirs], shapes[name][: rows(name, config)].shape
-        if weight.shape != shape:
-            problems.append(Problem(theirs, list(weight.shape), f"a weight of {list(shape)}"))
-        elif weight.dtype not in DTYPES:
-            problems.append(Problem(theirs, str(weight.dtype), f"one of {', '.join(map(str, DTYPES))}"))
-        elif not weight.isfinite().all():
-            problems.append(Problem(theirs, "NaN or infinity", "finite weights"))
-        else:
-            state[name] = torch.zeros(shapes[name].shape)
-            state[name][: len(weight)] = weight
-    embedding = found.get("model.embed_tokens.weight")
-    if head is not None and embedding is not None and not torch.equal(head, embedding):
-        allowed = "the values of model.embed_tokens.weight, since tie_word_embeddings is true"
-        problems.append(Problem("lm_head.weight", "others", allowed))
-    if problems:
-        raise ConfigError(problems)
-    return state
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of some names, and how many there are beside."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a folder's safetensors by its name there. Raises ConfigError that names the file."""
-    from safetensors.torch import load_file
-
-    files: set[str] = {"model.safetensors"}
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX).get("weight_map")
-        files = {str(name) for name in index.values()} if isinstance(index, dict) else set()
-        if not files or any(Path(name).name != name for name in files):
-            allowed = "a `weight_map` from weights to files of the same folder"
-            raise ConfigError([Problem("weights", str(folder / INDEX), allowed)])
-    for name in sorted(files):
-        try:
-            yield from load_file(folder / name).items()
-        except Exception as error:  # noqa: BLE001 - the library raises an exception of its own for torn files
-            raise ConfigError(
-                [Problem("weights", str(folder / name), f"a readable safetensors file ({error})")]
-            ) from None
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object. Raises ConfigError that names the file."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        return dict(content)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError([Problem("model", str(path), f"a readable JSON object ({error})")]) from None

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teragpt.config import ConfigError
-from teragpt.export import export
-from teragpt.importing import import_model
+from teragpt.export import export, exported, rows
+from teragpt.importing import config_of, import_model
+from teragpt.parallel import build_model, load_attribute
+from teragpt.tokenizer import Tokenizer
 from tests.teragpt import ranks
 
 
@@ -170,6 +174,42 @@ def test_weights_that_are_missing_torn_or_not_finite_are_refused(copy: Path, tmp
     (copy / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"weights: got '.*model.safetensors'"):
         import_model(copy, tmp_path / "run")
+
+
+def test_memory_does_not_grow_with_the_model(model: Path, tmp_path: Path) -> None:
+    parameters = {depth: wide(tmp_path / str(depth), model, depth) for depth in (1, 8)}
+    more = 4 * (parameters[8] - parameters[1])  # bytes of one copy in fp32
+    assert more > 80 << 20
+    peaks = json.loads(subprocess.check_output([sys.executable, "-c", PEAKS, str(tmp_path / "1"), str(tmp_path / "8")]))
+    assert peaks[1] - peaks[0] < more / 4, "the largest weight is held, and not the model"
+
+
+PEAKS = """
+import json, resource, sys
+from teragpt.importing import import_model
+peaks = []
+for folder in sys.argv[1:]:
+    import_model(folder, folder + "-run")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+print(json.dumps(peaks))
+"""  # what a process held at the most never falls, so that one process tells of both
+
+
+def wide(folder: Path, like: Path, depth: int) -> int:
+    """A model of so many wide layers in `folder`, in bf16, with the tokenizer of another; how many parameters."""
+    shutil.copytree(like, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    said = json.loads((like / "config.json").read_text("utf-8"))
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8}
+    said |= {**shape, "num_hidden_layers": depth, "head_dim": 64}
+    (folder / "config.json").write_text(json.dumps(said), "utf-8")
+    config = config_of(folder, Tokenizer(str(folder)))
+    shapes = build_model(load_attribute(config.model, "model"), config).state_dict()
+    weights = {
+        exported(name): torch.zeros(whole[: rows(name, config)].shape, dtype=torch.bfloat16)
+        for name, whole in shapes.items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    return sum(weight.numel() for weight in weights.values())
 
 
 def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
