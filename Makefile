@@ -9,7 +9,7 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 export COVERAGE_FILE := $(abspath $(CACHE))/coverage/data
 unexport PYTHONDONTWRITEBYTECODE# set, as in many images, every process would compile all that it imports: a rank 9 s, not 4
-WORKERS ?= 2
+WORKERS ?= 3# of a test's time a third is waiting, on two cores
 TESTS ?=
 CHECKS := check-pyright check-mypy check-generated check-imports check-style# the longest first; they run beside each other
 

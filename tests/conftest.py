@@ -13,29 +13,33 @@ from collections.abc import Generator
 
 import pytest
 from coverage import Coverage
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 LONGEST = (
-    "teragpt/test_parity.py",
+    "controlplane/cli/test_demo.py",
     "tools/test_readme.py",
+    "teragpt/test_parity.py",
     "teragpt/test_train.py",
     "controlplane/test_chaos.py",
-    "teragpt/test_pipeline.py",
-    "controlplane/reconcile/test_crashes.py",
-    "teragpt/test_chaos.py",
-    "teragpt/test_launch.py",
     "teragpt/test_layout.py",
-    "controlplane/cli/test_demo.py",
-    "tools/test_wheel.py",
-    "teragpt/test_moves.py",
-    "teragpt/test_fp8.py",
-    "teragpt/test_muon.py",
-    "controlplane/test_replicas.py",
-    "teragpt/test_kernels.py",
-    "teragpt/test_watch.py",
-    "controlplane/cli/test_keeping.py",
+    "teragpt/test_chaos.py",
+    "controlplane/reconcile/test_crashes.py",
     "controlplane/test_server.py",
-    "tools/test_lines.py",
+    "teragpt/test_pipeline.py",
+    "teragpt/test_fp8.py",
+    "teragpt/test_kernels.py",
+    "controlplane/test_replicas.py",
+    "controlplane/reconcile/test_transitions.py",
+    "teragpt/test_launch.py",
+    "teragpt/test_watch.py",
+    "teragpt/test_data.py",
+    "teragpt/test_corpus.py",
+    "helm/test_chart.py",
+    "teragpt/test_killed.py",
+    "teragpt/test_moves.py",
+    "teragpt/test_muon.py",
 )
+TOGETHER = "tests/controlplane/cli/"  # one control plane and one trained run for all of them
 
 MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes processes measure themselves that a measured one starts
 COVERAGE, CONFIG = Coverage.current(), os.environ.get(MEASURE, "")
@@ -69,6 +73,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, file in enumerate(LONGEST) if str(item.path).endswith(file)), len(LONGEST))
 
     items.sort(key=place)  # stable: the order within a file stays
+
+
+class Files(LoadFileScheduling):  # type: ignore[misc]
+    """A worker takes a file, or the files that share what is dear to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return TOGETHER if file.startswith(TOGETHER) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files | None:
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(tryfirst=True)
