@@ -44,6 +44,7 @@ from controlplane.api.addresses import Addresses
 from controlplane.api.heads import Heads
 from controlplane.api.reports import Reports
 from controlplane.api.streams import Hub
+from controlplane.api.submissions import Submissions
 from controlplane.api.telemetry import Measurements, Telemetry
 from controlplane.services import state, users
 from controlplane.services.context import Context
@@ -89,7 +90,8 @@ def create_app(context: Context, settings: Settings, *, token: str | None = None
     app.router.routes += routes(whole=settings.database.role != "reconciler")
     everywhere = settings.listen.host in {"0.0.0.0", "::"}
     known = users.users_of(context, settings.authentication)
-    app.add_middleware(Reports, context=context, max_body_bytes=settings.max_body_bytes)
+    for short in (Submissions, Reports) if settings.database.role != "reconciler" else ():
+        app.add_middleware(short, context=context, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Addresses)
     app.add_middleware(Access, hosts=hosts(settings), any_address=everywhere, token=token, users=known)
     app.add_middleware(Heads)

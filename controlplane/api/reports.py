@@ -1,8 +1,6 @@
 """The short way of what comes most often: a trainer's report of points, under a token that was seen before.
 
-It goes no further than what is certainly in order. Whatever is not (another address, a new token, a field that is odd)
-takes the long way through the routes, which know every rule and refuse with a pointer: `controlplane.api.metrics`.
-A report in order takes neither a thread nor the framework's dependencies, which cost more than storing its points.
+The long way is `controlplane.api.metrics`, to which a token that is new here goes, too.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from controlplane.api.body import LARGEST_INTEGER, objects
 from controlplane.api.metrics import LATEST, MOST_POINTS, NAME
-from controlplane.api.problems import render, translate
+from controlplane.api.shortcuts import again, body_of, plain, read, refuse
 from controlplane.domain.errors import ControlPlaneError, NotFound
 from controlplane.services import attempts
 from controlplane.services.context import Context
@@ -40,30 +38,25 @@ class Reports:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a report, or pass the request on as it came."""
-        address = ADDRESS.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        run_id = address[1] if address else ""
-        token = self._token(scope) if run_id else ""
-        attempt = attempts.remembered(self.context, run_id, token) if token and self.context.store.opened else None
-        if attempt is None:
+        address = ADDRESS.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        headers = plain(scope, self.max_body_bytes) if address else None
+        shown = (headers or {}).get(b"authorization", b"")
+        if address is None or not shown.startswith(BEARER) or not self.context.store.opened:
             await self.app(scope, receive, send)
             return
-        messages = await _read(receive)
-        points = points_of(b"".join(message.get("body", b"") for message in messages), attempt)
-        if points and await self._stored(scope, send, run_id, token, attempt, points):
-            return
-        await self.app(scope, _again(messages, receive), send)
+        run_id, token = address[1], bytes(shown[len(BEARER) :]).decode("latin-1")
+        attempt = attempts.remembered(self.context, run_id, token)
+        if attempt is not None:
+            messages = await read(receive)
+            points = points_of(body_of(messages), attempt)
+            if points and await self._stored(scope, receive, send, (run_id, token, attempt, points)):
+                return
+            receive = again(messages, receive)
+        await self.app(scope, receive, send)
 
-    def _token(self, scope: Scope) -> str:
-        """The token that is shown; empty where anything but the body is not as a trainer's report has it."""
-        headers = dict(scope["headers"])
-        length, shown = headers.get(b"content-length", b""), headers.get(b"authorization", b"")
-        fits = length.isdigit() and int(length) <= self.max_body_bytes and not scope["query_string"]
-        if not fits or headers.get(b"content-type") != b"application/json" or not shown.startswith(BEARER):
-            return ""
-        return bytes(shown[len(BEARER) :]).decode("latin-1")
-
-    async def _stored(self, scope: Scope, send: Send, run_id: str, token: str, attempt: int, points: Points) -> bool:
+    async def _stored(self, scope: Scope, receive: Receive, send: Send, report: tuple[str, str, int, Points]) -> bool:
         """Store the points and answer; False, with nothing done, where the attempt has been purged."""
+        run_id, token, attempt, points = report
         scope["route"], scope["path_params"] = ROUTE, {"run": run_id}
         try:
             heard = await self.gathering.add(run_id, attempt, points)
@@ -71,7 +64,7 @@ class Reports:
             attempts.forget(self.context, token)
             return False
         except ControlPlaneError as error:
-            await render(translate(error), scope)(scope, _nothing, send)
+            await refuse(error, scope, receive, send)
             return True
         body = b'{"acknowledged":%d,"save":%d}' % heard
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
@@ -114,26 +107,3 @@ def _number(value: Any) -> bool:
     if kind is float:
         return math.isfinite(value)
     return value is None or (kind is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER)
-
-
-async def _read(receive: Receive) -> list[Message]:
-    """A request's body as it comes, or until its client has gone."""
-    messages = [await receive()]
-    while messages[-1].get("more_body"):
-        messages.append(await receive())
-    return messages
-
-
-def _again(messages: list[Message], receive: Receive) -> Receive:
-    """What was read, and then what is still to come."""
-    left = iter(messages)
-
-    async def again() -> Message:
-        message = next(left, None)
-        return await receive() if message is None else message
-
-    return again
-
-
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict
+from starlette.types import Scope
 
 from controlplane.api.addresses import named
 from controlplane.api.streams import Hub
@@ -18,6 +19,7 @@ from controlplane.services.runs import LOCAL
 RUN_ID = "run_01JD3M7X9K5V2Q8R4T6W0Y1Z2A"
 OBJECT = "first-try-6w0y1z2a-1"
 CREATED = datetime(2026, 11, 24, 11, 5, 0, 250_000, UTC)
+KEY, LONGEST_KEY = "[!-~]+", 255
 STARTED = datetime(2026, 11, 24, 11, 5, 2, 500_000, UTC)
 FINISHED = datetime(2026, 11, 24, 11, 6, 9, 750_000, UTC)
 
@@ -41,7 +43,12 @@ async def _hub(request: Request) -> Hub:
 
 async def _user(request: Request) -> str:
     """Who asks; `local` for whoever shows the API's own token, or none where none is needed."""
-    return str(request.scope.get("state", {}).get("user", LOCAL))
+    return user_of(request.scope)
+
+
+def user_of(scope: Scope) -> str:
+    """Who sends a request."""
+    return str(scope.get("state", {}).get("user", LOCAL))
 
 
 Services = Annotated[Context, Depends(_context)]
@@ -58,8 +65,8 @@ IdempotencyKey = Annotated[
         description="The same key with the same request gives the same run, for 7 days.",
         examples=["0f4c7b52a1"],
         min_length=1,
-        max_length=255,
-        pattern="^[!-~]+$",
+        max_length=LONGEST_KEY,
+        pattern=f"^{KEY}$",
     ),
 ]
 IfMatch = Annotated[

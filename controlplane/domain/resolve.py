@@ -80,7 +80,7 @@ class ResolvedRun:
 
     def to_json(self) -> dict[str, Any]:
         """As the store and the API hold it."""
-        flat = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        flat = dict(vars(self))
         layout = vars(flat.pop("layout"))
         given = {name: flat[name].model_dump(mode="json", exclude_defaults=True) for name in SECTIONS}
         lists = {name: list(flat[name]) for name in LISTS}

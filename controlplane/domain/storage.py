@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 MOUNT = "/mnt/teragpt"  # a claim's folder in a pod is below it, under the claim's name
@@ -40,7 +39,7 @@ class Place(NamedTuple):
 def place_of(uri: str, *, shared_folders: bool) -> Place:
     """The place that an address names; `shared_folders` where pods see this machine's files. Raises BadStorage."""
     if shared_folders:
-        if not PurePosixPath(uri).is_absolute() or "\0" in uri:
+        if not uri.startswith("/") or "\0" in uri:
             raise BadStorage(uri, FOLDER)
         return Place(uri, uri)
     found = URL.fullmatch(uri) if uri.isprintable() and uri == uri.strip() else None

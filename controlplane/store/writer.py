@@ -32,7 +32,8 @@ from controlplane.tracing import span
 T = TypeVar("T")
 A = TypeVar("A")
 LARGEST_GROUP = 64  # writes of one commit
-GAP_S = 0.002  # where writes come together, how long one more is waited for: a group costs little more than one write
+GAP_S = 0.002  # how long one more is waited for, where as many came before: a group costs little more than one write
+ENOUGH = 8  # are waited for: then one group is written while the next one's requests are read
 TRIES = 4  # of a write that meets others' writes
 MET = {"40001", "40P01"}  # SQLSTATEs: serialization failure, deadlock
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)  # the database's trouble, not a statement's
@@ -123,21 +124,21 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        several = False  # a write that comes alone waits for nobody
+        before = 1  # a write that comes alone waits for nobody
         while (first := self._jobs.get()) is not None:
-            group, more = self._group(first, GAP_S if several else 0)
-            several = len(group) > 1
+            group, more = self._group(first, before)
+            before = len(group)
             with self._busy:  # who waits no more, as a client that has gone, has not asked
                 self._commit([job for job in group if job.done[0].set_running_or_notify_cancel()])
             if not more:
                 return
 
-    def _group(self, first: _Job, gap_s: float) -> tuple[list[_Job], bool]:
-        """What waits now, or comes after a gap of so many seconds at most; and whether the writer goes on after it."""
+    def _group(self, first: _Job, before: int) -> tuple[list[_Job], bool]:
+        """What waits now, and what comes soon of as many as `before`; and whether the writer goes on after it."""
         group = [first]
         while len(group) < LARGEST_GROUP:
             try:
-                job = self._jobs.get(timeout=gap_s) if gap_s else self._jobs.get_nowait()
+                job = self._jobs.get(timeout=GAP_S) if len(group) < min(before, ENOUGH) else self._jobs.get_nowait()
             except queue.Empty:
                 break
             if job is None:
