@@ -174,8 +174,9 @@ class Handler:
             self._chunk(b"".join(events) or json.dumps(bookmark).encode() + b"\n")
             await self._writer.drain()
             with suppress(TimeoutError):
-                while not any(True for _ in self._since(kind, seen)) and world.epoch == epoch:
-                    await asyncio.wait_for(world.news.wait(), BOOKMARK_S)
+                async with asyncio.timeout(BOOKMARK_S):
+                    while not any(True for _ in self._since(kind, seen)) and world.epoch == epoch:
+                        await world.news.wait()
         self._writer.write(b"0\r\n\r\n")
 
     def _since(self, kind: str, seen: int) -> Iterator[bytes]:

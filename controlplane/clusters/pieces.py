@@ -27,6 +27,7 @@ from controlplane.domain.logs import LogExtent
 from controlplane.durable import sync_folder
 from controlplane.faults import fault
 
+PIECE = re.compile(r"(\d+)-(\d+)\.gz")  # a name behind its log's
 BLOCK = 1 << 20  # bytes of a log that are compressed together
 PLAIN = 64 << 10  # bytes at the end of a log that grows which stay as they are: its last lines are read there
 GZIP = struct.Struct("<4sIBBHHHI")  # a member's header with one extra field, ours: the member's length
@@ -56,7 +57,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._piece = re.compile(rf"{re.escape(path.name)}\.(\d+)-(\d+)\.gz")
+        self._before = f"{path.name}."
 
     def extent(self) -> LogExtent:
         """From which byte to which it is there."""
@@ -128,7 +129,8 @@ class LogFile:
         """Every piece on disk, with the bytes that it holds."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._path.parent) as entries:
             for entry in entries:
-                if found := self._piece.fullmatch(entry.name):
+                name = entry.name
+                if name.startswith(self._before) and (found := PIECE.fullmatch(name, len(self._before))):
                     yield Path(entry.path), int(found[1]), int(found[2])
 
     def _layout(self) -> tuple[int, int, list[Piece]]:

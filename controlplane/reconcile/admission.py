@@ -22,6 +22,7 @@ from controlplane.store.store import Ledger
 from controlplane.store.tables import Outbox, Queue, Run, Sweep
 from controlplane.store.writer import Transaction
 
+UPSTREAM = aliased(Run)
 BATCH = 100  # runs of one transaction that are told what they wait for
 
 
@@ -73,11 +74,10 @@ def queue_is_closed(session: Session, due: ColumnElement[bool]) -> Iterator[Held
 
 def upstream_goes_on(session: Session, ours: ColumnElement[bool], elsewhere: Collection[str]) -> Iterator[Held]:
     """Queued runs of `ours` whose upstream has not succeeded; where it has failed, `decide` ends them."""
-    upstream = aliased(Run)
     waiting = (
-        select(Run.id, Run.message, upstream.name, upstream.id.label("upstream"))
-        .join(upstream, upstream.id == Run.after_id)
-        .where(ours, Run.phase == Phase.QUEUED, upstream.phase != Phase.SUCCEEDED)
+        select(Run.id, Run.message, UPSTREAM.name, UPSTREAM.id.label("upstream"))
+        .join(UPSTREAM, UPSTREAM.id == Run.after_id)
+        .where(ours, Run.phase == Phase.QUEUED, UPSTREAM.phase != Phase.SUCCEEDED)
     )
     for one in session.execute(waiting):
         if one.id in elsewhere:

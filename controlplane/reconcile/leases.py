@@ -19,6 +19,7 @@ from controlplane.store.tables import Attempt, Outbox, Run
 from controlplane.store.writer import Transaction
 
 KEY = (Outbox.run_id == bindparam("run"), Outbox.attempt == bindparam("number"), Outbox.op == bindparam("what"))
+UPSTREAM = aliased(Run)
 ATTEMPT = (Attempt.run_id == bindparam("run"), Attempt.number == bindparam("of"))
 
 
@@ -68,12 +69,11 @@ def _key(row: Outbox) -> dict[str, object]:
 
 def _left_by_upstreams(transaction: Transaction, run_ids: set[str]) -> Iterator[tuple[str, int, int]]:
     """Of runs that come after another one, the attempts that have no step yet, and that at which they start."""
-    upstream = aliased(Run)
     wanted = (
-        select(Run.id, Run.attempt, upstream.checkpoint_step)
-        .join(upstream, upstream.id == Run.after_id)
+        select(Run.id, Run.attempt, UPSTREAM.checkpoint_step)
+        .join(UPSTREAM, UPSTREAM.id == Run.after_id)
         .join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt))
-        .where(Run.id.in_(run_ids), Attempt.resumed_from.is_(None), upstream.checkpoint_step.is_not(None))
+        .where(Run.id.in_(run_ids), Attempt.resumed_from.is_(None), UPSTREAM.checkpoint_step.is_not(None))
     )
     for one in transaction.session.execute(wanted):
         yield one.id, one.attempt, one.checkpoint_step

@@ -39,6 +39,7 @@ NODE_FAULTS = frozenset({"NodeLost", "Shutdown"})
 MOST_AVOIDED = 10
 AT_ONCE = 4  # rows worked off at the same time, where a whole batch waits
 BATCH = 64  # rows leased at once: one commit serves them all
+OWNER = aliased(Run)  # of an outbox row; to make an alias of so many columns takes longer than to ask
 STORED_S = 2.0  # for how long what came of rows may be gathered before it is stored
 
 
@@ -68,8 +69,7 @@ def void_leases(store: Ledger, cluster: str) -> None:
 
 def on_cluster(name: str) -> ColumnElement[bool]:
     """Whether an outbox row is of a run on this further cluster, or, where that is empty, on the installation's own."""
-    run = aliased(Run)
-    return exists().where(run.id == Outbox.run_id, run.cluster == name)
+    return exists().where(OWNER.id == Outbox.run_id, OWNER.cluster == name)
 
 
 class Worker:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from operator import eq
 from typing import NamedTuple, overload
 
 from controlplane.clusters.base import ObservedJob, ObservedPod, PodPhase
@@ -57,12 +56,13 @@ class Pods(Sequence[ObservedPod]):
         return map(_shown, self.kept)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Pods) and self.kept == other.kept:
-            return True
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        theirs = other.kept if isinstance(other, Pods) else other
+        return all(one is two or _shown(one) == _shown(two) for one, two in zip(self.kept, theirs, strict=True))
 
     def __hash__(self) -> int:
-        return hash(self.kept)
+        return hash(len(self.kept))
 
 
 class Observer:
@@ -293,7 +293,9 @@ def _runs(pod: PodRecord) -> bool:
 def _shown(one: ObservedPod | PodRecord) -> ObservedPod:
     if isinstance(one, ObservedPod):
         return one
-    return _seen(one)("Running", started_at=one.main.started if one.main else None)
+    role, number = role_of(one.index)
+    started = one.main.started if one.main else None
+    return ObservedPod(one.name, one.uid, role, number, "Running", started_at=started, node=one.node or None)
 
 
 def _seen(pod: PodRecord) -> Callable[..., ObservedPod]:
