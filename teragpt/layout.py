@@ -21,6 +21,7 @@ GIVEN = ("pp", "dp_replicate", "cp", "tp")  # the dimensions that settings name;
 OURS = Config().model  # the model whose parameters are known here
 LEAST_BYTES = {"fp64": 8, "fp32": 4, "fp8": 1}  # of an activation; bf16's where nothing else is sure
 VECTOR_BYTES = 12  # of a vector's element beside a parameter in bf16: its master and two moments, in fp32
+AT_ONCE = 1 << 25  # elements of the whole matrices that Muon works on at once on a rank, unless one alone is larger
 SHOWN = ("parameters", "gradients", "optimizer", "total")
 
 

@@ -1,15 +1,16 @@
 """Muon over sharded matrices (Jordan et al. 2024): momentum whose singular values are all brought near to 1.
 
-The iteration that does this needs the whole matrix, of which a rank holds a part. So each matrix has one owner among
-the ranks that share it, taken in turn, and matrices go in rounds of one for each rank: one exchange brings every owner
-the parts of its matrix, and another takes the parts of its result back. A rank holds one whole matrix at a time.
-Copies of the model (`dp_replicate`) each do this alone: the links between them carry nothing.
+The iteration that does this needs whole matrices, of which a rank holds parts. So each matrix has one owner among the
+ranks that share it. Matrices of one shape go in batches, of which each rank owns as many: one exchange brings every
+owner the parts of its matrices, another takes the parts of the results back, and what happens to a batch is a few
+launches, however many matrices it has. Copies of the model (`dp_replicate`) each do this alone: the links between them
+carry nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from teragpt.config import Config
+from teragpt.layout import AT_ONCE
 from teragpt.mesh import Mesh
+from teragpt.ops import foreach_lerp_, foreach_mul_, foreach_sub_
 from teragpt.placement import Region, region
 
 MOMENTUM = 0.95
@@ -33,48 +36,68 @@ class Muon:
         self, matrices: Mapping[str, Tensor], shards: Mapping[str, Tensor], mesh: Mesh, config: Config
     ) -> None:
         self.matrices, self.shards, self.weight_decay = matrices, shards, config.weight_decay
-        self.momentum = {name: torch.zeros_like(shards[name]) for name in matrices}
         self.group, self.ranks, self.rank = sharers(mesh)
         tp = mesh.size("tp")
         places = [{"fsdp": rank // tp, "tp": rank % tp, "dp_replicate": 0} for rank in range(self.ranks)]
         self.regions = {name: [region(matrix, place) for place in places] for name, matrix in matrices.items()}
         self.narrow = config.precision in {"auto", "bf16", "fp8"}
+        self.momentum = {name: torch.zeros_like(shards[name]) for name in matrices}
+        self.batches = list(self.grouped())
 
-    def step(self, rate: float) -> None:
-        """Take the shards' gradients into the momentum and move the shards by learning rate `rate`.
+    def grouped(self) -> Iterator[list[str]]:
+        """Matrices that are cut alike, in batches of as many for each rank, so that owners have the same work."""
+        alike: dict[str, list[str]] = {}
+        for name, matrix in self.matrices.items():
+            alike.setdefault(f"{tuple(matrix.shape)} {self.regions[name]}", []).append(name)
+        for names in alike.values():
+            count = self.ranks * max(1, AT_ONCE // self.matrices[names[0]].numel())
+            for start in range(0, len(names), count):
+                yield names[start : start + count]
+
+    @torch.no_grad()
+    def step(self, grads: Mapping[str, Tensor], scale: Tensor, rate: Tensor) -> None:
+        """Take the shards' gradients, each times `scale`, into the momentum; move the shards by learning rate `rate`.
 
         A whole matrix moves by 0.2 sqrt(max(rows, columns)) times an orthogonal one, whose elements' root mean square
         is that of AdamW's update, so that both optimizers take the same rates and decay (Liu et al. 2025).
         """
-        for names in self.rounds():
-            for name, update in zip(names, self.orthogonal(names), strict=True):
-                size = rate * ADAMW_RMS * math.sqrt(max(self.matrices[name].shape))
-                self.shards[name].detach().mul_(1 - rate * self.weight_decay).sub_(update, alpha=size)
+        for names in self.batches:
+            shards = [self.shards[name].detach() for name in names]
+            rate, scale = rate.to(shards[0].dtype), scale.to(shards[0].dtype)
+            size = rate * ADAMW_RMS * math.sqrt(max(self.matrices[names[0]].shape))
+            ahead = self.nesterov(names, torch.stack([grads[name] for name in names]) * scale.view(1))
+            update = self.orthogonal(names, ahead) * size.view(1)
+            foreach_mul_(shards, 1 - self.weight_decay * rate)
+            foreach_sub_(shards, list(update.unbind()))
 
-    def rounds(self) -> Iterator[list[str]]:
-        """The matrices, a round at a time, the largest first: owners of one round have the same work."""
-        names = sorted(self.matrices, key=lambda name: self.matrices[name].numel(), reverse=True)
-        for start in range(0, len(names), self.ranks):
-            yield names[start : start + self.ranks]
+    def nesterov(self, names: Sequence[str], grads: Tensor) -> Tensor:
+        """Take this rank's parts of gradients (n, rows, columns) into the momenta, and look a step ahead.
 
-    def orthogonal(self, names: list[str]) -> list[Tensor]:
-        """This rank's parts of one round's orthogonalised momenta; the matrix in place k belongs to rank k."""
-        mine = [self.nesterov(name) for name in names]
+        In the iteration's dtype, and in the memory of `grads`.
+        """
+        momenta, each = [self.momentum[name] for name in names], list(grads.unbind())
+        foreach_lerp_(momenta, each, 1 - MOMENTUM)
+        foreach_lerp_(each, momenta, MOMENTUM)
+        return grads.bfloat16() if self.narrow and grads.is_cuda else grads
+
+    def orthogonal(self, names: Sequence[str], mine: Tensor) -> Tensor:
+        """This rank's parts (n, rows, columns) of a batch of whole matrices made orthogonal, where it holds `mine`."""
         if self.ranks == 1:
-            return [orthogonalize(mine[0])]
-        owned = names[self.rank] if self.rank < len(names) else None
-        regions = self.regions[owned] if owned else []
-        parts = [part.numel() for part in mine] + [0] * (self.ranks - len(names))
-        theirs = [volume(one) for one in regions] or [0] * self.ranks
-        pieces = self.exchange(torch.cat([part.flatten() for part in mine]), parts, theirs)
+            return orthogonalize(mine)
+        each = math.ceil(len(names) / self.ranks)
+        shares = [names[rank * each : (rank + 1) * each] for rank in range(self.ranks)]
+        regions, owned = self.regions[names[0]], len(shares[self.rank])
+        sent = [len(share) * mine[0].numel() for share in shares]
+        theirs = [owned * volume(one) for one in regions]
+        pieces = self.exchange(mine.flatten(), sent, theirs)
         if owned:
-            whole = pieces.new_empty(self.matrices[owned].shape)
+            whole = pieces.new_empty(owned, *self.matrices[names[0]].shape)
             for where, piece in zip(regions, pieces.split(theirs), strict=True):
-                whole[where].copy_(piece.view_as(whole[where]))
+                part = whole[(slice(None), *where)]
+                part.copy_(piece.view_as(part))
             whole = orthogonalize(whole)
-            pieces = torch.cat([whole[where].flatten() for where in regions])
-        back = self.exchange(pieces, theirs, parts).split(parts)
-        return [piece.view_as(part) for piece, part in zip(back, mine, strict=False)]
+            pieces = torch.cat([whole[(slice(None), *where)].flatten() for where in regions])
+        return self.exchange(pieces, theirs, sent).view_as(mine)
 
     def exchange(self, pieces: Tensor, sizes: list[int], back: list[int]) -> Tensor:
         """Send each rank its piece, of these sizes, and receive one of each, of the sizes `back`."""
@@ -82,27 +105,20 @@ class Muon:
         dist.all_to_all_single(received, pieces, back, sizes, group=self.group)
         return received
 
-    def nesterov(self, name: str) -> Tensor:
-        """Take this rank's part of a gradient into the momentum, and look one step ahead; in the iteration's dtype."""
-        grad, momentum = self.shards[name].grad, self.momentum[name]
-        assert grad is not None, f"{name} has no gradient"
-        momentum.lerp_(grad, 1 - MOMENTUM)
-        return grad.lerp(momentum, MOMENTUM).to(torch.bfloat16 if self.narrow and grad.is_cuda else grad.dtype)
 
-
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """The orthogonal matrix next to `matrix` (rows, columns), roughly: singular values between 0.7 and 1.2.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The orthogonal matrix next to each of (n, rows, columns), roughly: singular values between 0.7 and 1.2.
 
     Five turns of a quintic Newton-Schulz iteration (Jordan et al. 2024) on the smaller side, which bf16 is enough for.
     """
     a, b, c = COEFFICIENTS
-    tall = matrix.size(0) > matrix.size(1)
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def sharers(mesh: Mesh) -> tuple[dist.ProcessGroup | None, int, int]:

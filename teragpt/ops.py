@@ -32,6 +32,9 @@ LIBRARY = torch.library.Library("teragpt", "DEF")
 LIBRARY.define("product(Tensor x, Tensor weight) -> Tensor")  # inductor takes oneDNN's own for constant weights alone
 foreach_norm: Any = torch.ops.aten._foreach_norm.Scalar  # noqa: SLF001 - norms of many tensors in few kernels
 foreach_mul_: Any = torch.ops.aten._foreach_mul_.Tensor
+foreach_sub_: Any = torch.ops.aten._foreach_sub_.List
+foreach_lerp_: Any = torch.ops.aten._foreach_lerp_.Scalar
+foreach_copy_: Any = torch.ops.aten._foreach_copy_.default
 PRODUCT: Any = torch.ops.teragpt.product.default
 LOGITS_CHUNK = 1 << 21  # logits held at once: 8 MB in fp32, about what a core's caches hold
 GPU_LOGITS_CHUNK = 1 << 30  # 2 GB in bf16: products that fill a GPU

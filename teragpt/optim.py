@@ -10,7 +10,7 @@ random (rounding.py), and only vectors, which are few, have others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from teragpt.batches import to_device
 from teragpt.config import Config
 from teragpt.mesh import Mesh
 from teragpt.muon import Muon
-from teragpt.ops import JOINED, foreach_mul_, foreach_norm, fused, local
+from teragpt.ops import JOINED, foreach_copy_, foreach_mul_, foreach_norm, fused, local
 from teragpt.placement import like
 
 if TYPE_CHECKING or torch.cuda.is_available():
@@ -61,7 +61,7 @@ class Optimizer:
             if (one.ndim < 2 if self.rounds else alone and one.dtype != dtype)
         }  # whose masters stand apart
         masters = {name: local(self.parameters[name].detach()).float() for name in self.copied}
-        self.alone = alone and bool(self.copied)
+        self.alone = alone and bool(self.copied)  # all by kernels of ours, which can be recorded; torch's AdamW cannot
         self.joints: list[tuple[Tensor, list[Tensor]]] = []
         if self.alone:
             wide = summed_in(config, dtype, several=config.sequences > config.micro_batch)
@@ -91,7 +91,7 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.rate
         corrections = 1 - self.config.beta1 ** (step + 1), (1 - self.config.beta2 ** (step + 1)) ** 0.5
-        if self.alone or self.rounds:
+        if self.alone or self.rounds or self.muon.matrices:
             self.rates.copy_(to_device(torch.tensor([self.rate, *corrections, step + 1]), self.rates.device))
 
     def reduce(self, loss: Tensor, asked: Tensor) -> Tensor:
@@ -141,23 +141,28 @@ class Optimizer:
     def step(self, norm: Tensor) -> None:
         """Clip the gradients, whose global norm is `norm`, update the parameters, and drop the gradients."""
         scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+        whole: dict[str, Tensor] = {}
         for name, grad in self.gradients():
             self.parameters[name].grad = None
-            if self.rounds and name not in self.copied:
+            if name in self.muon.matrices:
+                whole[name] = grad
+            elif self.rounds and name not in self.copied:
                 self.rounded_step(name, grad, scale)
-            elif self.alone and name in self.plain:
+            elif self.alone:
                 self.fused_step(name, grad, scale)
             else:
                 self.shards[name].grad = grad.to(self.shards[name].dtype)
-        if unscaled := [shard.grad for shard in self.shards.values() if shard.grad is not None]:
-            foreach_mul_(unscaled, scale.to(unscaled[0].dtype))  # one launch: a host must run ahead of its GPU
+        unscaled = {name: shard.grad for name, shard in self.shards.items() if shard.grad is not None}
+        if unscaled:
+            grads = list(unscaled.values())
+            foreach_mul_(grads, scale.to(grads[0].dtype))  # one launch: a host must run ahead of its GPU
         if not self.alone:
             self.adamw.step()
-        self.muon.step(self.rate)
-        for name, shard in self.shards.items():
-            if name in self.copied and shard.grad is not None:
-                self.copy(name)
-            shard.grad = None
+        if whole:
+            self.muon.step(whole, scale, self.rates[0])
+        self.copy(name for name in (*whole, *unscaled) if name in self.copied)
+        for name in unscaled:
+            self.shards[name].grad = None
 
     def fused_step(self, name: str, grad: Tensor, scale: Tensor) -> None:
         """AdamW's step of one parameter and its copy by our kernel, which clips on the way."""
@@ -208,13 +213,14 @@ class Optimizer:
         """Go on with masters and moments that were loaded, the latter after so many steps."""
         for shard in self.plain.values():
             self.moments(shard)["step"].fill_(float(steps))
-        for name in self.copied:
-            self.copy(name)
+        self.copy(self.copied)
 
     @torch.no_grad()
-    def copy(self, name: str) -> None:
-        """Give a parameter what its master holds."""
-        local(self.parameters[name].detach()).copy_(self.shards[name])
+    def copy(self, names: Iterable[str]) -> None:
+        """Give parameters what their masters hold."""
+        pairs = [(local(self.parameters[name].detach()), self.shards[name].detach()) for name in names]
+        if pairs:
+            foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
 
 def summed_in(config: Config, dtype: torch.dtype, *, several: bool) -> torch.dtype:

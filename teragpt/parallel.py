@@ -38,6 +38,7 @@ from teragpt.tensor_parallel import tensor_parallel
 
 ROW_BLOCK = 1024  # rows of a matrix that one generator draws
 DRAW = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+GROWING = "expandable_segments:True"  # freed pieces join: a plan that leaves a tenth free ran out of memory without
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -51,6 +52,8 @@ def connect(world: World, seconds: float = 600) -> torch.device:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", world.local_rank) if gpu else torch.device("cpu")
     if gpu:
+        if "PYTORCH_ALLOC_CONF" not in os.environ:
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", GROWING)
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()

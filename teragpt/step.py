@@ -30,8 +30,7 @@ class Step:
         self, model: nn.Module, mesh: Mesh, config: Config, optimizer: Optimizer, device: torch.device
     ) -> None:
         self.model, self.mesh, self.config, self.optimizer, self.device = model, mesh, config, optimizer, device
-        alone = device.type == "cuda" and mesh.devices.size() == 1
-        records = alone and compiles(config, device.type) and config.optimizer == "adamw" and config.packing == "plain"
+        records = optimizer.alone and compiles(config, device.type) and config.packing == "plain"
         self.work: Callable[..., Read] = Recorded(self.compute, device) if records else self.compute
 
     def __call__(self, step: int, ids: Tensor, targets: Tensor, asked: float) -> Read:

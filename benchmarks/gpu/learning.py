@@ -1,10 +1,11 @@
 """How soon a model learns on one GPU: time to nanoGPT's last validation loss; fp8 and six heads beside the plain run.
 
 `python -m benchmarks.gpu.texts TEXT && python -m teragpt.prepare TEXT/*.jsonl -o DATASET --tokenizer TOKENIZER`, then
-`python -m benchmarks.gpu.learning DATASET --nanogpt FOLDER [--parts sweep peer ours same] [--tokens 2e8]`. FOLDER is
-nanoGPT's checkout: its model, AdamW, cosine and clipping, compiled whole under autocast; its learning rate and warm-up
-are swept in short runs first. Ours takes its size's own recipe over a part of the peer's tokens, and decays within it.
-Both read the same batches and held-out sequences. Seconds are of steps alone: compilation and evaluations are left out.
+`python -m benchmarks.gpu.learning DATASET --nanogpt FOLDER [--parts sweep peer ours compare same] [--tokens 2e8]`.
+FOLDER is nanoGPT's checkout: its model, AdamW, cosine and clipping, compiled whole under autocast; its learning rate
+and warm-up are swept in short runs first. Ours takes its size's own recipe over a part of the peer's tokens, and
+decays within it. Both read the same batches and held-out sequences. Seconds are of steps alone: compilation and
+evaluations are left out.
 Each run is a process of its own; its rows are added to --out, where a later part finds those of an earlier one.
 """
 
@@ -179,6 +180,10 @@ def part(name: str, asked: argparse.Namespace) -> None:
             start(
                 asked, {**plain, "arm": optimizer, "steps": count, "settings": {"optimizer": optimizer}, "points": 20}
             )
+            if rows(asked, "nanogpt"):
+                print(json.dumps(against_peer(asked, optimizer)), flush=True)
+    elif name == "compare":
+        for optimizer in asked.optimizers:
             print(json.dumps(against_peer(asked, optimizer)), flush=True)
     else:
         for arm, settings in SAME.items():

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from teragpt.config import ConfigError, Problem
-from teragpt.plan.hardware import CORE, Device, device
+from teragpt.plan.hardware import Device, device
 
 SHIPPED = "h100"
 NVLINK_PART = 370 / 450  # of the line rate, in all-gathers (github.com/NVIDIA/nccl-tests/issues/212, a maintainer)
@@ -76,8 +76,9 @@ def between(points: Sequence[tuple[float, float]], at: float) -> float:
 
 @cache
 def shipped(kind: str = SHIPPED) -> Calibration:
-    """The calibration that comes with the package: of a CPU core for that, of an H100 for any GPU."""
-    return read(Path(__file__).with_name(f"{kind if kind == CORE.name else SHIPPED}.json"))
+    """The calibration that comes with the package: of this kind where one does, of an H100 for any other GPU."""
+    own = Path(__file__).with_name(f"{kind}.json")
+    return read(own if own.is_file() else own.with_name(f"{SHIPPED}.json"))
 
 
 def read(path: Path) -> Calibration:

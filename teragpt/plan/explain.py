@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from teragpt.plan.calibration import HOP_SECONDS, NETWORK_PART, NVLINK_PART
 from teragpt.plan.forecast import GPU_HOURS_BETWEEN_FAILURES, RESTART_SECONDS
-from teragpt.plan.memory import LEAST_FREE, LEFT_FREE, MOST_FREE
+from teragpt.plan.memory import LEAST_FREE, LEFT_FREE, MOST_FREE, MUON_HELD
 from teragpt.plan.planner import Plan
 from teragpt.plan.report import giga, seconds
-from teragpt.plan.step import GATE_BYTES, NORM_BYTES, ROTARY_BYTES, UPDATE_BYTES, waits
+from teragpt.plan.step import GATE_BYTES, MUON_BYTES, MUON_TURNS, NORM_BYTES, ROTARY_BYTES, UPDATE_BYTES, waits
 
 SCALING = "docs/scaling.md"
 COLLECTIVES = f"{SCALING}; nccl-tests issues 212 and 290; llm-foundry's 7b on 128 and 512 H100s"
@@ -27,6 +27,7 @@ MEMORY = {
     "process": "a rank before its state, measured once on CPU cores",
     "gathered weights": "of all blocks in fp32, and gradients on their way",
     "logits and loss": "a chunk of logits in bf16, the tokens' gradient, the head's in fp32 and in bf16 twice",
+    "whole matrices": f"{MUON_HELD} bytes an element of those that Muon makes orthogonal at once",
     "left free": f"{LEFT_FREE:.0%} of the data sheet's bytes, {LEAST_FREE / 1e9:g} GB at least or {MOST_FREE:.0%} of a "
     "small card, a policy: CUDA, NCCL, slack, errors of the above",
 }
@@ -72,6 +73,8 @@ def computing(plan: Plan) -> Iterator[Line]:
     took = seconds(parts["passes over memory"])
     yield Line("passes over memory", f"{work}, at {at} = {took}", found.measured)
     work = f"{UPDATE_BYTES} bytes a parameter of a slice, at {found.copy:.3g} {bandwidth}"
+    if config.optimizer == "muon":
+        work += f"; of blocks {MUON_BYTES}, and {MUON_TURNS} x 3 products of each matrix"
     yield Line("optimizer", f"{work} = {seconds(parts['optimizer'])}", found.measured)
 
 

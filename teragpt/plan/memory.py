@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from teragpt.activations import activation_bytes
 from teragpt.config import Config
-from teragpt.layout import Layout, State, alive, element_bytes, held, spread
+from teragpt.layout import AT_ONCE, Layout, State, alive, element_bytes, held, spread
 from teragpt.sizes import padded
 
 # Of the data sheet's bytes: half for CUDA, NCCL and the allocator's slack (beside what a card shows beyond its data
@@ -26,7 +26,8 @@ LEAST_FREE, MOST_FREE = 3.2e9, 0.25
 STAYS_GATHERED = 8 << 30  # bytes of fp32 gradients up to which a model stays whole (pipeline.py)
 LOGITS = 1 << 30  # of one chunk of the loss, whose gradients take their place (ops.GPU_LOGITS_CHUNK)
 BF16, FP32 = 2, 4
-START, END, LOSS = "the first block's backward", "the last block's backward", "the loss"
+START, END, LOSS, UPDATE = "the first block's backward", "the last block's backward", "the loss", "the update"
+MUON_HELD = 10  # bytes an element of what Muon works on at once: the gradient in fp32, four of the iteration's in bf16
 HELD_BLOCKS = 2  # gathered at once: the one that computes and the next one
 
 
@@ -95,13 +96,14 @@ class Bytes(NamedTuple):
     last_working: int
     scattered: int
     loss: int
+    update: int
 
     @property
     def peak(self) -> int:
         """The most at once, as the moments of `memory` say."""
         whole = self.before + self.kept + self.copies
         end = self.gradients + self.last_kept + self.last_copies + self.last_working + self.scattered
-        most = max(whole + self.working + self.scattered, end, whole + self.loss)
+        most = max(whole + self.working + self.scattered, end, whole + self.loss, self.gradients + self.update)
         return self.parameters + self.optimizer + self.weights + most
 
     def memory(self, device_memory: int) -> Memory:
@@ -116,14 +118,16 @@ class Bytes(NamedTuple):
             for working in (self.working, self.last_working)
         )
         loss = {"logits and loss": self.loss}
+        update = {"whole matrices": self.update} if self.update else {}
         moments = {
             START: always | before | whole | first,
             END: always | summed | last | backward,
             LOSS: always | before | whole | loss,
+            UPDATE: always | summed | update,
         }
         where = max(moments, key=lambda one: sum(moments[one].values()))
         left = {"left free": left_free(device_memory)}
-        every = always | summed | whole | backward | loss | left
+        every = always | summed | whole | backward | loss | update | left
         return Memory(every, moments[where], where, limit(device_memory))
 
 
@@ -271,7 +275,16 @@ class Ledger:
             last_working=working,
             scattered=scattered,
             loss=loss_bytes(config, cut) if head else 0,
+            update=update_bytes(config, layers),
         )
+
+
+def update_bytes(config: Config, layers: int) -> int:
+    """Of the matrices that Muon makes orthogonal at once; AdamW changes each number where it lies."""
+    if config.optimizer != "muon":
+        return 0
+    alike = ((config.dim * config.dim, 2 * layers), (config.dim * config.ffn, 3 * layers))
+    return MUON_HELD * max(size * min(number, max(1, AT_ONCE // size)) for size, number in alike)
 
 
 @cache

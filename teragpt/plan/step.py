@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from typing import NamedTuple
 
 from teragpt.config import Config
-from teragpt.layout import Layout, element_bytes
+from teragpt.layout import AT_ONCE, Layout, element_bytes
 from teragpt.plan.calibration import HOP_SECONDS, NETWORK_PART, NVLINK_PART, Speed
 from teragpt.plan.hardware import Cluster
 from teragpt.plan.memory import BF16, FP32, Cut, block_parameters, layers_of, stays_gathered
@@ -22,6 +23,8 @@ ROTARY_BYTES = 8  # of norms and rotation of queries and keys, times their width
 NORM_BYTES = 32  # of both norms and residuals, times dim (gpu measurement's floor: docs/notebook.md)
 CAST_BYTES = 12  # a parameter: fp32 to bf16 and its gradient back
 UPDATE_BYTES = 32  # AdamW in fp32 reads 4 numbers and writes 3, and clipping reads one
+MUON_BYTES = 78  # Muon: gradients summed up in fp32, momentum, casts, norm, the update, and the copy in bf16
+MUON_TURNS = 5  # of its iteration, with three products each
 PACKED = 2 * BF16, BF16 + FP32  # a parameter: out of what was gathered in bf16, and into what is scattered in fp32
 EXTRA_FORWARD = {"none": (0.0, 0.0), "selective": (0.0, 1 / 3), "full": (1 / 3, 1 / 3)}  # products, passes over memory
 GATHERS = {"none": 8, "selective": 10, "full": 12}  # of tensor parallel, a layer and micro-batch (docs/scaling.md)
@@ -108,6 +111,7 @@ class Clock:
     spread: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
     heads: dict[tuple[int, int], float] = field(default_factory=dict, compare=False, repr=False)
     ways: dict[tuple[int, int, int, int], Way] = field(default_factory=dict, compare=False, repr=False)
+    updates: dict[tuple[int, ...], float] = field(default_factory=dict, compare=False, repr=False)
     slowest: dict[tuple[object, ...], Stage] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -319,12 +323,29 @@ class Clock:
         return gather, scatter, 2 * self.travels(FP32 * numbers / shards, copies, apart * shards)
 
     def update(self, cut: Cut) -> float:
-        """AdamW over a rank's slice, at the memory's bandwidth; the norm of all gradients is one number's sum."""
-        stages = cut.stages
-        whole = self.layers(cut)[0] * block_parameters(self.config, stages.tp)
-        whole += padded(self.config.num_tokens) * self.config.dim // stages.tp
-        moved = UPDATE_BYTES * element_bytes(self.config) / FP32 * whole / stages.fsdp
-        return moved / self.speed.copy_rate + self.latency(stages.ranks)
+        """Of a rank's slice, at the memory's bandwidth, and Muon's products; the norm of all is one number's sum."""
+        stages, layers = cut.stages, self.layers(cut)[0]
+        key = layers, stages.tp, stages.fsdp, stages.ranks
+        if key not in self.updates:
+            muon, blocks = self.config.optimizer == "muon", layers * block_parameters(self.config, stages.tp)
+            adamw = padded(self.config.num_tokens) * self.config.dim // stages.tp + (0 if muon else blocks)
+            moved = UPDATE_BYTES * element_bytes(self.config) / FP32 * adamw + (MUON_BYTES * blocks if muon else 0)
+            seconds = moved / stages.fsdp / self.speed.copy_rate + self.latency(stages.ranks)
+            self.updates[key] = seconds + (self.orthogonal(stages, layers) if muon else 0.0)
+        return self.updates[key]
+
+    def orthogonal(self, stages: Layout, layers: int) -> float:
+        """Muon's products over the whole matrices that a rank owns, and their two ways between owners and holders."""
+        (dim, kv, ffn), sharers, seconds = self.shape, stages.fsdp * stages.tp, 0.0
+        for small, large, number in ((dim, dim, 2), (min(kv, dim), dim, 2), (min(dim, ffn), max(dim, ffn), 3)):
+            owned = ceil(number * layers / sharers)
+            batch = min(owned, max(1, AT_ONCE // (small * large)))
+            gram, third = ((batch * small, inner, small) for inner in (large, small))
+            products = (gram, third, (batch * small, small, large))
+            turn = sum(self.speed.product_seconds(*one, "bf16") for one in products)
+            seconds += MUON_TURNS * turn * owned / batch
+        shard = BF16 * layers * block_parameters(self.config, stages.tp) / stages.fsdp
+        return seconds + 2 * self.travels(shard, sharers, 1)
 
 
 def waits(pp: int, chunks: int, count: int) -> float:

@@ -49,8 +49,8 @@ def test_four_updates_on_a_mesh_are_one_ranks(cell: Cell, found: dict[str, dict[
 
 @pytest.mark.parametrize("shape", [(40, 40), (80, 40), (16, 48)])
 def test_all_singular_values_come_near_to_one(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    values = torch.linalg.svdvals(orthogonalize(matrix))
+    matrices = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonalize(matrices))
     assert values.min() > 0.5
     assert values.max() < 1.3
 
@@ -63,14 +63,15 @@ def test_updates_are_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs.load_state_dict(ours.state_dict())
     muon = Muon({"it": ours.weight}, {"it": ours.weight}, build_mesh(config, CPU), config)
     nesterov = muon.nesterov
-    monkeypatch.setattr(muon, "nesterov", lambda name: nesterov(name).bfloat16())  # as torch does on every device
+    monkeypatch.setattr(muon, "nesterov", lambda *both: nesterov(*both).bfloat16())  # as torch does on every device
     reference = torch.optim.Muon([theirs.weight], lr=0.01, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         x = torch.randn(8, 24)
         for model in (ours, theirs):
             model.zero_grad()
             model(x).square().sum().backward()
-        muon.step(0.01)
+        assert ours.weight.grad is not None
+        muon.step({"it": ours.weight.grad}, torch.tensor(1.0), torch.tensor(0.01))
         reference.step()
     assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
 

@@ -337,6 +337,27 @@ def test_a_plan_is_told_as_a_table_as_json_as_formulas_and_as_a_picture() -> Non
     assert "optimizer: " in drawn
 
 
+def test_muon_takes_the_products_of_its_iteration_and_says_so() -> None:
+    adamw, muon = (plan({"size": "350m", "optimizer": one}, cluster_of("h200", 1)) for one in ("adamw", "muon"))
+    blocks, flops = 24 * 4 * 1024**2, 5 * 6 * 1024**3  # of q, k, v, o alone: the least there is
+    peak = muon.cluster.device.bf16
+    took = muon.best.step.parts["optimizer"]
+    assert blocks // 1024**2 * flops / peak < took < muon.best.seconds
+    assert took > 5 * adamw.best.step.parts["optimizer"]
+    lines = {line.what: line.formula for line in explain(muon)}
+    assert "products of each matrix" in lines["optimizer"]
+    assert "orthogonal" in lines["whole matrices"]
+    many = plan({"size": "8b", "optimizer": "muon"}, cluster_of("h200", 64)).best.step.parts["optimizer"]
+    assert many < plan({"size": "8b", "optimizer": "muon"}, cluster_of("h200", 8)).best.step.parts["optimizer"]
+
+
+def test_each_calibration_that_is_shipped_is_of_the_kind_that_it_is_named_for() -> None:
+    for name in ("h100", "h200"):
+        found = plan({"size": "1.3b"}, cluster_of(name, 1))
+        assert found.speed.own, name
+        assert found.measured.startswith("measured on NVIDIA H")
+
+
 def test_a_plan_says_what_fp8_would_bring_where_it_is_not_asked_for() -> None:
     found, asked = plan({"size": "8b"}, EIGHT), plan({"size": "8b", "precision": "fp8"}, EIGHT)
     assert found.in_fp8 is not None
