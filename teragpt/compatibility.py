@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from teragpt.config import Config, ConfigError, Problem
-
-ROWWISE_ON_CPU = (2, 15)  # the first with it
+from teragpt.config import ROWWISE_ON_CPU, Config, ConfigError, Problem
 
 
 def version() -> tuple[int, int]:

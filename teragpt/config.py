@@ -23,6 +23,7 @@ EMBEDDED_VOCABULARY = 2048  # of the byte-level BPE trained on the embedded corp
 EVAL_SEQUENCES = 64  # the least for a loss that means something
 TRACKERS = ("wandb", "mlflow")
 FP8_MULTIPLE = 16  # what each side of a product must be a multiple of (torch._scaled_mm on CUDA)
+ROWWISE_ON_CPU = (2, 15)  # the first torch whose scaled product takes a scale for each row without a GPU
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
 
 

@@ -104,6 +104,12 @@ class ChatRequest(Asked):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS)
 
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens are told; None: no log-probabilities are. Raises ConfigError."""
+        if self.top_logprobs and not self.logprobs:
+            raise ConfigError([Problem("top_logprobs", self.top_logprobs, "with logprobs true alone")])
+        return self.top_logprobs if self.logprobs else None
+
 
 @dataclass(frozen=True)
 class Served:
@@ -176,7 +182,7 @@ def make_app(served: Served) -> FastAPI:
         messages = [{"role": one.role, "content": plain(one.content)} for one in asked.messages]
         prompts = [served.sampler.tokenizer.encode_chat(messages, served.template)]
         tokens = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-        sampling = asked.sampling(served.room(prompts), tokens, asked.top_logprobs if asked.logprobs else None)
+        sampling = asked.sampling(served.room(prompts), tokens, asked.likeliest())
         return answer(ChatForm(served), prompts, sampling, asked)
 
     tell_errors(app)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 from controlplane.clusters.base import Capacity, ClusterError, Traits
 from controlplane.domain.errors import InvalidSpec, Problem
@@ -20,6 +22,7 @@ from controlplane.domain.storage import within
 from controlplane.services.context import Context
 from controlplane.services.datasets import vocabulary_of
 from controlplane.submission import ensure_renderable
+from teragpt.config import ROWWISE_ON_CPU
 
 UNKNOWN = Capacity(0, 0, 0, None, 0, 0, 0, known=False)
 SHARED, NOT_SHARED = "ReadWriteMany", "claim_not_shared"
@@ -105,6 +108,7 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> 
         *large,
         *_bad_claims(context, spec, run),
         *_beyond_quota(traits, run),
+        *_beyond_torch(traits, run),
     ]
 
 
@@ -132,6 +136,32 @@ def _beyond_quota(traits: Traits, run: ResolvedRun) -> Iterator[Problem]:
     if quota is not None and gpus > quota:
         detail = f"got {gpus} GPUs in all; allowed in namespace {namespace}: {quota}"
         yield Problem("/compute/gpus_per_node", "beyond_quota", detail)
+
+
+def _beyond_torch(traits: Traits, run: ResolvedRun) -> Iterator[Problem]:
+    """Products that this machine's torch cannot compute without a GPU, where it is this machine's that computes."""
+    config, found = run.config, _torch()
+    wanted = (config["precision"], config["fp8_recipe"]) == ("fp8", "rowwise") and not run.layout.gpus_per_node
+    if traits.shared_folders and wanted and found and _minor(found) < ROWWISE_ON_CPU:
+        first = ".".join(map(str, ROWWISE_ON_CPU))
+        detail = (
+            f"got 'rowwise'; allowed: tensorwise, or rowwise on a GPU or with torch {first}; here is {found} on CPU"
+        )
+        yield Problem("/train/fp8_recipe", "beyond_torch", detail)
+
+
+@cache
+def _torch() -> str:
+    """The version of torch that is installed beside this; empty without one."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
+
+
+def _minor(found: str) -> tuple[int, int]:
+    major, minor, *_ = found.split(".")
+    return int(major), int(minor)
 
 
 def _bad_claims(context: Context, spec: RunSpec, run: ResolvedRun) -> Iterator[Problem]:

@@ -171,6 +171,8 @@ def test_what_cannot_be_answered_is_refused_by_name(client: openai.OpenAI) -> No
         body = json.dumps({"model": "small", **asked}).encode()
         with pytest.raises(openai.BadRequestError, match=r"text: got .*ud800.*allowed: whole characters"):
             client.post(path, cast_to=object, content=body, options=as_json)
+    with pytest.raises(openai.BadRequestError, match="top_logprobs: got 2; allowed: with logprobs true alone"):
+        client.chat.completions.create(model="small", messages=[TURN], top_logprobs=2)
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(input="x", model="small")
 

@@ -52,6 +52,22 @@ def test_a_claim_that_is_not_there_is_named_with_its_field(volumes: Context, fie
     assert (problem.pointer, problem.code) == (pointer, "no_such_claim")
 
 
+@pytest.mark.parametrize(("found", "problems"), [("2.14.1+cpu", 1), ("2.15.0", 0), ("", 0)])
+def test_products_that_this_machines_torch_cannot_compute_are_told_before_it_is_asked(
+    context: Context, memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch, found: str, problems: int
+) -> None:
+    train = {"precision": "fp8", "fp8_recipe": "rowwise"}
+    spec = parse_spec({"size": "tiny", "train": train, "compute": {"gpus_per_node": 0}})
+    monkeypatch.setattr(ground, "_torch", lambda: found)
+    told = ground.laid_out(context, spec, "run_1")[1]
+    assert [one.pointer for one in told] == ["/train/fp8_recipe"] * problems
+    context.laid_out.clear()
+    memory.shown = Traits(shared_folders=False)
+    object.__setattr__(context, "storage", "pvc://runs/all")
+    told = ground.laid_out(context, spec, "run_1")[1]
+    assert "/train/fp8_recipe" not in [one.pointer for one in told], "nobody knows the torch of an image"
+
+
 def test_the_installations_defaults_reach_every_run(volumes: Context) -> None:
     given = {"compute": {"image_pull_secrets": ["registry"]}, "env": [{"name": "HTTPS_PROXY", "value": "http://p"}]}
     object.__setattr__(volumes, "defaults", parse_defaults(given))
