@@ -8,6 +8,7 @@ the step that a later one resumed from is ignored.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -34,6 +35,7 @@ from teragpt.storage import Disk, Folder, folder_at
 
 META = "meta.json"
 OWNER, STEP = re.compile(r"owner-(\d+)\.json"), re.compile(r"step-\d+-attempt-\d+")
+FULL = {errno.ENOSPC, errno.EDQUOT}
 FIXED = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "optimizer")  # what a state's tensors follow
 
 
@@ -162,7 +164,7 @@ class Checkpoints:
         if self.leader:
             try:
                 claimed = [self.claim(attempt)]
-            except (ConfigError, Superseded) as error:
+            except (ConfigError, Superseded, SaveFailed) as error:
                 claimed = [error]
         dist.broadcast_object_list(claimed, src=0, group=self.group)
         if isinstance(claimed[0], Exception):
@@ -202,6 +204,8 @@ class Checkpoints:
         except FileExistsError:
             raise Superseded(f"attempt {number} of {self.folder} was claimed by another process") from None
         except OSError as error:
+            if error.errno in FULL:  # there may be room at the next try
+                raise SaveFailed(error.errno, error.strerror, str(self.folder)) from None
             allowed = f"a folder that can be written ({error.strerror})"
             raise ConfigError([Problem("out", self.config.out, allowed)]) from None
         return number, start

@@ -230,7 +230,7 @@ def inspect_tokenizer(
 def folder(run: str, url: str | None, context: str | None) -> Path | str | None:
     """Where a trained model lies: a folder or an object store's URL, given, or found by a run's id or name.
 
-    None where that is not on this machine. Raises CliError where it holds no checkpoint yet.
+    None where that cannot be reached from this machine. Raises CliError where it holds no checkpoint yet.
     """
     if "://" in run:
         return run
@@ -241,7 +241,7 @@ def folder(run: str, url: str | None, context: str | None) -> Path | str | None:
     with connect(url, context) as client:
         found = find(client, run)
     if "://" in found["folder"] and not found["folder"].startswith("pvc://"):
-        return found["folder"]
+        return found["folder"] if reached(found["folder"]) else None
     where = Path(found["folder"])
     if found["checkpoint_step"] is not None and not where.is_dir():
         return None
@@ -252,6 +252,17 @@ def folder(run: str, url: str | None, context: str | None) -> Path | str | None:
         sentence = f"run {found['id']} has no checkpoint{'' if found['phase'] in ENDED else ' yet'}: {now}"
         raise CliError(" ".join(sentence.split()), next=f"teragpt show {called(found)}")
     return where
+
+
+def reached(url: str) -> bool:
+    """Whether a run in an object store can be read from here: its library and its credentials may be a pod's alone."""
+    from teragpt.config import ConfigError
+    from teragpt.storage import folder_at
+
+    try:
+        return bool(folder_at(url, "run").entries())
+    except (ConfigError, OSError):
+        return False
 
 
 @contextmanager

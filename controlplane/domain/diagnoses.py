@@ -44,6 +44,10 @@ ENDED = {  # why an attempt or a run is over, as the ranks themselves, the clust
         "A file system had no room left, most often that of the checkpoints.",
         "Free some, keep fewer checkpoints (keep_last), or give a larger checkpoint.uri; then `teragpt retry`.",
     ),
+    "DiskReadOnly": Diagnosis(
+        "A file system that was being written became read-only, or is mounted so.",
+        "Have the node or the storage looked at (an error of the disk makes it read-only); then `teragpt retry`.",
+    ),
     "PortInUse": Diagnosis(
         "Another process listened on the port at which the ranks meet.",
         "End what a former job left on the node; a restart takes another port where this machine is the cluster.",

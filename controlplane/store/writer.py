@@ -11,6 +11,7 @@ so a write says all it does in its function, and may be called more than once.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Collection, Generator, Sequence
@@ -29,6 +30,7 @@ from controlplane.faults import fault
 from controlplane.store.signals import Signals
 from controlplane.tracing import span
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 A = TypeVar("A")
 LARGEST_GROUP = 64  # writes of one commit
@@ -82,6 +84,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._closing, self._busy = threading.Lock(), threading.Lock()
         self._closed = False
+        self._refused = False  # whether the last write was, by the database
         self._thread.start()
 
     def write(self, job: Callable[[Transaction], T]) -> T:
@@ -173,10 +176,16 @@ class Writer:
                     self._commit([job], tries - 1)
                 return
             refusal = _refusal(error)
+            if isinstance(refusal, StoreUnavailable) and not self._refused:  # said once, until writes succeed again
+                self._refused = True
+                log.warning("%s", refusal)
             for job in left:
                 job.done[0].set_exception(refusal)
             return
         fault("write committed")
+        if self._refused:
+            self._refused = False
+            log.warning("the database can be written again")
         self._tell([transaction for _, _, transaction in answers])
         for done, result, _ in answers:
             done.set_exception(result) if isinstance(result, Exception) else done.set_result(result)

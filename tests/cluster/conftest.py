@@ -21,7 +21,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from controlplane.client import TERMINAL
-from tests.cluster import images, kubectl, lifecycle, programs
+from tests.cluster import images, kubectl, lifecycle, programs, turns
 from tests.cluster.layout import HOST_ADDRESS, KUBECONFIG, NODE_NAME
 from tests.cluster.plane import Plane
 from tests.cluster.turns import turn
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tests.cluster.release import Release
 
 RUN_ID = "teragpt.io/run-id"
+LONGEST = ("test_chaos.py", "test_runs.py", "test_helm.py", "test_backend_node.py", "test_controlplane_image.py")
+LAST = "test_rights.py"
+APART = {"test_chaos.py", "test_controlplane_image.py"}  # they use nothing that others do
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -158,26 +161,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks at all that the others did comes last."""
-    items.sort(key=lambda item: item.path.name == "test_rights.py")
+    """The longest files first: two workers take them one by one. What looks at all that the others did comes last."""
+    order = [*LONGEST, "", LAST]
+    items.sort(key=lambda item: order.index(item.path.name if item.path.name in order else ""))
 
 
-class Sides(LoadScopeScheduling):  # type: ignore[misc]
-    """The chaos suite, which has an API server of its own, runs beside all else. (pytest 9.2 hides marks' groups.)"""
+class Files(LoadScopeScheduling):  # type: ignore[misc]
+    """Each file's tests run one after another. The chaos suite, first, has an API server and etcd of its own."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "chaos" if "/test_chaos.py" in nodeid else "cluster"
+        return nodeid.partition("::")[0]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Sides:
-    return Sides(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
+    return Files(config, log)
+
+
+def pytest_sessionfinish() -> None:
+    """No more of the shared cluster is used by this worker."""
+    turns.leave()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the test's timeout
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Who uses the shared cluster takes turns with who harms it: somebody may run other tests on it by hand."""
-    if "cluster" not in getattr(item, "fixturenames", ()):
+    if item.path.name in APART:
         return (yield)
+    turns.outlast() if item.path.name == LAST else turns.join()
     with turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
 

@@ -97,7 +97,7 @@ def test_a_bare_namespace_is_enough(release: Release, cluster: Cluster) -> None:
     told = release.helm("test", "teragpt", "--logs", "--timeout=4m")
     assert '"kind": "PyTorchJob"' in told
     assert "succeeded; 20 points, last checkpoint at step 20" in told
-    assert "the run is removed: 20 points; its files at pvc://teragpt-runs/" in told
+    assert "the run is removed for good, with its files at pvc://teragpt-runs/run_" in told
     assert left_by_the_test(release) == ("", "")
     left_by_uninstall(release, cluster)
 

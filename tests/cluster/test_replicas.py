@@ -10,9 +10,19 @@ import pytest
 from controlplane.client import Client
 from tests.cluster import images
 from tests.cluster.conftest import SCRATCH, SCRATCH_MOUNT, SECURITY
+from tests.cluster.layout import Failed
 from tests.cluster.plane import until
 from tests.cluster.release import SECONDS, Release, at_step, ended
 from tests.helm.rendered import CHART
+
+READYZ = """
+import urllib.error, urllib.request
+try:
+    reply = urllib.request.urlopen("http://localhost:8000/readyz")
+except urllib.error.HTTPError as refused:
+    reply = refused
+print(reply.status, reply.read().decode())
+"""
 
 
 @pytest.fixture
@@ -67,7 +77,13 @@ def test_neither_a_dead_leader_nor_an_absent_postgres_changes_what_a_user_sees(s
     scale(release, 0)
     release.helm("install", "teragpt", str(CHART), "--values=-")
     until(lambda: len([*controlplanes(release, "Running")]) == 2 or None, SECONDS, release.log)
-    assert not [pod for pod in controlplanes(release) if ready(pod)], "without its store it serves nobody"
+    for pod in controlplanes(release):
+        assert not ready(pod), "without its store it serves nobody"
+        said = until(lambda pod=pod: readiness(release, pod), 60, release.log)  # type: ignore[misc]
+        assert said.startswith("503 "), said
+        assert "the database teragpt at database cannot be used: " in said
+        log = release.namespace.kubectl("logs", pod["metadata"]["name"])
+        assert "the store is waited for: the database teragpt at database cannot be used: " in log
     scale(release, 1)
     with release.client() as client:
         leader = until(lambda: leads(client), 30, release.log)
@@ -89,6 +105,14 @@ def test_neither_a_dead_leader_nor_an_absent_postgres_changes_what_a_user_sees(s
         steps = [point["step"] for point in client.metrics(run, keys=["loss"]) if point.get("loss") is not None]
         assert steps == list(range(1, 251)), "no point was lost"
     assert not [pod for pod in controlplanes(release) if pod["status"]["containerStatuses"][0]["restartCount"]]
+
+
+def readiness(release: Release, pod: dict[str, Any]) -> str | None:
+    """What a control plane answers to whether it is ready, once it answers: status and body."""
+    try:
+        return release.namespace.kubectl("exec", pod["metadata"]["name"], "--", "python", "-c", READYZ)
+    except Failed:
+        return None
 
 
 def scale(release: Release, database: int) -> None:

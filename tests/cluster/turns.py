@@ -8,8 +8,31 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from tests.cluster.layout import HOME
+
+_joined: list[IO[str]] = []  # this process's hold of the cluster, from its first test to the end of its session
+
+
+def join() -> None:
+    """Say that this process has tests on the cluster."""
+    if not _joined:
+        HOME.mkdir(parents=True, exist_ok=True)
+        _joined.append((HOME / "joined.lock").open("w"))
+        fcntl.flock(_joined[0], fcntl.LOCK_SH)
+
+
+def outlast() -> None:
+    """Wait until no other process has tests on the cluster any more."""
+    join()
+    fcntl.flock(_joined[0], fcntl.LOCK_EX)
+
+
+def leave() -> None:
+    """Have none any more."""
+    while _joined:
+        _joined.pop().close()
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def test_a_run_that_trained_is_checked_and_removed_for_good(
     assert checked(check, plane, monkeypatch, checkpoint=True) == 0
     told = capsys.readouterr().out
     assert "succeeded; 2 points, last checkpoint at step 2" in told
-    assert "the run is removed: 2 points; its files at " in told
+    assert "the run is removed for good, with its files at " in told
     with plane.store.read() as session:
         assert not session.scalars(select(Run.id)).all()
     assert not [*(plane.home / "runs").iterdir()]

@@ -10,8 +10,8 @@ BUCKET = "bucket"
 
 
 @contextmanager
-def s3() -> Iterator[dict[str, str]]:
-    """A server with an empty bucket while the context lasts; gives the variables for who is to use it.
+def s3(address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
+    """A server at `address` with an empty bucket while the context lasts; gives the variables for who is to use it.
 
     One for each process: fsspec's file systems keep the endpoint that they first saw.
     """
@@ -19,7 +19,7 @@ def s3() -> Iterator[dict[str, str]]:
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server = ThreadedMotoServer(address, port=0)
     server.start()
     host, port = server.get_host_and_port()
     environ = {

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.tensor import DTensor
 
 from teragpt import trained as trained_model
-from teragpt.checkpoint import Checkpoints, Superseded, published
+from teragpt.checkpoint import Checkpoints, SaveFailed, Superseded, published
 from teragpt.config import Config, ConfigError, resolve
 from teragpt.storage import Disk
+from teragpt.termination import crash
 from tests.teragpt import ranks
 
 
@@ -110,6 +113,14 @@ def test_an_attempt_number_is_claimed_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Disk, "entries", lambda _: {})  # as if both had looked before either wrote
     with pytest.raises(Superseded, match="claimed by another process"):
         Checkpoints(config(tmp_path), "data", 4)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_disk_that_is_full_at_the_start_may_have_room_later_and_is_no_bad_setting(tmp_path: Path) -> None:
+    with mock.patch.object(Disk, "create", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(SaveFailed, match="No space left on device") as failed:
+            Checkpoints(config(tmp_path), "data", None)
+        assert crash(str(failed.value)) == "DiskFull"
 
 
 @pytest.mark.usefixtures("alone")

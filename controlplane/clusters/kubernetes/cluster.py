@@ -192,9 +192,12 @@ class KubernetesCluster:
 
     def forget(self, name: str) -> None:
         """See `Cluster.forget`."""
-        if NAME.fullmatch(name) and self._observer.object(name) is None:
+        if not NAME.fullmatch(name):
+            return
+        lives = self._observer.object(name) is not None
+        if not lives:
             self._submission.forget(name)
-            self._collector.forget(name)
+        self._collector.forget(name, lives=lives)
 
     def capacity(self) -> Capacity:
         """See `Cluster.capacity`."""

@@ -89,6 +89,7 @@ class Collector:
         self._connection, self._archive, self._most, self._clock = connection, archive, threads, clock
         self._sources: dict[str, Source] = {}  # by the pod's uid
         self._cuts: dict[str, dict[str, int]] = {}  # by object and the pod's uid
+        self._forgotten: set[str] = set()  # objects that lived when they were
         self._lock = threading.Lock()
         self._turns = Turns[Source](self._lock, self._spawn, clock)
         self._resting: deque[Source] = deque()
@@ -102,6 +103,8 @@ class Collector:
         """The container of a pod of object `name` has started, or has ended; `first`: it is the object's first pod."""
         with self._lock:
             source = self._sources.get(uid)
+            if name in self._forgotten:
+                return
             if source is None:
                 source = self._sources[uid] = Source(name, pod, uid, container, first, ended)
                 self._queue(source, 0.0)
@@ -145,11 +148,15 @@ class Collector:
         with self._lock:
             return {name: dict(cuts) for name, cuts in self._cuts.items()}
 
-    def forget(self, name: str) -> None:
-        """Remove the archive of an object."""
+    def forget(self, name: str, *, lives: bool = False) -> None:
+        """Remove the archive of an object; of one that still `lives` nothing more is kept."""
         with self._lock:
+            if lives:
+                self._forgotten.add(name)
             for source in [source for source in self._sources.values() if source.object == name]:
                 source.done = True
+                if source.reading is not None and source.reading.stream is not None:
+                    source.reading.stream.close()
                 self._drop(source)
         self._archive.remove(name)
 
@@ -227,6 +234,8 @@ class Collector:
                 source.busy = False
                 if source.reading is not None:
                     source.reading.stream = None
+                if source.object in self._forgotten:  # while it was read
+                    self._archive.remove(source.object)
                 if source.done and source.gone:
                     self._drop(source)
                 elif not source.done and not self._stopping:

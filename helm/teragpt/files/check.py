@@ -105,8 +105,8 @@ def removed(client: Client, run: str) -> list[str]:
             said = f"{ended['phase']}: {ended['reason']}: {ended['message']}"
             return [f"the run's files stay at {gone['folder']} ({said}); try again: teragpt purge --yes {run}"]
         gone = client.purge(run)
-    files = f"; its files at {gone['folder']} too" if gone["folder_removed"] else ""
-    print(f"the run is removed: {gone['points']} points{files}")
+    files = f", with its files at {gone['folder']}" if gone["folder_removed"] else ""
+    print(f"the run is removed for good{files}")
     return []
 
 
