@@ -176,19 +176,21 @@ class Writer:
                     self._commit([job], tries - 1)
                 return
             refusal = _refusal(error)
-            if isinstance(refusal, StoreUnavailable) and not self._refused:  # said once, until writes succeed again
-                self._refused = True
-                log.warning("%s", refusal)
+            self._say(refusal if isinstance(refusal, StoreUnavailable) else None)
             for job in left:
                 job.done[0].set_exception(refusal)
             return
         fault("write committed")
-        if self._refused:
-            self._refused = False
-            log.warning("the database can be written again")
+        self._say(None)
         self._tell([transaction for _, _, transaction in answers])
         for done, result, _ in answers:
             done.set_exception(result) if isinstance(result, Exception) else done.set_result(result)
+
+    def _say(self, refusal: StoreUnavailable | None) -> None:
+        """Say that the database cannot be written, and that it can be again, once each."""
+        if (refusal is not None) != self._refused:
+            log.warning("%s", refusal or "the database can be written again")
+        self._refused = refusal is not None
 
     def _announce(self, connection: Connection, transactions: list[Transaction]) -> None:
         run_ids, work = _news(transactions)
