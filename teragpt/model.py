@@ -90,8 +90,8 @@ class TeraGPT(nn.Module):
     """A GPT of `depth` blocks of width `dim` over a vocabulary of `num_tokens` (padded inside to a multiple of 128).
 
     `kv_heads` defaults to `heads`, `ffn` to 8/3 of `dim` in multiples of 128; `tied` models have no head of their
-    own; `rope_scaling` is a text of rope.py's. `dtype` is what activations are computed in; parameters keep the dtype
-    that they are made with.
+    own; `rope_scaling` is a text as rope.py has it. `dtype` is what activations are computed in; parameters keep the
+    dtype that they are made with.
     """
 
     def __init__(  # noqa: PLR0913 - a shape
@@ -105,7 +105,7 @@ class TeraGPT(nn.Module):
         ffn: int | None = None,
         tied: bool = False,
         rope_theta: float = 10_000.0,
-        rope_scaling: str = "",
+        rope_scaling: str | None = None,
         norm_eps: float = 1e-6,
         dtype: torch.dtype | None = None,
     ) -> None:

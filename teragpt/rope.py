@@ -48,8 +48,8 @@ class Scaling:
         return self.numbers.get("attention_factor", 0.1 * math.log(self.numbers["factor"]) + 1)
 
 
-def scaling(text: str) -> Scaling | None:
-    """What a text says; None for an empty one. Raises ValueError that says what is allowed."""
+def scaling(text: str | None) -> Scaling | None:
+    """What a text says; None where there is none. Raises ValueError that says what is allowed."""
     if not text:
         return None
     kind, _, rest = text.partition(":")
