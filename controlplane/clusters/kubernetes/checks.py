@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,8 +24,11 @@ from controlplane.clusters.kubernetes.resources import (
     TOKEN_REVIEWS,
     Resource,
 )
+from controlplane.render.models import MANAGED_BY
 
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+UNPULLED = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+NAME = "kubernetes.default.svc"  # that every cluster's DNS knows
 OPERATORS: dict[Kind, str] = {"PyTorchJob": "training-operator", "TrainJob": "kubeflow-trainer-controller-manager"}
 NEEDED: tuple[tuple[str, Resource, str, str], ...] = (
     ("list", PODS, "", "see how runs go"),
@@ -46,6 +51,8 @@ def look(connection: Connection, wanted: str) -> list[Check]:
         ("operators", partial(_operators, connection)),
         ("storage", partial(_storage, connection)),
         ("nodes", partial(_nodes, connection)),
+        ("dns", _names),
+        ("images", partial(_images, connection)),
     ):
         found += _guarded(name, look_at)
     return found
@@ -149,3 +156,37 @@ def _nodes(connection: Connection) -> Iterator[Check]:
     unlabelled = any(have.values()) and not types
     mend = "Run GPU feature discovery, so that nodes are labelled with their GPU's type." if unlabelled else ""
     yield Check("gpus", ok=not unlabelled, detail=f"{told}; types: {', '.join(types) or 'unknown'}", mend=mend)
+
+
+def _names() -> Iterator[Check]:
+    """Whether the cluster's DNS answers, by which the pods of a run find each other; a pod alone can ask it."""
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        yield Check("dns", ok=True, detail="not looked at: the control plane runs outside of the cluster")
+        return
+    try:
+        socket.getaddrinfo(NAME, 443)
+    except OSError as error:
+        mend = (
+            "See that CoreDNS runs (kubectl --namespace kube-system get pods): nodes of a run find each other by name."
+        )
+        yield Check("dns", ok=False, detail=f"{NAME} cannot be looked up: {error.strerror or error}", mend=mend)
+    else:
+        yield Check("dns", ok=True, detail=f"{NAME} is found")
+
+
+def _images(connection: Connection) -> Iterator[Check]:
+    """Whether nodes could pull what pods of runs are made of, as those that are there tell."""
+    selector = {"labelSelector": f"{MANAGED_BY}=teragpt", "limit": "200"}
+    pods = connection.call("GET", PODS.path(connection.namespace), query=selector).get("items") or []
+    statuses = [one for pod in pods for one in (pod.get("status") or {}).get("containerStatuses") or ()]
+    waiting = {one.get("image"): (one.get("state") or {}).get("waiting") or {} for one in statuses}
+    failed = {image: why for image, why in waiting.items() if why.get("reason") in UNPULLED}
+    for image, why in failed.items():
+        mend = "See that nodes reach its registry and that it has the tag; where it asks for a login, imagePullSecrets."
+        yield Check("images", ok=False, detail=f"{image}: {why.get('message') or why['reason']}", mend=mend)
+    if not failed:
+        pulled = sorted({str(one["image"]) for one in statuses if one.get("imageID")})
+        detail = (
+            f"pulled: {', '.join(pulled)}" if pulled else "no pod of a run is there to tell (`helm test` makes one)"
+        )
+        yield Check("images", ok=True, detail=detail)

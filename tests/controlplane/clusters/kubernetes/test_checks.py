@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from controlplane.clusters.base import Check
 from controlplane.clusters.kubernetes.checks import look
 from controlplane.clusters.kubernetes.connection import Connection
@@ -97,3 +99,34 @@ def test_a_check_that_breaks_is_a_check(server: ApiServer, connection: Connectio
     assert not found["storage"].ok
     assert "etcd" in found["storage"].detail
     assert found["may list pods"].ok
+
+
+def pod(server: ApiServer, name: str, **container: Any) -> None:
+    labels = {"app.kubernetes.io/managed-by": "teragpt"}
+    raw = {"metadata": {"name": name, "labels": labels}, "status": {"containerStatuses": [container]}}
+    server.create("/api/v1/default/pods", raw, dry=False)
+
+
+def test_an_image_that_nodes_cannot_pull_is_named_with_what_the_registry_says(
+    server: ApiServer, connection: Connection
+) -> None:
+    assert "no pod of a run is there to tell" in checks(connection)["images"].detail
+    pod(server, "good", image="r.example/trainer:1", imageID="r.example/trainer@sha256:1")
+    assert checks(connection)["images"] == Check("images", ok=True, detail="pulled: r.example/trainer:1")
+    told = {"reason": "ErrImagePull", "message": "r.example/trainer:2: not found"}
+    pod(server, "bad", image="r.example/trainer:2", imageID="", state={"waiting": told})
+    found = checks(connection)["images"]
+    assert (found.ok, found.detail) == (False, "r.example/trainer:2: r.example/trainer:2: not found")
+    assert "imagePullSecrets" in found.mend
+
+
+def test_dns_is_asked_within_the_cluster_alone(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert "outside of the cluster" in checks(connection)["dns"].detail
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setattr("controlplane.clusters.kubernetes.checks.NAME", "nowhere.invalid")
+    found = checks(connection)["dns"]
+    assert (found.ok, found.detail.startswith("nowhere.invalid cannot be looked up: ")) == (False, True)
+    assert "CoreDNS" in found.mend
+    monkeypatch.setattr("controlplane.clusters.kubernetes.checks.NAME", "localhost")
+    assert checks(connection)["dns"].ok
