@@ -8,6 +8,8 @@ import pytest
 
 from teragpt.termination import Ending, oom_kills
 
+RECORDED = Path(__file__).with_name("recorded")
+
 
 def test_the_message_holds_the_facts() -> None:
     message = json.loads(Ending(3, 2, None, 12.5, 120, ("a", "b")).message())
@@ -69,6 +71,14 @@ def test_the_reason_is_one_stable_word(
     code: int, number: int | None, lines: tuple[str, ...], oom: int, reason: str
 ) -> None:
     assert Ending(code, 0, number, lines=lines, oom_kills=oom).reason == reason
+
+
+@pytest.mark.parametrize("recording", sorted(RECORDED.glob("*.log")), ids=lambda path: path.stem)
+def test_what_ranks_really_printed_as_they_failed_gives_the_reason(recording: Path) -> None:
+    """On H200s, shortened: a card whose memory was taken, and one of two ranks that fell silent."""
+    lines = tuple(recording.read_text("utf-8").splitlines())
+    assert Ending(1, 0, lines=lines).reason == recording.stem
+    assert json.loads(Ending(1, 0, lines=lines).message())["reason"] == recording.stem
 
 
 def test_an_ending_reads_as_a_sentence() -> None:
