@@ -46,6 +46,7 @@ log = logging.getLogger("controlplane.server")
 ADDRESS_FILE, TOKEN_FILE = "server.json", "token"
 BACKLOG = 2048
 RETENTION_S = 3600.0  # between looks for what has been kept for long enough
+GIVEN_BACK_S = 60.0  # from one time that free memory is given back to the next
 IDLE_S = 75  # how long a connection may wait for its next request: longer than clients and load balancers keep one
 DRAIN_S = 1  # how long requests may go on after SIGTERM
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what to call for what is bound
@@ -229,8 +230,9 @@ def reconciling(
     packer = Packer(ledger)
     notifier = Notifier(ledger, context.destinations, context.url)
     retention = Chore("retention", lambda: enforce(context), RETENTION_S)
+    memory = Chore("memory", heap.give_back, GIVEN_BACK_S)
     reconcilers = [reconciler(name, cluster) for name, cluster in clusters.items()]
-    workers: list[Reconciler | Background] = [*reconcilers, packer, notifier, retention]
+    workers: list[Reconciler | Background] = [*reconcilers, packer, notifier, retention, memory]
     for worker in workers:
         worker.start()
     try:

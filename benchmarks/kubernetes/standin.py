@@ -43,6 +43,9 @@ class World:
         ready = {"allocatable": ROOM, "capacity": ROOM, "conditions": [{"type": "Ready", "status": "True"}]}
         nodes = {f"node-{number}": {"metadata": {"name": f"node-{number}"}, "status": ready} for number in range(NODES)}
         self.objects: dict[str, dict[str, dict[str, Any]]] = {"pytorchjobs": {}, "pods": {}, "nodes": nodes}
+        self.texts = {
+            kind: {name: json.dumps(raw) for name, raw in known.items()} for kind, known in self.objects.items()
+        }
         self.history: list[tuple[int, str, bytes]] = []
         self.version, self.reads, self.epoch = 1, 0, 0
         self.forgotten = 0  # the last version that no watch can go on from
@@ -54,7 +57,12 @@ class World:
         raw["metadata"]["resourceVersion"] = str(self.version)
         known = self.objects[kind]
         known.pop(raw["metadata"]["name"], None) if what == "DELETED" else known.update({raw["metadata"]["name"]: raw})
-        self.history.append((self.version, kind, json.dumps({"type": what, "object": raw}).encode() + b"\n"))
+        text = json.dumps(raw)
+        if what == "DELETED":
+            del self.texts[kind][raw["metadata"]["name"]]
+        else:
+            self.texts[kind][raw["metadata"]["name"]] = text
+        self.history.append((self.version, kind, f'{{"type": "{what}", "object": {text}}}\n'.encode()))
         del self.history[:-KEPT]
         self.news.set()
         self.news = asyncio.Event()
@@ -140,7 +148,7 @@ class Handler:
             world.delete(str(name))
             self._send(200, {})
         elif name is None:
-            self._send(200, self._page(kind, query))
+            self._write(200, self._page(kind, query))
         elif (raw := world.objects.get(kind, {}).get(name)) is not None:
             self._send(200, raw)
         else:
@@ -154,13 +162,15 @@ class Handler:
             world.forget()
         return {"reads": world.reads, "names": [*world.objects["pods"]] if what == "names" else []}
 
-    def _page(self, kind: str, query: dict[str, str]) -> Any:
-        chosen = sorted(self._world.objects.get(kind, {}).items())
+    def _page(self, kind: str, query: dict[str, str]) -> bytes:
+        texts = self._world.texts.get(kind, {})
+        chosen = sorted(texts)
         first = int(query.get("continue", "0"))
         last = first + int(query.get("limit", "500"))
         more = str(last) if last < len(chosen) else ""
-        about = {"resourceVersion": str(self._world.version), "continue": more}
-        return {"kind": "List", "metadata": about, "items": [raw for _, raw in chosen[first:last]]}
+        about = json.dumps({"resourceVersion": str(self._world.version), "continue": more})
+        items = ", ".join(texts[name] for name in chosen[first:last])
+        return f'{{"kind": "List", "metadata": {about}, "items": [{items}]}}'.encode()
 
     async def _watch(self, kind: str, seen: int) -> None:
         world, epoch = self._world, self._world.epoch
@@ -205,7 +215,9 @@ class Handler:
         self._writer.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def _send(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
+        self._write(status, json.dumps(body).encode())
+
+    def _write(self, status: int, data: bytes) -> None:
         self._writer.write(b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n%b" % (status, len(data), data))
 
 

@@ -14,12 +14,12 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from controlplane.domain.names import compact
 
+CACHE_KB, WRITERS_KB = 256, 2000  # of a connection's pages: many read, each what the system's own cache has anyway
 PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",  # a reply that says 201 survives a power cut
     "foreign_keys=ON",
     "busy_timeout=5000",
-    "cache_size=-512",  # kB of each connection; the system's own cache has the rest
     "journal_size_limit=67108864",
 )
 
@@ -47,5 +47,7 @@ def _connected(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
 
 def _begin(connection: Connection) -> None:
     """Writers lock at once: a read that turns into a write could only fail."""
-    options: dict[str, Any] = connection.get_execution_options()
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writer") else "BEGIN")
+    writes = bool(connection.get_execution_options().get("writer"))
+    driver: Any = connection.connection.driver_connection
+    driver.execute(f"PRAGMA cache_size=-{WRITERS_KB if writes else CACHE_KB}").close()
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -47,3 +47,33 @@ def heaps(*arguments: str) -> int:
 def test_threads_share_one_heap() -> None:
     """Where each few would have one of their own."""
     assert heaps("small") == 1 < heaps()
+
+
+HOLES = """
+import ctypes
+from controlplane import heap
+
+heap.keep_small()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+size, several = 10_000, 4_000
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+taken = [libc.malloc(size) for _ in range(several)]
+for one in taken:
+    ctypes.memset(one, 1, size)
+for place, one in enumerate(taken):
+    if place % 16:
+        libc.free(one)
+before = resident()
+heap.give_back()
+print((before - resident()) / (size * several))
+"""
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library")
+def test_holes_between_what_is_in_use_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    assert 0.6 < float(done.stdout) < 1.0

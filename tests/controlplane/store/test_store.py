@@ -343,3 +343,14 @@ def test_listeners_hear_of_their_run_after_the_commit_and_not_after_they_left(st
         assert heard == ["a"]
     store.write(touch)
     assert heard == ["a"]
+
+
+def test_a_reader_keeps_few_pages_and_a_writer_as_many_as_a_group_of_writes_takes(tmp_path: Path) -> None:
+    """Whichever it was before: the pool hands out the connection that was used last."""
+    engine = open_engine(tmp_path / "state.db")
+    found: list[int] = []
+    for writes in (False, True, False):
+        with engine.execution_options(writer=writes).begin() as connection:
+            found.append(connection.exec_driver_sql("PRAGMA cache_size").scalar_one())
+    engine.dispose()
+    assert found == [-256, -2000, -256]
