@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Query, Response
-from pydantic import Field
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import AwareDatetime, Field
 from starlette.responses import StreamingResponse
 
 from controlplane.api.attempts import AttemptNumber
@@ -17,8 +18,9 @@ from controlplane.api.views import LastEventId, RunRef, Services, Streams, View
 from controlplane.domain.phases import Phase
 from controlplane.services import attempts, log_search, runs
 from controlplane.services.context import Context
-from controlplane.services.log_search import LARGEST_PAGE
+from controlplane.services.log_search import LARGEST_PAGE, BadPattern, Span
 from controlplane.services.logs import logs
+from controlplane.services.views import LogMatches as FoundMatches
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 TEXT = "text/plain; charset=utf-8"
@@ -71,12 +73,54 @@ Search = Annotated[
 IgnoreCase = Annotated[
     bool | None, Query(description="Whether a search finds letters in either case.", examples=[None])
 ]
+Regex = Annotated[
+    bool | None,
+    Query(description="Whether `search` is a regular expression, of RE2's syntax, of one line.", examples=[None]),
+]
+Since = Annotated[
+    AwareDatetime | None,
+    Query(
+        description="With `search`: no lines of before this moment. A line that begins with a time (ISO 8601, UTC "
+        "without a zone) has that, any other that of its attempt.",
+        examples=[None],
+    ),
+]
+Until = Annotated[
+    AwareDatetime | None, Query(description="With `search`: none of this moment or later.", examples=[None])
+]
 Limit = Annotated[
     int | None, Query(description="Most lines that a search finds; 100.", examples=[None], ge=1, le=LARGEST_PAGE)
 ]
 Cursor = Annotated[
     str | None, Query(description="`next_cursor` of a search's page before.", examples=[None], max_length=128)
 ]
+
+
+class Asked(NamedTuple):
+    """What is searched for."""
+
+    search: str | None = None
+    ignore_case: bool | None = None
+    regex: bool | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int | None = None
+    cursor: str | None = None
+
+
+NOTHING = Asked()
+
+
+async def _asked(
+    search: Search = None,
+    ignore_case: IgnoreCase = None,
+    regex: Regex = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
+) -> Asked:
+    return Asked(search, ignore_case, regex, since, until, limit, cursor)
 
 
 @router.get(
@@ -93,33 +137,42 @@ def text(
     rank: AnyRank = None,
     attempt: AttemptNumber = None,
     tail: Tail = None,
-    search: Search = None,
-    ignore_case: IgnoreCase = None,
-    limit: Limit = None,
-    cursor: Cursor = None,
+    asked: Annotated[Asked, Depends(_asked)] = NOTHING,
 ) -> Response:
     """What a rank (0) has written so far in an attempt (the newest), whole or its last lines, as text.
 
     With `search`, the lines of all ranks and attempts that hold a text, as JSON. Readable after its pods are gone.
     """
     run_id = _run_of_rank(context, run, rank or 0)
-    if search is not None:
+    if asked.search is not None:
         _refuse({"tail": tail}, "left out where `search` is given: `limit` bounds what is found")
-        found = log_search.search(
-            context,
-            run_id,
-            search,
-            attempt=attempt,
-            rank=rank,
-            ignore_case=bool(ignore_case),
-            limit=limit or 100,
-            cursor=cursor,
-        )
+        found = _found(context, run_id, attempt, rank, asked)
         items = [LogMatch.model_validate(match) for match in found.matches]
         page = LogMatches(items=items, next_cursor=found.next_cursor, searched_bytes=found.looked)
         return Response(page.model_dump_json(), media_type="application/json")
-    _refuse({"ignore_case": ignore_case, "limit": limit, "cursor": cursor}, "left out without `search`")
+    _refuse(asked._asdict(), "left out without `search`")
     return StreamingResponse(_lines(context, run_id, rank or 0, attempt, tail), media_type=TEXT)
+
+
+def _found(context: Context, run: str, attempt: int | None, rank: int | None, asked: Asked) -> FoundMatches:
+    """A page of a search. Raises Refusal for what is no regular expression."""
+    assert asked.search is not None
+    try:
+        return log_search.search(
+            context,
+            run,
+            asked.search,
+            attempt=attempt,
+            rank=rank,
+            ignore_case=bool(asked.ignore_case),
+            regex=bool(asked.regex),
+            span=Span(asked.since, asked.until),
+            limit=asked.limit or 100,
+            cursor=asked.cursor,
+        )
+    except BadPattern as error:
+        detail = f"got {asked.search!r}; allowed: a regular expression of RE2's syntax ({error})"
+        raise invalid([FieldProblem(pointer="?search", code="invalid_value", detail=detail)]) from None
 
 
 def _refuse(given: Mapping[str, object], allowed: str) -> None:

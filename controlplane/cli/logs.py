@@ -9,8 +9,9 @@ import typer
 
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
+from controlplane.cli.moments import moment
 from controlplane.cli.options import Context, RunName, Url
-from controlplane.cli.runs import find
+from controlplane.cli.runs import find, some
 
 commands = typer.Typer()
 
@@ -27,21 +28,37 @@ def logs(
     search: Annotated[
         str | None, typer.Option("--search", help="Only lines with this text, of all ranks and attempts else.")
     ] = None,
+    grep: Annotated[
+        str | None, typer.Option("--grep", help="As --search, with a regular expression of RE2's syntax.")
+    ] = None,
     ignore_case: Annotated[
-        bool, typer.Option("--ignore-case", "-i", help="With --search: find letters in either case.")
+        bool, typer.Option("--ignore-case", "-i", help="With --search or --grep: find letters in either case.")
     ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", help="Only lines of this moment or later: a date, a time, or how long ago: 2h."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Only lines of before it.")] = None,
     url: Url = None,
     context: Context = None,
 ) -> None:
     """Print what a rank of a run printed, or find a text in what all of them did."""
-    if search is not None and (follow or tail is not None):
-        raise CliError(f"--search goes without {'--follow' if follow else '--tail'}", Code.BAD_INPUT)
-    if ignore_case and search is None:
-        raise CliError("--ignore-case goes with --search alone", Code.BAD_INPUT)
+    asked = some({"--search": search, "--grep": grep, "--since": since, "--until": until})
+    if asked and (follow or tail is not None):
+        raise CliError(f"{next(iter(asked))} goes without {'--follow' if follow else '--tail'}", Code.BAD_INPUT)
+    if search is not None and grep is not None:
+        raise CliError("--grep goes without --search", Code.BAD_INPUT)
+    if ignore_case and search is None and grep is None:
+        raise CliError("--ignore-case goes with --search or --grep alone", Code.BAD_INPUT)
+    begun, ended = moment("--since", since), moment("--until", until)
     with connect(url, context) as client:
         found = find(client, run)["id"]
-        if search is not None:
-            for match in client.search_logs(found, search, rank=rank, attempt=attempt, ignore_case=ignore_case):
+        if asked:
+            text = search if search is not None else "^" if grep is None else grep
+            regex = search is None
+            for match in client.search_logs(
+                found, text, rank=rank, attempt=attempt, ignore_case=ignore_case, regex=regex, since=begun, until=ended
+            ):
                 print(f"attempt {match['attempt']} rank {match['rank']} line {match['line']}: {match['text']}")
             return
         if not follow:

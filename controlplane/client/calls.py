@@ -352,11 +352,18 @@ def search_logs(
     rank: int | None = None,
     attempt: int | None = None,
     ignore_case: bool = False,
+    regex: bool = False,
+    since: str | None = None,
+    until: str | None = None,
     limit: int | None = None,
 ) -> Pages[LogMatch]:
-    """Lines that hold this text, of every rank and attempt unless they are given, page by page; at most `limit`."""
-    query = {"search": search, "rank": rank, "attempt": attempt, "ignore_case": "true" if ignore_case else None}
-    return Pages("/runs/{run}/logs", query, limit, {"run": run})
+    """Lines that hold this text, of every rank and attempt unless they are given, page by page; at most `limit`.
+
+    With `regex` it is a regular expression of RE2's. `since` and `until` are ISO 8601 moments with their zone.
+    """
+    query = {"search": search, "rank": rank, "attempt": attempt, "since": since, "until": until}
+    flags = {name: "true" for name, given in (("ignore_case", ignore_case), ("regex", regex)) if given}
+    return Pages("/runs/{run}/logs", query | flags, limit, {"run": run})
 
 
 def stream_logs(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -67,6 +68,12 @@ def test_logs_are_those_of_the_rank_asked_for(teragpt: Teragpt, finished: str) -
     assert teragpt("logs", "first", "--search", lines[-1].swapcase()) == ""
     assert teragpt("logs", "first", "--search", lines[-1].swapcase(), "-i").splitlines() == found
     assert teragpt("logs", "first", "--search", "no such words") == ""
+    assert teragpt("logs", "first", "--grep", f"^{re.escape(lines[-1])}$").splitlines() == found
+    assert teragpt("logs", "first", "--since", "1h", "--rank", "0").splitlines()[-1] == found[-1]
+    assert teragpt("logs", "first", "--until", "2020-01-01") == ""
+    assert "?search: got '('; allowed: a regular expression" in teragpt("logs", "first", "--grep", "(", code=2)
+    assert "--since goes without --tail" in teragpt("logs", "first", "--since", "1h", "--tail", "1", code=2)
+    assert "--grep goes without --search" in teragpt("logs", "first", "--grep", "x", "--search", "x", code=2)
     assert "--ignore-case goes with --search" in teragpt("logs", "first", "--ignore-case", code=2)
     assert "--search goes without --tail" in teragpt("logs", "first", "--search", "x", "--tail", "1", code=2)
 

@@ -23,7 +23,7 @@ UNCOVERED = {
     "GET /metrics": "Prometheus reads it",
 }
 OTHERS = {
-    "logs": {"search", "ignore_case", "limit", "cursor"},
+    "logs": {"search", "ignore_case", "regex", "since", "until", "limit", "cursor"},
     "search_logs": {"tail"},
 }  # what the operation's other method sends
 HTTP = httpx.Client(base_url="http://h/v1", verify=False)  # noqa: S501 - it sends nothing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from controlplane.domain.errors import BadCursor, NotFound
 from controlplane.domain.spec import parse_spec
 from controlplane.services import log_search, runs
 from controlplane.services.context import Context
-from controlplane.services.log_search import search
+from controlplane.services.log_search import BadPattern, Span, search
 from controlplane.services.logs import pod_name
 from controlplane.services.views import LogMatch, RunView
 from controlplane.store.moves import add_attempt, get_attempt, get_run
@@ -114,6 +116,63 @@ def test_a_page_is_bounded_work_and_the_next_one_goes_on(
     assert first.looked < 3 << 20
     (found,) = every(context, run, "needle")
     assert (found.line, found.text) == (30_001, lines[30_000])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shown"),
+    [
+        (r"^\w+ loss", ["uno loss", "two loss é", "last loss", "due loss"]),
+        (r"loss$", ["uno loss", "last loss", "due loss"]),
+        (r"^dos$", ["dos"]),
+        (r"l.ss é", ["two loss é"]),
+        (r"(?i)TRE|DOS", ["dos", "tre"]),
+        (r"one\s", []),
+    ],
+)
+def test_a_regular_expression_is_of_one_line(
+    context: Context, two_nodes: RunView, pattern: str, shown: list[str]
+) -> None:
+    end(context, two_nodes)
+    assert [one.text for one in every(context, two_nodes, pattern, regex=True)] == shown
+    assert [one.text for one in every(context, two_nodes, pattern, regex=True, limit=1)] == shown
+
+
+@pytest.mark.parametrize("pattern", ["(", "(a)\\1", "(?=a)", "a{2000}", "(?:(?:a{1000}){1000}){1000}"])
+def test_what_no_linear_engine_can_find_is_refused(context: Context, run: RunView, pattern: str) -> None:
+    with pytest.raises(BadPattern):
+        search(context, run.id, pattern, regex=True)
+
+
+def test_a_pattern_that_would_hang_another_engine_takes_no_time(
+    context: Context, run: RunView, memory: MemoryCluster
+) -> None:
+    write(memory, run.kubernetes["name"], "a" * 200_000 + "\n")
+    begun = time.process_time()
+    assert every(context, run, "(a|aa)+(a+)+$b", regex=True) == []
+    assert time.process_time() - begun < 5
+
+
+def test_lines_are_of_their_own_time_or_of_their_attempts(
+    context: Context, run: RunView, memory: MemoryCluster
+) -> None:
+    lines = [
+        "2026-11-30T01:00:00Z early",
+        "[2026-11-30 02:00:00,5] noon",
+        "2026-11-30T03:30:00+01:00 zoned",
+        "timeless",
+    ]
+    write(memory, run.kubernetes["name"], "\n".join([*lines, ""]))
+    end(context, run)  # in 1970
+
+    def shown(since: str | None = None, until: str | None = None) -> list[str]:
+        span = Span(*(datetime.fromisoformat(one) if one else None for one in (since, until)))
+        return [one.text.split()[-1] for one in every(context, run, "", regex=True, span=span)]
+
+    assert shown() == ["early", "noon", "zoned", "timeless"]
+    assert shown(until="2026-11-30T02:00:00Z") == ["early", "timeless"]
+    assert shown(until="2026-11-30T02:00:01Z") == ["early", "noon", "timeless"]
+    assert shown(since="1970-01-01T00:00:00Z", until="2026-11-30T01:30:00Z") == ["early", "timeless"]
+    assert shown(since="2026-11-30T02:00:00Z") == []  # the attempt had ended
 
 
 def test_of_a_long_line_what_stands_around_is_shown(context: Context, run: RunView, memory: MemoryCluster) -> None:
