@@ -85,7 +85,8 @@ def _kinds(connection: Connection, wanted: str) -> Iterator[Check]:
         needed = kind == wanted or (kind == "Job" and not kinds.watchable)
         ok = kind in kinds.watchable
         mend = "" if ok else f"Install what serves {ATTEMPTS[kind].api_version}, or let TERAGPT_KIND be another kind."
-        yield Check(f"kind {kind}", ok=ok or not needed, detail=kinds.reasons[kind], mend=mend if needed else "")
+        detail = kinds.reasons[kind] if ok or needed else f"not needed: {kinds.reasons[kind]}"
+        yield Check(f"kind {kind}", ok=ok or not needed, detail=detail, mend=mend if needed else "")
 
 
 def _permissions(connection: Connection, wanted: str) -> Iterator[Check]:
