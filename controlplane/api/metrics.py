@@ -73,6 +73,9 @@ class Acknowledged(View):
     save: int = Field(
         description="Grows with each checkpoint that is asked for of this attempt; 0 where none was.", examples=[0]
     )
+    wait_s: float = Field(
+        description="Seconds to leave before the next report: the more, the more runs report.", examples=[0.01]
+    )
 
 
 class Curve(View):
@@ -90,7 +93,7 @@ def add(run: RunRef, body: NewPoints, context: Services, authorization: Authoriz
         raise Unauthorized
     points = [point.model_dump() for point in body.points]
     heard = metrics.add_metrics(context, run, body.attempt, points)
-    return Acknowledged(acknowledged=heard.seq, save=heard.save)
+    return Acknowledged(acknowledged=heard.seq, save=heard.save, wait_s=context.pace.heard(run))
 
 
 @router.get("/runs/{run}/metrics", summary="Show a run's curve")

@@ -66,7 +66,7 @@ class Reports:
         except ControlPlaneError as error:
             await refuse(error, scope, receive, send)
             return True
-        body = b'{"acknowledged":%d,"save":%d}' % heard
+        body = b'{"acknowledged":%d,"save":%d,"wait_s":%.2f}' % (*heard, self.context.pace.heard(run_id))
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -13,6 +13,7 @@ from controlplane.domain.defaults import RunDefaults
 from controlplane.domain.destinations import Destination
 from controlplane.domain.laid_out import LaidOut
 from controlplane.domain.retention import Retention
+from controlplane.services.pace import Pace
 from controlplane.store.store import Store
 from controlplane.submission import IMAGE
 
@@ -41,7 +42,8 @@ class Context:
     `image`, `kind`, `queue`, `storage` and `defaults` are the installation's for runs that say nothing else, and
     `destinations` those of its notifications; `retention` is how long it keeps what has ended. `further` are the
     clusters beside `cluster` that runs may name. `laid_out` is what `services.ground` found a moment ago, `reporters`
-    whom `services.attempts` knows by their tokens' hashes, as run and attempt, and until when.
+    whom `services.attempts` knows by their tokens' hashes, as run and attempt, and until when; `pace` tells them how
+    often to report.
     """
 
     store: Store
@@ -60,6 +62,7 @@ class Context:
     further: Mapping[str, Place] = field(default_factory=dict[str, Place])
     laid_out: dict[tuple[str, str], LaidOut] = field(default_factory=dict[tuple[str, str], LaidOut], compare=False)
     reporters: dict[str, Reporter] = field(default_factory=dict[str, "Reporter"], compare=False)
+    pace: Pace = field(default_factory=Pace, compare=False)
 
     def at(self, cluster: str) -> Context:
         """What holds on the further cluster of this name; the installation's own for any other, such as one taken out.

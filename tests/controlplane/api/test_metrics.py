@@ -23,7 +23,7 @@ def test_points_come_in_once_and_are_acknowledged(client: TestClient, plane: Pla
     body = {"attempt": 1, "points": [point(1, lr=0.1), point(2, mfu=None), point(3, val_loss=4.5)]}
     for _ in range(2):
         reply = post(client, run["id"], token, body)
-        assert (reply.status_code, reply.json()) == (200, {"acknowledged": 3, "save": 0})
+        assert (reply.status_code, reply.json()) == (200, {"acknowledged": 3, "save": 0, "wait_s": 0.01})
     points = client.get(f"/runs/{run['id']}/metrics").json()["points"]
     assert [each["seq"] for each in points] == [1, 2, 3]
     assert points[0]["lr"] == 0.1
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_is_asked_for_is_told_in_answers_to_posts(
         assert (client.post(path).status_code, client.post(path).json()["id"]) == (202, run["id"])
     (event,) = (one for one in client.get(f"/runs/{run['id']}/events").json()["items"] if one["kind"] == "save")
     told = post(client, run["id"], token, {"attempt": 1, "points": []}).json()
-    assert told == {"acknowledged": 1, "save": event["seq"]}
+    assert told == {"acknowledged": 1, "save": event["seq"], "wait_s": 0.01}
     assert event["message"] == "local asked for a checkpoint"
 
 
