@@ -19,14 +19,22 @@ def micro_batch(shape: Shape, sequences: int, recompute: str = "none") -> int:
 
 
 def activation_bytes(
-    shape: Shape, recompute: str, bytes_each: int = 2, tp: int = 1, cp: int = 1, *, fused: bool = False
+    shape: Shape,
+    recompute: str,
+    bytes_each: int = 2,
+    tp: int = 1,
+    cp: int = 1,
+    *,
+    fused: bool = False,
+    eight: bool = False,
 ) -> float:
     """Bytes that a token of a rank's sequences keeps in each layer from forward to backward, on each rank of `tp`.
 
     `bytes_each` is the size of an activation; attention's statistics and the scales of norms are fp32 at least. Of
     `recompute`'s modes `full` and `selective` are exact, eager or compiled; `none` is exact where nothing compiles and
     a bound where blocks are compiled, which keep a norm's input in place of what both its parts need. `fused`: by
-    kernels.py, which computes the norms of queries and keys again.
+    kernels.py, which computes the norms of queries and keys again. `eight`: products keep their inputs in eight bits,
+    attention's output beside the wider one that attention itself needs.
     """
     dim, kv, ffn = shape.dim, shape.kv_heads * shape.head_dim, shape.ffn
     statistics = shape.heads * max(4, bytes_each)  # attention's sums, one a head
@@ -39,4 +47,5 @@ def activation_bytes(
     gathered = (2 * cp - 3) * kv if cp > 1 else 0  # every rank's keys and values in place of this one's
     normed = 0 if fused else dim + kv  # queries and keys before they turn
     scales = (2 + (0 if fused else shape.heads + shape.kv_heads)) * max(4, bytes_each)  # one a norm, and one a head
-    return (norms + (attention + normed + gathered + 3 * ffn) / tp) * bytes_each + (statistics + scales) / tp
+    spared = (2 * dim + ffn / tp) * (bytes_each - 1) - dim / tp if eight else 0
+    return (norms + (attention + normed + gathered + 3 * ffn) / tp) * bytes_each + (statistics + scales) / tp - spared

@@ -21,7 +21,8 @@ MEMORY = {
     "optimizer": "AdamW's two moments or Muon's one, exact",
     "activations": "what blocks keep x layers of a stage x micro-batches alive",
     "one block's backward": "what is computed again, and slopes of the widest product",
-    "copies of weights": "q, k, v and gate, up side by side in bf16, of all layers where nothing is computed again",
+    "copies of weights": "q, k, v and gate, up side by side in bf16, and in fp8 all of a block's turned, of all layers "
+    "where nothing is computed again",
     "weights in bf16": "all on a GPU that is alone; else two gathered blocks and the ends, or the whole stage",
     "gradients to be scattered": "two blocks in bf16 and fp32; the whole stage in fp32 where it stays gathered",
     "process": "a rank before its state, measured once on CPU cores",

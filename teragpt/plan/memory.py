@@ -229,7 +229,7 @@ class Ledger:
         key = recompute, stages.tp, stages.cp
         if key not in self.tokens:
             shape, (_, tp, cp) = self.config.shape, key
-            self.tokens[key] = activation_bytes(shape, recompute, BF16, tp, cp, fused=True)
+            self.tokens[key] = activation_bytes(shape, recompute, BF16, tp, cp, fused=True, eight=eight(self.config))
         return self.tokens[key]
 
     def working(self, cut: Cut, recompute: str) -> int:
@@ -256,6 +256,7 @@ class Ledger:
         gathered, scattered = buffers(config, cut, layers, ends=int(pp_rank == 0) + int(head))
         alone = stages.ranks == 1  # its masters have a copy in bf16, and so have gradients that are not added up
         copies = 0 if alone else joined_copies(config, cut, layers)  # the copy lies joined
+        copies += block_parameters(config, stages.tp) * max(1, cut.whole(layers)) if eight(config) else 0
         element = element_bytes(config)
         copied = state.parameters * BF16 // FP32 if element > BF16 else 0
         wide = min(element, BF16 if cut.count == 1 else FP32) if alone else element
@@ -335,6 +336,11 @@ def joined_copies(config: Config, cut: Cut, layers: int) -> int:
     others = (config.dim * config.dim + config.dim * config.ffn) // cut.stages.tp
     copied = block_parameters(config, cut.stages.tp) - others
     return BF16 * copied * max(1, cut.whole(layers))
+
+
+def eight(config: Config) -> bool:
+    """Whether products keep for backward what they multiplied, weights too, in eight bits."""
+    return config.precision == "fp8" and config.fp8_recipe == "tensorwise"
 
 
 def loss_bytes(config: Config, cut: Cut) -> int:

@@ -82,17 +82,16 @@ class Plan:
 
     @cached_property
     def in_fp8(self) -> Option | None:
-        """Of the layouts that are shown, the quickest with products in fp8; None where they are, or cannot be.
-
-        Bytes are those of bf16: what is kept and moved is not narrower.
-        """
+        """Of the layouts that are shown, the quickest that fits in fp8; None where products are in it, or cannot be."""
         device = self.cluster.device
         if self.precision != "bf16" or device.fp8 <= device.bf16:
             return None
         clock = Clock(replace(self.config, precision="fp8"), self.cluster, self.speed)
+        ledger = Ledger(clock.config, device.memory)
         shown = (self.best, *(option for option, _ in self.others))
         meshes = (one for one in shown if not any(precision_misfits(in_eight(clock.config, one), blamed)))
-        timed = (replace(one, step=clock.step(one.cut)) for one in meshes)
+        fitting = (one for one in meshes if ledger.fits(one.cut))
+        timed = (Option(one.cut, clock.step(one.cut), ledger.memory(one.cut)) for one in fitting)
         return min(timed, key=lambda one: one.seconds, default=None)
 
     @property

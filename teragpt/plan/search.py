@@ -317,9 +317,10 @@ class Search:
 
     def thrifty(self, gpus: int) -> Iterator[Cut]:
         """Of each mesh of so many GPUs, the cut that needs the fewest bytes."""
+        again = self.config.recompute_layers if "recompute" in self.pinned else 0
         for stages in self.meshes(gpus):
             if batches := self.batches(stages):
-                yield Cut(next(self.divisions(stages)), *batches[-1], self.recomputes[-1], self.gathers[-1])
+                yield Cut(next(self.divisions(stages)), *batches[-1], self.recomputes[-1], self.gathers[-1], again)
 
 
 def blamed(*names: str) -> tuple[str, object]:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from teragpt import ops
 from teragpt.activations import activation_bytes
 from teragpt.config import resolve
+from teragpt.fp8 import Tensorwise, fp8
 from teragpt.model import TeraGPT
 from teragpt.recompute import PRODUCTS, recompute
 from tests.teragpt import ranks
@@ -63,6 +64,17 @@ def test_a_block_keeps_the_bytes_that_are_planned(mode: str, dtype: torch.dtype)
     assert bytes_a_token(build(mode, dtype).layers[0], 48, 8, 32, dtype) == activation_bytes(
         shape, mode, dtype.itemsize
     )
+
+
+def test_a_block_in_fp8_keeps_the_bytes_that_are_planned() -> None:
+    config, block = resolve({**SHAPE, "precision": "fp8"}), build("none", torch.bfloat16).layers[0]
+    fp8([block], config, "cpu")
+    for layer in block.modules():
+        if isinstance(layer, Tensorwise):
+            layer.amax = layer.weight.detach().abs().max()
+    kept = bytes_a_token(block, 48, 8, 32, torch.bfloat16)
+    assert kept == activation_bytes(config.shape, "none", eight=True)
+    assert kept < activation_bytes(config.shape, "none")
 
 
 @pytest.mark.parametrize(("mode", "again"), [("none", 0), ("selective", 0), ("full", 3)])

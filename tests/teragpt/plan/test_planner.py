@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -363,7 +364,10 @@ def test_a_plan_says_what_fp8_would_bring_where_it_is_not_asked_for() -> None:
     assert found.in_fp8 is not None
     assert asked.best.seconds <= found.in_fp8.seconds < found.best.seconds
     shown = found.best, *(option for option, _ in found.others)
-    again = [plan({"size": "8b", "precision": "fp8", **one.settings}, EIGHT).best.seconds for one in shown]
+    again = []
+    for one in shown:
+        with suppress(ConfigError):  # weights in eight bits are kept as well
+            again.append(plan({"size": "8b", "precision": "fp8", **one.settings}, EIGHT).best.seconds)
     assert found.in_fp8.seconds == pytest.approx(min(again))
     told = found.to_json()["in_fp8"]
     assert told["step_seconds"] == found.in_fp8.seconds
