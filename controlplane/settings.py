@@ -60,7 +60,7 @@ class Streams:
     """How event streams behave."""
 
     heartbeat_s: float = option(15.0, "Seconds of silence after which a stream sends a ping.", number(0.05, 300))
-    poll_s: float = option(0.3, "Seconds between looks at a followed log.", number(0.01, 60))
+    poll_s: float = option(0.1, "Seconds between looks at a followed log.", number(0.01, 60))
     queue_bytes: int = option(4 << 20, "Bytes that wait for a slow client before it is closed.", whole(1, 1 << 30))
     send_timeout_s: float = option(
         20.0, "Seconds a client may leave one message unread before it is closed.", number(0.1, 600)

@@ -29,6 +29,7 @@ from teragpt.storage import Log, folder_at
 from teragpt.trackers import Trackers
 
 POST_EVERY = 0.5  # seconds between posts; twice as many after each that failed
+LONGEST_EVERY = 5.0  # what the control plane may ask for in place of that, where many runs report to it
 SLOWEST_POST = 30.0
 ASK_EVERY = 5.0  # seconds; a post without points asks what is wanted of the run
 POST_POINTS = 500  # points of one post at most
@@ -212,6 +213,7 @@ class Poster:
         self.url, self.token, self.attempt, self.save = url, token, attempt, save
         self.points: list[Mapping[str, Any]] = []
         self.saved, self.asked = 0, time.monotonic()  # the last number that was acted on; when the last answer came
+        self.every = POST_EVERY
         self.away = False  # no answer to the last post, or one that says that it will be back
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self.run, name="metrics", daemon=True)
@@ -228,7 +230,7 @@ class Poster:
         while not (self.closing.wait(wait) and not self.points):
             try:
                 self.post()
-                wait, self.away = POST_EVERY, False
+                wait, self.away = self.every if len(self.points) < POST_POINTS else POST_EVERY, False
             except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:  # points wait here
                 self.away = not isinstance(error, HTTPError) or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
                 wait = min(2 * wait, SLOWEST_POST) if not self.closing.is_set() else POST_EVERY
@@ -248,6 +250,7 @@ class Poster:
         with urllib.request.urlopen(request, timeout=10) as reply:  # noqa: S310 - the same
             answer = json.load(reply)
         acknowledged, wanted, self.asked = answer["acknowledged"], answer.get("save", 0), time.monotonic()
+        self.every = min(max(POST_EVERY, answer.get("wait_s", 0)), LONGEST_EVERY)
         if wanted > self.saved:
             self.saved = wanted
             self.save()

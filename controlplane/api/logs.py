@@ -259,15 +259,17 @@ def _position(last_event_id: str | None, newest: int) -> Position | None:
 
 def _read(context: Context, run_id: str, rank: int, after: Position) -> Batch:
     """The next lines, or the next attempt's first place, or the end."""
-    run = runs.get(context, run_id)
     attempt, offset = after
     chunk = logs(context, run_id, attempt=attempt, rank=rank, offset=offset)
     here = (attempt, chunk.offset)
     if chunk.lines:
         return Batch([_message(here, rank, chunk.lines)], here, ended=False)
-    if chunk.ended and chunk.offset == offset and attempt < run.attempt:
+    if not chunk.ended or chunk.offset != offset:
+        return Batch([], here, ended=False)
+    run = runs.get(context, run_id)  # only now: a log is looked at several times a second
+    if attempt < run.attempt:
         return Batch([], (attempt + 1, 0), ended=False)
-    return Batch([], here, ended=chunk.ended and chunk.offset == offset and Phase(run.phase).terminal)
+    return Batch([], here, ended=Phase(run.phase).terminal)
 
 
 def _message(position: Position, rank: int, lines: list[str]) -> Message:

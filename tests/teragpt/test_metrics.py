@@ -26,7 +26,7 @@ class Plane(ThreadingHTTPServer):
         self.refusals: Iterator[int] = iter(())
         self.nonsense: list[bytes] = []  # instead of an acknowledgement
         self.at_once = 3
-        self.wanted: dict[str, int] = {}
+        self.wanted: dict[str, float] = {}
         self.tokens: set[str | None] = set()
         self.points: dict[int, dict[str, Any]] = {}
 
@@ -122,6 +122,22 @@ def test_every_point_is_acknowledged_whatever_was_answered_before(tmp_path: Path
     assert sorted(plane.points) == list(range(1, 21))
     assert plane.tokens == {"Bearer secret"}
     assert [plane.points[seq] for seq in sorted(plane.points)] == recorded(tmp_path)
+
+
+def test_reports_come_as_seldom_as_the_answer_asks_and_the_last_ones_at_once(tmp_path: Path, plane: Plane) -> None:
+    plane.wanted = {"wait_s": 60.0}
+    one = report(tmp_path)
+    assert one.poster is not None
+    one.step(1, 1.0, 1.0, 1.0, {})
+    while one.poster.points or one.poster.every == metrics.POST_EVERY:
+        time.sleep(0.01)
+    assert one.poster.every == metrics.LONGEST_EVERY
+    for step in range(2, 21):
+        one.step(step, 1.0, 1.0, 1.0, {})
+    started = time.monotonic()
+    one.close()
+    assert time.monotonic() < started + metrics.LONGEST_EVERY / 2
+    assert sorted(plane.points) == list(range(1, 21))
 
 
 def test_a_control_plane_that_stays_away_costs_the_end_of_a_run_a_bounded_time(
