@@ -51,6 +51,11 @@ def last_checkpoint(folder: Path) -> int | None:
     return max((step for step in steps if step is not None), default=None)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder is that of one complete checkpoint."""
+    return (folder / "meta.json").is_file()
+
+
 def last_claim(folder: Path) -> int:
     """The highest attempt that has claimed the folder; 0 where none has."""
     owners = (_number(path.stem, 1) for path in (folder / "checkpoints").glob("owner-*.json"))

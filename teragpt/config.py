@@ -100,7 +100,9 @@ class Config:
     seed: int = setting(0, "Seed of initial weights and data order.", low=0, high=(1 << 63) - 1)
     out: str = setting("runs/tiny", "Run folder, a path or a URL: metrics.jsonl, config.json, checkpoints.")
 
-    start_from: str = setting("", "Run folder whose last checkpoint this run starts from while it has none of its own.")
+    start_from: str = setting(
+        "", "Run folder, or one checkpoint's, that this run starts from while it has no checkpoint of its own."
+    )
 
     tokens: int = setting(0, "Token budget; 20 tokens a parameter unless given.", low=1, high=10**16)
     global_batch_tokens: int = setting(

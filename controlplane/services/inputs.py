@@ -19,7 +19,7 @@ from pathlib import Path
 
 from controlplane.domain.errors import Problem
 from controlplane.domain.spec import RunSpec
-from controlplane.runfolder import last_checkpoint
+from controlplane.runfolder import is_checkpoint, last_checkpoint
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
@@ -32,7 +32,9 @@ def missing(spec: RunSpec) -> Iterator[Problem]:
         yield _refused("/checkpoint/uri", spec.checkpoint.uri, f"a folder that can be made and written ({why})")
     start = spec.train.get("start_from")
     if isinstance(start, str) and start and (why := _no_checkpoint(start)):
-        yield _refused("/train/start_from", start, f"a run folder with a complete checkpoint ({why})")
+        yield _refused(
+            "/train/start_from", start, f"a run folder with a complete checkpoint, or the folder of one ({why})"
+        )
     name = spec.train.get("tokenizer")
     if isinstance(name, str) and name and "loader" not in spec.train and (why := _no_tokenizer(name)):
         yield _refused("/train/tokenizer", name, f"a tokenizer.json, a folder that holds one, or a hub's name ({why})")
@@ -59,12 +61,12 @@ def _unwritable(uri: str) -> str | None:
 
 
 def _no_checkpoint(name: str) -> str | None:
-    """Why a run cannot start from this folder."""
+    """Why a run cannot start from this folder, a run's or one checkpoint's."""
     folder = Path(name)
     try:
         if not folder.is_absolute():
             return "its path is not absolute"
-        return "it holds none" if last_checkpoint(folder) is None else None
+        return "it holds none" if last_checkpoint(folder) is None and not is_checkpoint(folder) else None
     except OSError as error:
         return error.strerror or str(error)
 

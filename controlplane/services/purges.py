@@ -120,7 +120,7 @@ def _ensure_unneeded(context: Context, left: RemainsView) -> None:
         others = live.where(func.coalesce(Run.task, "") != removals.TASK)
         for run_id, resolved, task_of, after in session.execute(others):
             begins = uri_of(resolved["config"].get("start_from") or "")
-            if left.id in {task_of, after} or (left.folder_removed and begins == left.folder):
+            if left.id in {task_of, after} or (left.folder_removed and f"{begins}/".startswith(f"{left.folder}/")):
                 raise NeededByRun(left.id, run_id)
 
 

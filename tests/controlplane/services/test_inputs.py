@@ -63,7 +63,7 @@ def test_a_run_starts_from_a_folder_with_a_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-00000004-attempt-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "meta.json").write_text("{}")
-    assert problems(train={"start_from": str(tmp_path)}) == {}
+    assert problems(train={"start_from": str(tmp_path)}) == problems(train={"start_from": str(checkpoint)}) == {}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "hf-internal-testing/llama-tokenizer"])
