@@ -120,7 +120,7 @@ class Config:
     )
     learning_rate: float = setting(0.0, "Peak learning rate.", low=1e-9, high=10.0)
     final_learning_rate: float = setting(
-        0.1, "Learning rate at the last step, as a part of the peak.", low=0.0, high=1.0
+        0.1, "Learning rate that the decay comes to after the last step, as a part of the peak.", low=0.0, high=1.0
     )
     warmup_steps: int = setting(-1, "Steps of linear warm-up.", low=0, high=10**9)
     schedule: str = setting("cosine", "Decay of the learning rate after warm-up.", choices=("cosine", "wsd"))
