@@ -33,8 +33,8 @@ from controlplane.tracing import of_run
 log = logging.getLogger(__name__)
 HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
 OUTBOX_S = 1.0  # of each look, at most, for the outbox
-WHOLE_S = 60.0  # from one whole look to the next, at most
-WHOLE_SHARE = 200.0  # else so many times what the last one took of a processor
+WHOLE_S = 120.0  # from one whole look to the next, at most
+WHOLE_SHARE = 500.0  # else so many times what the last one, or the one before, took of a processor
 REST_S, REST_SHARE = 0.5, 8.0  # after each look, at most; else so many times what it took: what comes is gathered
 TOGETHER = 256  # decisions of one transaction
 MOST_APART = 1000  # objects and runs that are looked at apart from the others
@@ -69,6 +69,7 @@ class Reconciler:
         self._seen: dict[str, ObservedJob] = {}  # by name, at the last look
         self._lost = True  # whether changes since the last whole look may be unknown
         self._alive, self._more, self._whole_at = True, False, float("-inf")
+        self._took = 0.0  # of a processor, by the last whole look: the very first one has much to load
         self._strangers: set[str] = set()
         self._trouble: str | None = None
         self._stopping = threading.Event()
@@ -133,7 +134,8 @@ class Reconciler:
         if whole:
             self._listener.keep(wanted)
             self._alive = several > 0
-            self._whole_at = time.monotonic() + min(WHOLE_S, WHOLE_SHARE * (time.thread_time() - began))
+            last, self._took = self._took, time.thread_time() - began
+            self._whole_at = time.monotonic() + min(WHOLE_S, WHOLE_SHARE * min(last, self._took))
         self._lost, self._alive = False, self._alive or bool(ours)
         return self._alive or self._outbox_waits()
 
