@@ -32,7 +32,8 @@ def once(size: str, gpu: str, gpus: int) -> float:
     begun = time.process_time()
     try:
         found = plan({"size": size}, cluster_of(gpu, gpus), price=2.0)
-        found.to_json(), list(explain(found))
+        found.to_json()
+        list(explain(found))
     except ConfigError as refused:
         str(refused)
     return (time.process_time() - begun) * 1000
