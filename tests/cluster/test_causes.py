@@ -12,6 +12,7 @@ from tests.cluster.conftest import RUN_ID, Cluster, Namespace
 from tests.cluster.plane import Plane, until
 
 CODE = "/mnt/teragpt/{claim}/code"
+HALF = 0.7  # of which a run has two: there is room for one such run, and for half of another
 MOST = 1.2  # of the node's two CPUs: there is room for one that asks so much
 RANK = """
 import os, signal, sys, time, traceback
@@ -30,6 +31,10 @@ def fills_the_disk():
 
 def eats_memory():
     held = [b"x" * (1 << 30) for _ in range(3)]
+
+def finishes():
+    time.sleep(3)
+    os._exit(0)
 
 def sleeps():
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
@@ -91,6 +96,28 @@ def test_a_failure_is_told_with_its_reason_its_rank_its_last_lines_and_what_was_
     assert {name: run["restarts"] for name, run in ended.items()} == {**dict.fromkeys(runs, 0), "exit": 1}
     assert (last["exit"]["attempt"], last["kill"]["signal"]) == (2, "SIGKILL")
     assert "No space left on device" in (ended["disk"]["message"] or "")
+
+
+@pytest.mark.alone
+def test_runs_of_several_pods_never_wait_for_each_other_with_half_of_their_pods(
+    plane: Plane, namespace: Namespace, post: Any
+) -> None:
+    runs = [post("finishes", nodes=2, cpus_per_node=HALF) for _ in range(3)]
+    ended: dict[str, str] = {}
+
+    def look() -> bool | None:
+        ended.update({run: plane.client.run(run)["phase"] for run in runs})
+        assert sum(has_half(namespace, run) for run in runs) <= 1, "one run at a time looks for places"
+        return set(ended.values()) == {"succeeded"} or None
+
+    until(look, 180, lambda: f"{ended}\n{plane.log.read_text()[-2000:]}")
+
+
+def has_half(namespace: Namespace, run: str) -> bool:
+    """Whether some of its pods hold their share of a node while others have none."""
+    pods = namespace.read("pods", f"--selector={RUN_ID}={run}")["items"]
+    alive = [pod for pod in pods if pod["status"].get("phase") in {"Pending", "Running"}]
+    return 0 < sum("nodeName" in pod["spec"] for pod in alive) < len(alive)
 
 
 def test_an_evicted_pod_is_not_charged_to_its_run(plane: Plane, namespace: Namespace, post: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.client import ApiError
 from tests.cluster.conftest import Cluster, Namespace
 from tests.cluster.plane import Plane
 
@@ -89,6 +90,17 @@ def test_all_that_a_spec_asks_of_its_pods_is_there(
     assert job["spec"]["runPolicy"]["ttlSecondsAfterFinished"] == 3600
     told = json.dumps([plane.client.run(run), plane.client.manifest(run), plane.client.events(run)])
     assert "s3cret-word" not in told + plane.log.read_text()
+
+
+def test_a_claim_that_one_node_may_write_is_refused_for_several_nodes(plane: Plane, furnished: Namespace) -> None:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
+    furnished.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "single"}, "spec": spec})
+    asked = {"size": "tiny", "checkpoint": {"uri": "pvc://single/run"}, "compute": {"nodes": 2}}
+    with pytest.raises(ApiError, match="/checkpoint/uri") as refused:
+        plane.client.create(asked)
+    assert refused.value.status == 422
+    assert "ReadWriteMany" in str(refused.value)
+    assert plane.client.preview({**asked, "compute": {"nodes": 1}})["manifest"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tests.cluster.conftest import Namespace
 from tests.cluster.plane import Plane, until
 
 QUICK = {"steps": 12, "eval_every": 12, "log_every": 2}
+SIGNAL = "for each in /proc/[0-9]*; do ! grep -qz ^LOCAL_RANK= $each/environ || kill -$0 ${each#/proc/}; done"
 OF_THE_RUN = {"MASTER_ADDR", "PET_MASTER_ADDR", "TERAGPT_RUN_ID", "TERAGPT_RUN_URL", "TERAGPT_SPEC"}  # with its id
 CONTRACT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 
@@ -40,32 +41,70 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["PyTorchJob", "Job"])
-@pytest.mark.parametrize("compute", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_a_size_alone_becomes_a_trained_model(plane: Plane, namespace: Namespace, kind: str, compute: Any) -> None:
-    spec = {"size": "tiny", "train": QUICK, "compute": compute, "kubernetes": {"kind": kind}}
-    promised = plane.client.preview(spec)["environment"]
-    run = plane.client.create(spec)["id"]
-    plane.wait(run, "running")
-    seen = {pod: namespace.environment(pod) for pod in namespace.pods(run)}
-    done = plane.wait(run, "succeeded")
-    world = done["resolved"]["world_size"]
+@pytest.fixture(scope="module")
+def runs(server: Plane) -> dict[tuple[str, str], str]:
+    """Runs by layout and kind, for who needs one that has trained."""
+    del server
+    return {}
 
-    assert done["kubernetes"]["kind"] == kind
-    for number, (told, found) in enumerate(zip(promised.values(), seen.values(), strict=True)):
+
+@pytest.mark.timeout(600)  # two runs' whole lives
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_size_alone_becomes_a_trained_model(
+    plane: Plane, namespace: Namespace, layout: str, runs: dict[tuple[str, str], str]
+) -> None:
+    """As both kinds of object, beside each other where the node has room for both at once."""
+    together = [("PyTorchJob", "Job")] if layout != "two nodes of two" else [("PyTorchJob",), ("Job",)]
+    for kinds in together:
+        asked = {
+            kind: {"size": "tiny", "train": QUICK, "compute": LAYOUTS[layout], "kubernetes": {"kind": kind}}
+            for kind in kinds
+        }
+        promised = {kind: plane.client.preview(spec)["environment"] for kind, spec in asked.items()}
+        made = {kind: plane.client.create(spec)["id"] for kind, spec in asked.items()}
+        seen = environments(plane, namespace, made)
+        for kind, run in made.items():
+            has_what_was_promised(seen[kind], promised[kind], plane.client.run(run)["resolved"]["world_size"])
+            runs[layout, kind] = run
+            has_trained(plane, run, kind)
+            until(lambda run=run: None if namespace.pods(run) else True, 60)  # type: ignore[misc]
+
+
+def environments(plane: Plane, namespace: Namespace, runs: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    """What the pods of each run were started with, read as soon as they run."""
+    seen: dict[str, list[dict[str, str]]] = {}
+
+    def look() -> bool | None:
+        for kind, run in runs.items():
+            if kind not in seen and plane.client.run(run)["phase"] == "running":
+                seen[kind] = [namespace.environment(pod) for pod in namespace.pods(run)]
+        return len(seen) == len(runs) or None
+
+    until(look, 180, lambda: str([plane.client.run(run) for run in runs.values()]))
+    return seen
+
+
+def has_what_was_promised(seen: list[dict[str, str]], promised: dict[str, Any], world: int) -> None:
+    """The environment of each pod is that of the preview, but for what bears the run's id."""
+    for number, (told, found) in enumerate(zip(promised.values(), seen, strict=True)):
         same = told.keys() - OF_THE_RUN
         assert {name: found.get(name) for name in same} == {name: told[name] for name in same}
         assert told.keys() <= found.keys()
         assert found["RANK"] == str(number)
         assert found["WORLD_SIZE"] == str(world)
         assert all(found[name] for name in CONTRACT)
+
+
+def has_trained(plane: Plane, run: str, kind: str) -> None:
+    """Its checkpoint, its curve and every rank's log are there."""
+    done = plane.wait(run, "succeeded")
+    assert done["kubernetes"]["kind"] == kind
     assert done["checkpoint_step"] == QUICK["steps"]
     points = plane.client.metrics(run)
     assert [point["step"] for point in points if "loss" in point] == [1, 2, 4, 6, 8, 10, 12]
     assert "step 12/12" in plane.client.logs(run, rank=0)
-    for rank in range(1, world):
+    for rank in range(1, done["resolved"]["world_size"]):
         assert plane.client.logs(run, rank=rank) is not None
-    until(lambda: None if namespace.pods(run) else True, 60)
 
 
 def test_a_killed_control_plane_takes_its_runs_up_again(plane: Plane, namespace: Namespace) -> None:
@@ -94,7 +133,7 @@ def test_a_cancelled_run_has_written_a_checkpoint(plane: Plane, namespace: Names
 
 
 def test_a_suspended_run_frees_its_pods_and_goes_on_at_the_same_step(plane: Plane, namespace: Namespace) -> None:
-    run = post(plane, train={**QUICK, "steps": 200, "log_every": 1})
+    run = post(plane, train={**QUICK, "steps": 80, "log_every": 1})
     plane.wait(run, "running")
     until(lambda: has_begun(plane, run), 120)
     plane.client.suspend(run)
@@ -105,12 +144,12 @@ def test_a_suspended_run_frees_its_pods_and_goes_on_at_the_same_step(plane: Plan
     attempts = plane.client.attempts(run)
     assert [one["resumed_from"] for one in attempts] == [None, kept]
     points = [point for point in plane.client.metrics(run) if "loss" in point]
-    assert [point["step"] for point in points] == list(range(1, 201))
+    assert [point["step"] for point in points] == list(range(1, 81))
     assert {point["attempt"] for point in points if point["step"] > kept} == {2}
 
 
 def test_a_pod_that_someone_deletes_ends_the_attempt_and_the_next_goes_on(plane: Plane, namespace: Namespace) -> None:
-    run = post(plane, train={**QUICK, "steps": 150, "log_every": 1}, checkpoint={"every_steps": 10})
+    run = post(plane, train={**QUICK, "steps": 90, "log_every": 1}, checkpoint={"every_steps": 10})
     plane.wait(run, "running")
     until(lambda: plane.client.run(run)["checkpoint_step"], 120)
     namespace.kubectl("delete", "pod", namespace.pods(run)[1], "--wait=false")
@@ -119,6 +158,20 @@ def test_a_pod_that_someone_deletes_ends_the_attempt_and_the_next_goes_on(plane:
     assert first["reason"] in {"PodLost", "Stopped"}
     assert (second["resumed_from"] or 0) >= 10
     assert done["restarts"] == 0
+
+
+def test_a_run_that_hangs_is_ended_with_that_reason(plane: Plane, namespace: Namespace) -> None:
+    alone = {"nodes": 1, "processes_per_node": 1}
+    limits = {"max_silence_s": 10, "max_restarts": 0}
+    run = post(plane, train={"steps": 5000, "log_every": 1}, compute=alone, limits=limits)
+    until(lambda: has_begun(plane, run), 120)
+    (pod,) = namespace.pods(run)
+    namespace.kubectl("exec", pod, "--", "sh", "-c", SIGNAL, "STOP")
+    until(lambda: namespace.read("pod", pod)["metadata"].get("deletionTimestamp"), 60)
+    namespace.kubectl("exec", pod, "--", "sh", "-c", SIGNAL, "CONT")  # else it would take all of its grace
+    failed = plane.ended(run)
+    assert (failed["phase"], failed["reason"]) == ("failed", "HangDetected")
+    assert "no step and no line of output for 1" in (failed["message"] or "")
 
 
 def test_an_image_that_is_not_there_is_named(plane: Plane) -> None:
@@ -152,9 +205,9 @@ def test_bad_data_is_final_and_names_the_file(plane: Plane, namespace: Namespace
 
 
 def test_a_model_is_sampled_exported_pulled_and_purged_from_a_laptop(
-    plane: Plane, namespace: Namespace, tmp_path: Path
+    plane: Plane, namespace: Namespace, tmp_path: Path, runs: dict[tuple[str, str], str]
 ) -> None:
-    run = post(plane)
+    run = runs.get(("one node", "PyTorchJob")) or post(plane, compute=LAYOUTS["one node"])
     plane.wait(run, "succeeded")
 
     def teragpt(*words: str) -> str:
