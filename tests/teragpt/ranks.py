@@ -99,6 +99,14 @@ def train_until(
     return output
 
 
+def train_and_signal(
+    number: int, reached: Callable[[str], bool], settings: Mapping[str, object], ranks: int = 1
+) -> tuple[int, str]:
+    """Train until `reached` is true of rank 0's output, then send the last rank a signal; exit code and output."""
+    command = ["-m", "teragpt.train", *arguments({**SMALL, **settings})]
+    return forks.run(command, ranks, outside(), PATIENCE_S, reached, everyone=False, number=number)
+
+
 def run(
     command: Sequence[str], ranks: int, environ: Mapping[str, str] | None = None, seconds: float = PATIENCE_S
 ) -> tuple[int, str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SHALLOW = {"depth": 1}  # a graph half as long; what lies between two layers is compiled on two ranks
+SHALLOW = {"depth": 1}  # a graph half as long; what lies between two layers is compiled in two other cells
 CELLS = [
     Cell(1, {}, {"micro_batch": 8}),
     Cell(1, {}, {"micro_batch": 3}),
@@ -23,10 +23,10 @@ CELLS = [
     Cell(4),
     Cell(4, {"dp_replicate": 2}),
     Cell(2, {"tp": 2}),
-    Cell(2, {"tp": 2}, {"tied": True}, "aot_eager"),
+    Cell(2, {"tp": 2}, {"tied": True, **SHALLOW}, "aot_eager"),
     Cell(2, {"tp": 2}, {"recompute": "selective"}, "aot_eager"),
     Cell(2, {}, {"recompute": "full"}, "aot_eager"),
-    Cell(2, {"cp": 2}, {"tied": False}, "aot_eager"),
+    Cell(2, {"cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
     Cell(2, {"cp": 2}, {"packing": "documents"}),
     Cell(2, {"tp": 2}, {"z_loss": 0.1, "tied": False}),
     Cell(4, {"tp": 2}, {"recompute": "full"}),

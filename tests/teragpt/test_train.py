@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -189,14 +190,9 @@ def test_a_run_goes_on_on_another_number_of_ranks(
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
-    settings = {**ranks.SMALL, "out": tmp_path / "run", "steps": 5000, "checkpoint_every": 5000, "eval_every": 5000}
-    process = ranks.start(["-m", "teragpt.train", *ranks.arguments(settings)])
-    ranks.wait_for(tmp_path / "run", "metrics.jsonl", process)
-    assert process.stdout is not None
-    next(line for line in process.stdout if line.startswith("step 3/"))
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=ranks.PATIENCE_S)
-    assert process.returncode == 143, output
+    settings = {"out": tmp_path / "run", "steps": 5000, "checkpoint_every": 5000, "eval_every": 5000}
+    code, output = ranks.train_and_signal(signal.SIGTERM, partial(stepped, 3), settings)
+    assert code == 143, output
     stopped = published(Disk(tmp_path / "run"))[-1].step
     assert f"told to at step {stopped}" in output
 
@@ -204,13 +200,17 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(tmp_path: Path) -> None:
 def test_a_later_attempt_fences_an_earlier_one(tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = {"out": out, "steps": 100_000, "checkpoint_every": 10, "eval_every": 100_000}
-    zombie = ranks.start(["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})])
-    ranks.wait_for(out, "checkpoints/step-*/meta.json", zombie)
-    code, output = ranks.train({**settings, "max_seconds": 1})
-    assert code == 143, output
-    assert "resumed from step" in output
-    said, _ = zombie.communicate(timeout=ranks.PATIENCE_S)
-    assert zombie.returncode == 143
+    words = ranks.arguments({**ranks.SMALL, **settings})
+    with ThreadPoolExecutor() as pool:
+        zombie = pool.submit(ranks.run, ["-m", "teragpt.train", *words], 1)
+        while not [*out.glob("checkpoints/step-*/meta.json")]:
+            assert not zombie.done(), zombie.result()
+            time.sleep(0.02)
+        code, output = ranks.train({**settings, "max_seconds": 1})
+        assert code == 143, output
+        assert "resumed from step" in output
+        code, said = zombie.result()
+    assert code == 143, said
     assert re.search("stopped: .*later attempt", said)
     assert published(Disk(out))[-1].attempt == 2
 

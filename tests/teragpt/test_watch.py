@@ -14,7 +14,7 @@ from teragpt.config import resolve
 from teragpt.data import open_dataset
 from teragpt.environment import World
 from teragpt.watch import Watch, lines, out_of_memory, where
-from tests.teragpt import forks, ranks
+from tests.teragpt import ranks
 
 
 class Sleepy:
@@ -71,17 +71,8 @@ def test_a_rank_that_stands_still_is_named_and_every_stack_is_kept(tmp_path: Pat
 @pytest.mark.unmeasured
 def test_a_rank_that_is_stopped_is_named(tmp_path: Path) -> None:
     settings = {"out": tmp_path / "run", "step_timeout": 5, "steps": 10_000, "checkpoint_every": 10_000}
-    words = ["-m", "teragpt.train", *ranks.arguments({**ranks.SMALL, **settings})]
     third = re.compile("^step 3/", re.MULTILINE)
-    code, output = forks.run(
-        words,
-        2,
-        ranks.outside(),
-        ranks.PATIENCE_S,
-        lambda said: bool(third.search(said)),
-        everyone=False,
-        number=signal.SIGSTOP,
-    )
+    code, output = ranks.train_and_signal(signal.SIGSTOP, lambda said: bool(third.search(said)), settings, 2)
     assert code == 1, output
     assert "no step in 5 s: rank 1 tells nothing: dead or stopped" in output
 
