@@ -13,6 +13,7 @@ from collections.abc import Generator
 
 import pytest
 from coverage import Coverage
+from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 LONGEST = (
@@ -45,6 +46,9 @@ MEASURE = "COVERAGE_PROCESS_CONFIG"  # what makes processes measure themselves t
 COVERAGE, CONFIG = Coverage.current(), os.environ.get(MEASURE, "")
 GARBAGE = 20_000  # objects more than before, instead of 700, that are looked through
 OTHERS = "tests/deploy", "tests/helm", "tests/tools"  # of other things than the two packages
+
+settings.register_profile("no clock", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("no clock")
 
 # A test run started in the background inherits ignored signals, and so would every process that it starts.
 for _signal, _handler in (
