@@ -244,7 +244,7 @@ class Cluster(Protocol):
         ...
 
     def forget(self, name: str) -> None:
-        """Remove what is left of a deleted object: logs and records. Anything else of that name is left alone."""
+        """Remove what is left of a purged run's object, logs and records; of one that is there yet no more is kept."""
         ...
 
     def capacity(self) -> Capacity:

@@ -142,8 +142,10 @@ def test_logs_are_read_by_object_and_pod_until_they_are_forgotten(
     assert cluster.logs("run-1", "run-1-0", 2, 3) == b"llo"
     assert cluster.logs("run-1", "run-1-1") == b""
     assert cluster.logs("../run-1", "run-1-0") == b""
-    cluster.forget("run-1")  # it is still there
-    assert cluster.logs("run-1", pod) == b"hello\n"
+    cluster.forget("run-1")  # it is still there, and goes on writing
+    server.write_log("run-1-0-abcde", "2026-11-24T12:00:01.000000000Z more", ended=True)
+    cluster.observe()
+    assert cluster.logs("run-1", pod) == b""
     hands.remove_pod(pod)
     hands.remove(one)
     eventually(lambda: cluster.observe() == [])
