@@ -255,6 +255,8 @@ class Observer:
         self, job: ObjectRecord, there: int, now: datetime, *, master_done: bool
     ) -> Callable[[int], ObservedPod]:
         """What pods of an object are like that do not exist, by index: they are still to come, or have been."""
+        phase: PodPhase
+        phase, why = self._why_absent(job, there, now)
 
         def view(index: int) -> ObservedPod:
             name, (role, number) = pod_name(job.kind, job.name, index), role_of(index)
@@ -263,7 +265,6 @@ class Observer:
                 return ObservedPod(name, "", role, number, "Succeeded", exit_code=0)
             return ObservedPod(name, "", role, number, phase, why.reason, why.message)
 
-        phase, why = self._why_absent(job, there, now)
         return view
 
     def _why_absent(self, job: ObjectRecord, there: int, now: datetime) -> tuple[PodPhase, Wait]:
