@@ -188,9 +188,8 @@ def judged(settings: Row, found: Plan, every: list[Row]) -> Row:
             shown["reserved_gb"] = round(row["reserved"] / 1e9, 2)
         told["layouts"].append({**shown, **({"error": row["error"]} if "error" in row else {})})
     chosen = every[0].get("seconds")
-    told["to_best"] = round(chosen / min(timed), 4) if chosen else None
-    told["holds"] = bool(chosen) and told["to_best"] <= LIMIT
-    return told
+    to_best = chosen / min(timed) if chosen else None
+    return {**told, "to_best": to_best and round(to_best, 4), "holds": to_best is not None and to_best <= LIMIT}
 
 
 def main() -> int:
