@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from controlplane.clusters.base import Kind, Manifest, NameConflict, Refusal, Rejected, Unavailable
@@ -55,7 +55,12 @@ class Submission:
         for companion in companions_of(manifest):
             self._ensure(companion)
         fault("object sent")
-        raw = self._post(self._ours(manifest), STRICT) or self._adopt(manifest)
+        try:
+            raw = self._post(self._ours(manifest), STRICT) or self._adopt(manifest)
+        except Rejected as error:
+            if _misses(error, companions_of(manifest)):  # what a webhook has heard of is a moment old
+                raise Unavailable(str(error)) from error
+            raise
         fault("object answered")
         self._patience.forget(name)
         self._remember(name, identity, raw["metadata"]["uid"])
@@ -65,12 +70,13 @@ class Submission:
     def dry_run(self, manifest: Manifest) -> None:
         """Let the server look at it. Raises Unavailable, NameConflict and Rejected."""
         _resource(manifest)
-        lacking = [companion for companion in companions_of(manifest) if self._post(self._placed(companion), DRY)]
+        for companion in companions_of(manifest):
+            self._post(self._placed(companion), DRY)
         try:
             made = self._post(self._ours(manifest), DRY)
         except Rejected as error:
-            if lacking and all("not found" in str(problem) for problem in error.problems):
-                return  # a webhook misses the runtime, which will be made with the first object
+            if _misses(error, companions_of(manifest)):  # they are made with the first object
+                return
             raise
         if made is None:
             self._adopt(manifest)
@@ -166,6 +172,13 @@ class Submission:
         with contextlib.suppress(OSError, StoreError):  # a full disk must not keep a run from being known as submitted
             record = {"identity": list(identity), "uid": uid}
             self._archive.put(f"{name}/{MADE}", json.dumps(record).encode())
+
+
+def _misses(error: Rejected, companions: Sequence[Manifest]) -> bool:
+    """Whether a webhook denies an object for nothing but that it knows of no such companion."""
+    names = [str(companion["metadata"]["name"]) for companion in companions]
+    said = map(str, error.problems)
+    return all("not found" in problem and any(name in problem for name in names) for problem in said)
 
 
 def _resource(manifest: Mapping[str, Any]) -> Resource:

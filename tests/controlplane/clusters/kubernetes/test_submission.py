@@ -76,15 +76,23 @@ def test_what_stands_beside_an_object_is_made_once(server: ApiServer, cluster: K
     assert [made.count(kind) for kind in ("services", "trainingruntimes", "jobs", "trainjobs")] == [1, 1, 2, 2]
 
 
-def test_a_dry_run_needs_no_runtime_that_will_be_made(server: ApiServer, cluster: KubernetesCluster) -> None:
-    denied = 'admission webhook "v" denied the request: spec.runtimeRef: Invalid value: trainingruntime "x" not found'
-    server.fail(status(403, "Forbidden", denied), method="POST", path="/trainjobs$", times=2)
+def test_a_webhook_that_has_not_heard_of_the_runtime_yet_is_asked_again(
+    server: ApiServer, cluster: KubernetesCluster
+) -> None:
     one = manifest("run-1", kind="TrainJob")
-    cluster.dry_run(one)
     (runtime,) = companions_of(one)
-    cluster._submission._ensure(runtime)
-    with pytest.raises(Rejected, match="not found"):
-        cluster.dry_run(one)
+    denied = 'admission webhook "v" denied the request: spec.runtimeRef: Invalid value: trainingruntime "{}" not found'
+    ours, another = (denied.format(name) for name in (runtime["metadata"]["name"], "theirs"))
+    server.fail(status(403, "Forbidden", ours), method="POST", path="/trainjobs$", times=2)
+    cluster.dry_run(one)
+    with pytest.raises(Unavailable, match="not found"):
+        cluster.create(one)
+    cluster.create(one)
+    server.fail(status(403, "Forbidden", another), method="POST", path="/trainjobs$", times=2)
+    other = manifest("run-2", kind="TrainJob")
+    for asked in (cluster.dry_run, cluster.create):
+        with pytest.raises(Rejected, match="theirs"):
+            asked(other)
 
 
 @pytest.mark.parametrize(("code", "fine"), [(404, True), (409, True), (500, False), (403, False)])
