@@ -28,9 +28,10 @@ from teragpt.sensors import Sensors
 from teragpt.storage import Log, folder_at
 from teragpt.trackers import Trackers
 
-POST_EVERY = 0.5  # seconds between posts; twice as many after each that failed
+POST_EVERY = 2.0  # seconds between posts; twice as many after each that failed
 LONGEST_EVERY = 5.0  # what the control plane may ask for in place of that, where many runs report to it
 SLOWEST_POST = 30.0
+LAST_EVERY = 0.5  # seconds between posts that fail once the run has ended
 ASK_EVERY = 5.0  # seconds; a post without points asks what is wanted of the run
 POST_POINTS = 500  # points of one post at most
 LAST_POSTS = 30.0  # seconds that the end of a run waits for its last points to be acknowledged
@@ -233,7 +234,9 @@ class Poster:
                 wait, self.away = self.every if len(self.points) < POST_POINTS else POST_EVERY, False
             except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:  # points wait here
                 self.away = not isinstance(error, HTTPError) or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-                wait = min(2 * wait, SLOWEST_POST) if not self.closing.is_set() else POST_EVERY
+                wait = min(2 * wait, SLOWEST_POST)
+                if self.closing.is_set():
+                    time.sleep(LAST_EVERY)
 
     def post(self) -> None:
         """Post the oldest points, and forget those that are acknowledged; without any, ask what is wanted now and then.
@@ -276,4 +279,4 @@ class Poster:
             if now > reminded + REMIND_EVERY:
                 say(f"{len(self.points):,} points wait for the control plane, which is away: {self.url}")
                 reminded = now
-            self.thread.join(min(left, POST_EVERY))
+            self.thread.join(min(left, LAST_EVERY))

@@ -58,6 +58,7 @@ def plane(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plane]:
     monkeypatch.setenv("TERAGPT_RUN_URL", f"http://127.0.0.1:{server.server_port}/v1/runs/run_1")
     monkeypatch.setenv("TERAGPT_RUN_TOKEN", "secret")
     monkeypatch.setattr(metrics, "POST_EVERY", 0.02)
+    monkeypatch.setattr(metrics, "LAST_EVERY", 0.02)
     yield server
     server.shutdown()
     thread.join()
@@ -154,6 +155,19 @@ def test_a_control_plane_that_stays_away_costs_the_end_of_a_run_a_bounded_time(
     assert one.poster is not None
     one.poster.thread.join(60)
     assert not one.poster.thread.is_alive()
+
+
+def test_a_run_that_has_ended_asks_an_absent_control_plane_now_and_then(
+    tmp_path: Path, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "LAST_EVERY", 0.2)
+    monkeypatch.setattr(metrics, "LAST_POSTS", 1.0)
+    plane.refusals = refusals = iter([503] * 1000)
+    one = report(tmp_path)
+    one.step(1, 1.0, 1.0, 1.0, {})
+    one.close()
+    plane.refusals = iter(())  # so that the thread can end
+    assert 1000 - len(list(refusals)) <= 20
 
 
 def test_the_token_file_is_read_at_each_post_and_wins(
