@@ -12,14 +12,11 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from controlplane.domain.layout import Layout
-from controlplane.domain.names import new_run_id, suffix
 from controlplane.domain.phases import LIVE, Phase
 from controlplane.domain.placement import Placement
 from controlplane.domain.resolve import ResolvedRun
-from controlplane.domain.spec import Limits, RunSpec
-from controlplane.services import runs
+from controlplane.services import runs, tasks
 from controlplane.services.context import Context
-from controlplane.services.insertion import Request
 from controlplane.store.tables import Attempt, Run
 
 TASK = "removal"
@@ -52,32 +49,11 @@ def under_way(session: Session, run_id: str) -> str | None:
 
 def ask(context: Context, run_id: str, *, actor: str = runs.LOCAL) -> str:
     """Have the folder of a deleted run removed; the id of the run that does it."""
-    run, made = runs.of_id(context, run_id), new_run_id()
+    run = runs.of_id(context, run_id)
     resolved = ResolvedRun.from_json(run.resolved)
-    kinds = runs.where(context, run).cluster.traits().kinds
-    alone = dataclasses.replace(
-        resolved,
-        layout=ALONE,
-        kind="Job" if "Job" in kinds else resolved.kind,
-        runtime=None,
-        placement=Placement.model_validate({name: getattr(resolved.placement, name) for name in PLACED}),
-        command=("python", "-m", "teragpt.task", "remove", str(resolved.config["out"]), run.id),
-        folder="",
-        planned={},
-    )
-    request = Request(
-        id=made,
-        name=f"{TASK}-{suffix(made)}",
-        spec=RunSpec(size=run.size, labels=run.labels, limits=Limits(max_restarts=0)),
-        resolved=alone,
-        principal=actor,
-        key=None,
-        body_hash="",
-        queue=runs.queue_of(context, alone),
-        task=TASK,
-        task_of=run.id,
-    )
-    return runs.store_run(context, request)[0].id
+    placed = Placement.model_validate({name: getattr(resolved.placement, name) for name in PLACED})
+    alone = dataclasses.replace(resolved, layout=ALONE, placement=placed, planned={})
+    return tasks.begin(context, run, TASK, ("remove", str(resolved.config["out"]), run.id), alone, actor).id
 
 
 def _of(run_id: str) -> Select[str]:

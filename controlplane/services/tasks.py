@@ -37,14 +37,21 @@ def create_task(
     if runs.last_step(parent) is None:
         raise NoCheckpoint(parent.id, parent.phase, parent.folder)
     _sweep(context)
-    resolved, made = ResolvedRun.from_json(parent.resolved), new_run_id()
-    command = ("python", "-m", "teragpt.task", task, str(resolved.config["out"]), *arguments)
+    resolved = ResolvedRun.from_json(parent.resolved)
+    doing = task, str(resolved.config["out"]), *arguments
+    return begin(context, parent, task, doing, dataclasses.replace(resolved, layout=_one_rank(resolved)), principal)
+
+
+def begin(
+    context: Context, parent: RunView, task: str, doing: Sequence[str], resolved: ResolvedRun, principal: str
+) -> RunView:
+    """Store a run of one pod that does something with another's folder: `doing` is what `teragpt.task` is told."""
+    made = new_run_id()
     alone = dataclasses.replace(
         resolved,
-        layout=_one_rank(resolved),
         kind="Job" if "Job" in runs.where(context, parent).cluster.traits().kinds else resolved.kind,
         runtime=None,
-        command=command,
+        command=("python", "-m", "teragpt.task", *doing),
         folder="",
     )
     request = Request(
