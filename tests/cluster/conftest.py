@@ -45,6 +45,7 @@ SECURITY = {
 }
 SCRATCH = {"name": "tmp", "emptyDir": {}}
 SCRATCH_MOUNT = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 (in a pod, a volume of its own)
+SIGNAL = "for each in /proc/[0-9]*; do ! grep -qz ^LOCAL_RANK= $each/environ || kill -$0 ${each#/proc/}; done"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class Namespace:
         """What the pod's first process was started with, as its kernel tells."""
         told = self.kubectl("exec", pod, "--", "cat", "/proc/1/environ")
         return dict(line.split("=", 1) for line in told.split("\0") if line)
+
+    def signal(self, pod: str, signal: str) -> None:
+        """Send the pod's ranks the signal of that name, as kill takes it; its first process gets none."""
+        self.kubectl("exec", pod, "--", "sh", "-c", SIGNAL, signal)
 
     def wait(self, what: str, condition: str, timeout_s: int = 120) -> None:
         """Until the condition holds, as `kubectl wait --for` names it."""

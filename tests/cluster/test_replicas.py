@@ -92,11 +92,14 @@ def test_neither_a_dead_leader_nor_an_absent_postgres_changes_what_a_user_sees(s
         run = client.create({"size": "tiny", "train": {"steps": 250}, "compute": {"nodes": 1}})["id"]
         until(lambda: at_step(client.run(run), 2), SECONDS, lambda: f"{client.run(run)}\n{release.log()}")
         trains = release.namespace.uids(run)
+        (trainer,) = release.namespace.pods(run)
+        release.namespace.signal(trainer, "STOP")  # it must not end before its control planes have lost their store
         release.namespace.kubectl("delete", "pod", leader, "--force", "--grace-period=0")
         assert until(lambda: name if (name := leads(client)) not in {leader, None} else None, 30, release.log)
     scale(release, 0)
     until(lambda: None if [pod for pod in controlplanes(release) if ready(pod)] else True, 120, release.log)
-    until(lambda: "finished" in said_by(release, run) or None, SECONDS, lambda: said_by(release, run))
+    release.namespace.signal(trainer, "CONT")
+    until(lambda: "finished" in said_by(release, trainer) or None, SECONDS, lambda: said_by(release, trainer))
     assert release.namespace.uids(run) == trains, "the run's pods are the same, and wait with their last points"
     scale(release, 1)
     with release.client() as client:
@@ -127,9 +130,8 @@ def controlplanes(release: Release, phase: str = "") -> list[dict[str, Any]]:
     return [pod for pod in found if phase in {"", pod["status"]["phase"]}]
 
 
-def said_by(release: Release, run: str) -> str:
-    """What the run's one pod printed of late."""
-    (pod,) = release.namespace.pods(run)
+def said_by(release: Release, pod: str) -> str:
+    """What the pod printed of late."""
     return release.namespace.kubectl("logs", pod, "--tail=9")
 
 

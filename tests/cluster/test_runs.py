@@ -15,7 +15,6 @@ from tests.cluster.conftest import Namespace
 from tests.cluster.plane import Plane, until
 
 QUICK = {"steps": 12, "eval_every": 12, "log_every": 2}
-SIGNAL = "for each in /proc/[0-9]*; do ! grep -qz ^LOCAL_RANK= $each/environ || kill -$0 ${each#/proc/}; done"
 OF_THE_RUN = {"MASTER_ADDR", "PET_MASTER_ADDR", "TERAGPT_RUN_ID", "TERAGPT_RUN_URL", "TERAGPT_SPEC"}  # with its id
 CONTRACT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 
@@ -166,9 +165,9 @@ def test_a_run_that_hangs_is_ended_with_that_reason(plane: Plane, namespace: Nam
     run = post(plane, train={"steps": 5000, "log_every": 1}, compute=alone, limits=limits)
     until(lambda: has_begun(plane, run), 120)
     (pod,) = namespace.pods(run)
-    namespace.kubectl("exec", pod, "--", "sh", "-c", SIGNAL, "STOP")
+    namespace.signal(pod, "STOP")
     until(lambda: namespace.read("pod", pod)["metadata"].get("deletionTimestamp"), 60)
-    namespace.kubectl("exec", pod, "--", "sh", "-c", SIGNAL, "CONT")  # else it would take all of its grace
+    namespace.signal(pod, "CONT")  # else it would take all of its grace
     failed = plane.ended(run)
     assert (failed["phase"], failed["reason"]) == ("failed", "HangDetected")
     assert "no step and no line of output for 1" in (failed["message"] or "")
