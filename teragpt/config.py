@@ -392,8 +392,8 @@ def literal(name: str, value: str) -> object:
     if TYPES.get(name) is str:
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        return decode(value)
+    except ValueError:
         return value
 
 
@@ -408,9 +408,25 @@ def load(path: Path) -> dict[str, object]:
 def parse_spec(text: str, source: str = "TERAGPT_SPEC") -> dict[str, object]:
     """Settings from a JSON object. Raises ConfigError that names where it came from."""
     try:
-        settings = json.loads(text)
+        settings = decode(text)
     except ValueError as error:
         raise ConfigError([Problem("config", source, f"a JSON object of settings ({error})")]) from None
     if not isinstance(settings, dict):
         raise ConfigError([Problem("config", source, "a JSON object of settings")])
     return settings
+
+
+def decode(text: str) -> object:
+    """A JSON text's value. Raises ValueError, also where an object says one thing twice, or nests without end."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it says {next(name for name in names if names.count(name) > 1)!r} more than once")
+    return found

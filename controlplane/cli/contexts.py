@@ -45,20 +45,29 @@ class Contexts:
     def load(cls) -> Contexts:
         """The contexts as kept; none where there is no file. Raises CliError where the file cannot be read."""
         try:
-            return cls(**json.loads(cls.path().read_text("utf-8")))
+            kept = json.loads(cls.path().read_text("utf-8"))
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CliError(f"{cls.path()} cannot be read as contexts ({error}); mend or remove it") from None
+        try:
+            contexts = {name: {"url": str(each["url"]), **each} for name, each in kept["contexts"].items()}
+            return cls(kept.get("use"), contexts)
+        except (KeyError, TypeError, AttributeError):
+            form = '{"use": NAME or null, "contexts": {NAME: {"url": URL}}}'
+            raise CliError(f"{cls.path()} holds no contexts; allowed: {form}; mend or remove it") from None
 
     def save(self) -> None:
         """Keep them, readable by their user alone, since they may hold tokens."""
         path = self.path()
-        path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".new")
-        fresh.touch(mode=0o600)
-        fresh.write_text(json.dumps({"use": self.use, "contexts": self.contexts}, indent=2) + "\n", "utf-8")
-        fresh.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.touch(mode=0o600)
+            fresh.write_text(json.dumps({"use": self.use, "contexts": self.contexts}, indent=2) + "\n", "utf-8")
+            fresh.replace(path)
+        except OSError as error:
+            raise CliError(f"{path} cannot be written ({error.strerror}); set XDG_CONFIG_HOME") from None
 
     def named(self, name: str) -> dict[str, str | None]:
         """One context. Raises CliError."""
@@ -73,7 +82,7 @@ def local() -> dict[str, Any]:
     home = Path(os.environ.get("TERAGPT_HOME") or "~/.teragpt").expanduser()
     try:
         url = json.loads((home / "server.json").read_text("utf-8"))["url"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {"url": DEFAULT_URL}
     token = home / "token"
     return {"url": url, "token": token.read_text("utf-8").strip() if token.exists() else None}
@@ -88,11 +97,14 @@ def connect(url: str | None, context: str | None) -> Client:
     source = "--url"
     if not (url or context):
         source, url, context = "TERAGPT_URL", os.environ.get("TERAGPT_URL"), os.environ.get("TERAGPT_CONTEXT")
-    if url:
-        return Client(checked(source, url), token, patience_s=0)  # a person is told at once
-    name = context or contexts.use
-    place = contexts.named(name) if name else local()
-    return Client(str(place["url"]), token or place.get("token") or printed(place.get("token_command")), patience_s=0)
+    if not url:
+        name = context or contexts.use
+        place = contexts.named(name) if name else local()
+        source, url = f"the context {name!r}" if name else "server.json", str(place["url"])
+        token = token or place.get("token") or printed(place.get("token_command"))
+    if token and not (token.isascii() and token.isprintable()):
+        raise CliError("the token holds a character that no header can; allowed: printable ASCII", Code.BAD_INPUT)
+    return Client(checked(source, url), token, patience_s=0)  # a person is told at once
 
 
 def printed(command: str | None) -> str | None:
@@ -112,11 +124,12 @@ def checked(source: str, url: str) -> str:
     """A control plane's address. Raises CliError that says where it came from."""
     try:
         parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        host = (parts.hostname or "").encode("idna")
+        good = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
     except ValueError:
         good = False
     if not good:
-        raise CliError(f"{source}: got {url!r}; allowed: http://… or https://…", Code.BAD_INPUT)
+        raise CliError(f"{source}: got {url!r}; allowed: an address such as {DEFAULT_URL}", Code.BAD_INPUT)
     return url
 
 
@@ -148,6 +161,8 @@ def add(
     ] = None,
 ) -> None:
     """Add a context, or change it, and use it."""
+    if not name.strip():
+        raise CliError(f"NAME: got {name!r}; allowed: a word", Code.BAD_INPUT)
     if token and token_command:
         raise CliError("--token and --token-command both give the token: leave one out", Code.BAD_INPUT)
     contexts = Contexts.load()

@@ -39,6 +39,8 @@ def from_client(error: Exception) -> CliError | None:
     """The CliError that an error of ours, of the client or of the trainer's settings is; None for any other error."""
     if isinstance(error, CliError):
         return error
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":  # an argument's odd bytes
+        return CliError(f"got {error.object!r}; allowed: text in UTF-8", Code.BAD_INPUT)
     if "teragpt.config" in sys.modules:
         from teragpt.config import ConfigError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as decoding
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -311,9 +310,13 @@ def find(client: Client, run: str) -> Run:
 
 def read_spec(path: Path) -> dict[str, Any]:
     """A run's spec from a JSON file, which holds one, or what the trainer's own `--config` takes. Raises CliError."""
+    from teragpt.config import decode
+
     try:
-        spec = decoding.loads(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        spec = decode(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8"))
+    except OSError as error:
+        raise CliError(f"--config: {path} cannot be read ({error.strerror})", Code.BAD_INPUT) from None
+    except ValueError as error:
         raise CliError(f"--config: {path} is no readable JSON ({error})", Code.BAD_INPUT) from None
     if not isinstance(spec, dict):
         raise CliError(f"--config: {path} holds a {type(spec).__name__}; allowed: an object", Code.BAD_INPUT)

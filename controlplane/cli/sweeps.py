@@ -138,8 +138,10 @@ def value_of(key: str, text: str) -> object:
 
 def read_points(path: Path) -> list[Any]:
     """The points of a file. Raises CliError."""
+    from teragpt.config import decode
+
     try:
-        found = decoding.loads(path.read_text("utf-8"))
+        found = decode(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CliError(f"--points: {path} is no readable JSON ({error})", Code.BAD_INPUT) from None
     if not isinstance(found, list):

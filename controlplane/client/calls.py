@@ -6,6 +6,7 @@ named by id, or by name while they live.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,9 @@ class Request:
         path = self.template.format(**{name: _segment(value) for name, value in self.at.items()})
         params = {name: value for name, value in self.params.items() if value is not None}
         headers = {**self.headers, **more.pop("headers", {})}
-        return http.build_request(self.method, path, params=params, headers=headers, json=self.json, **more)
+        if self.json is not None:  # NaN and odd bytes too, which the API refuses by their fields' names
+            more["content"], headers["content-type"] = json.dumps(self.json), "application/json"
+        return http.build_request(self.method, path, params=params, headers=headers, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

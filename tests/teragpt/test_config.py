@@ -127,7 +127,7 @@ def test_a_command_line_that_cannot_be_read_is_refused(words: list[str], message
         parse(words)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", ""])
+@pytest.mark.parametrize("content", ["{", "[]", "", '{"steps": 1, "steps": 2}', "[" * 100_000])
 def test_a_settings_file_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "settings.json"
     file.write_text(content)

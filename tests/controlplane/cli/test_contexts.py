@@ -83,10 +83,12 @@ def test_options_win_over_the_environment_and_that_over_the_context_in_use(monke
     assert bearer(url="http://here") == ("http://here", None)
 
 
-@pytest.mark.parametrize("url", ["ftp://lab", "lab", "https://", "http://[::1", "http://lab:99999", ""])
+@pytest.mark.parametrize(
+    "url", ["ftp://lab", "lab", "https://", "http://[::1", "http://lab:99999", "http://a\udcffb", ""]
+)
 def test_a_context_has_an_address_that_can_be_called(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["context", "add", "lab", "--url", url]) == 2
-    assert capsys.readouterr().err == f"error: --url: got {url!r}; allowed: http://… or https://…\n"
+    assert capsys.readouterr().err == f"error: --url: got {url!r}; allowed: an address such as {DEFAULT_URL}\n"
     assert not Contexts.path().exists()
 
 
@@ -140,17 +142,65 @@ def test_an_unknown_context_is_named_with_those_that_exist(
     assert capsys.readouterr().err == "error: no context 'lab'; there are: cloud; try: teragpt context list\n"
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"other": 1}'])
-def test_a_broken_file_is_named(text: str) -> None:
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000, b""])
+def test_a_broken_file_is_named(text: bytes) -> None:
     Contexts.path().parent.mkdir(parents=True)
-    Contexts.path().write_text(text, "utf-8")
+    Contexts.path().write_bytes(text)
     with pytest.raises(CliError, match=r"contexts\.json cannot be read as contexts"):
         Contexts.load()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", "5", "null", '{"other": 1}', '{"contexts": 5}', '{"contexts": {"lab": 5}}', '{"contexts": {"lab": {}}}'],
+)
+def test_a_file_of_something_else_is_named_with_what_it_should_hold(text: str) -> None:
+    Contexts.path().parent.mkdir(parents=True)
+    Contexts.path().write_text(text, "utf-8")
+    with pytest.raises(
+        CliError, match=r'contexts\.json holds no contexts; allowed: {"use": NAME or null, "contexts": {'
+    ):
+        Contexts.load()
+
+
+def test_an_address_that_a_hand_wrote_into_the_file_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    Contexts.path().parent.mkdir(parents=True)
+    Contexts.path().write_text('{"use": "lab", "contexts": {"lab": {"url": "lab:8000"}}}', "utf-8")
+    assert main(["runs"]) == 2
+    assert capsys.readouterr().err.startswith("error: the context 'lab': got 'lab:8000'; allowed: ")
+
+
+def test_contexts_that_cannot_be_kept_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    assert main(["context", "add", "lab", "--url", "https://lab"]) == 1
+    error = capsys.readouterr().err
+    assert "contexts.json cannot be " in error
+    assert "(" in error
+    assert error.count("\n") == 1
+
+
+def test_a_context_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["context", "add", " ", "--url", "https://lab"]) == 2
+    assert capsys.readouterr().err == "error: NAME: got ' '; allowed: a word\n"
+
+
+@pytest.mark.parametrize("token", ["a\nb", "sécret", "a\udcff"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(
+    token: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERAGPT_TOKEN", token)
+    assert main(["runs"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the token holds a character that no header can; allowed: printable ASCII\n"
+    )
+
+
 def test_an_address_without_a_scheme_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--url", "localhost:8000"]) == 2
-    assert capsys.readouterr().err == "error: --url: got 'localhost:8000'; allowed: http://… or https://…\n"
+    assert capsys.readouterr().err == f"error: --url: got 'localhost:8000'; allowed: an address such as {DEFAULT_URL}\n"
 
 
 def test_nobody_answering_is_exit_code_3_with_what_to_try(capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,7 +167,14 @@ def test_settings_that_name_what_is_here_are_seen_from_anywhere(
             "/train/model: got 'no_such:Model'; allowed: module:attribute",
         ),
         (["run", "tiny", "--set", "steps"], "--set: got 'steps'; allowed: key=value"),
-        (["run", "--config", "no-such.json"], "--config: no-such.json is no readable JSON"),
+        (["run", "--config", "no-such.json"], "--config: no-such.json cannot be read (No such file"),
+        (["run", "tiny", "--set", "learning_rate=NaN"], "/train/learning_rate: got nan; allowed: finite numbers"),
+        (["run", "tiny", "--set", "learning_rate=1e999"], "/train/learning_rate: got inf; allowed: finite numbers"),
+        (["run", "tiny", "--set", f"steps={'9' * 5000}"], "/train/steps: got '999"),
+        (["run", "tiny", "--set", f"steps={'[' * 100_000}"], "/train/steps: got '[[["),
+        (["run", "tiny", "--name", "a\udcff"], "/name: got half of a surrogate pair; allowed: whole characters"),
+        (["show", "a\udcff"], "got 'a\\udcff'; allowed: text in UTF-8"),
+        (["runs", "--query", "a\udcff"], "got 'a\\udcff'; allowed: text in UTF-8"),
         (["plan", "5g"], "/size: got '5g'"),
     ],
 )
@@ -175,6 +182,12 @@ def test_bad_input_is_one_line_that_names_the_field(teragpt: Teragpt, arguments:
     error = teragpt(*arguments, code=2)
     assert error.startswith(f"error: {sentence}")
     assert error.count("\n") == 1
+
+
+def test_a_spec_that_says_one_thing_twice_is_refused(teragpt: Teragpt, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text('{"size": "tiny", "train": {"steps": 1, "steps": 2}}', "utf-8")
+    error = teragpt("run", "--config", str(tmp_path / "spec.json"), code=2)
+    assert "is no readable JSON (it says 'steps' more than once)" in error
 
 
 def test_a_spec_that_is_no_object_is_refused(teragpt: Teragpt, tmp_path: Path) -> None:
