@@ -205,7 +205,8 @@ class Cluster(Protocol):
 
         `secret` holds the values that the manifest's `secretKeyRef`s name by key; they are stored beside the object
         under its name and never shown. Idempotent: an object of that name with the same run-id, attempt and spec-hash
-        is adopted, also after its deletion (it does not run again). Raises NameConflict and Rejected.
+        is adopted, also after its deletion (it does not run again). The uid is empty where an earlier call had no
+        answer and there is no such object: whether it was there is not known. Raises NameConflict and Rejected.
         """
         ...
 

@@ -49,7 +49,7 @@ def lease(transaction: Transaction, rows: Sequence[Outbox], now: float, until: f
 
 
 def submitted(transaction: Transaction, made: Sequence[tuple[Outbox, str]], now: float) -> None:
-    """Transition 3 of those rows whose lease still stands, each with the uid of its object."""
+    """Transition 3 of those rows whose lease still stands, each with the uid of its object, empty where nobody knows."""
     connection = transaction.session.connection()
     wanted = select(Outbox.lease).where(Outbox.lease.in_([row.lease for row, _ in made]))
     held = set(connection.scalars(wanted.with_for_update()))
@@ -58,7 +58,7 @@ def submitted(transaction: Transaction, made: Sequence[tuple[Outbox, str]], now:
         return
     connection.execute(delete(Outbox.__table__).where(*KEY), [_key(row) for row, _ in ours])  # type: ignore[arg-type]
     values = {"uid": bindparam("new"), "submitted_at": now, "phase": SUBMITTED.target}
-    given = [{"run": row.run_id, "of": row.attempt, "new": uid} for row, uid in ours]
+    given = [{"run": row.run_id, "of": row.attempt, "new": uid or None} for row, uid in ours]
     connection.execute(update(Attempt.__table__).where(*ATTEMPT).values(values), given)  # type: ignore[arg-type]
     move_all(transaction, [Move(row.run_id, SUBMITTED) for row, _ in ours], now)
 

@@ -34,10 +34,15 @@ CONNECTIONS = 48  # kept open: one a list+watch, one a followed log, some for ca
 LONGEST_HOLD_S = 60.0
 SHOWN_S = 10.0  # for how long who we are is not worked out anew: the client reads all its sources each time
 TOO_MANY, UNAVAILABLE, UNAUTHORIZED = 429, 503, 401
+NO_CONNECTION = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError, ConfigException)
 
 
 class Trouble(Exception):
-    """No answer, or half of one."""
+    """No answer, or half of one. `unsent`: the request never left this machine."""
+
+    def __init__(self, message: str, *, unsent: bool = False) -> None:
+        super().__init__(message)
+        self.unsent = unsent
 
 
 class Refused(Exception):
@@ -177,7 +182,7 @@ class Connection:
                 method, url, {**headers, **self._credentials()}, body, _request_timeout=timeout
             )
         except (urllib3.exceptions.HTTPError, ApiException, ConfigException, OSError) as error:
-            raise Trouble(f"{self.host}: {_words(error)}") from error
+            raise Trouble(f"{self.host}: {_words(error)}", unsent=_unsent(error)) from error
         response: urllib3.BaseHTTPResponse = answer.response
         with suppress(KeyError, ValueError):  # no server has to tell the time
             self._server_time = parsedate_to_datetime(response.headers["Date"]).timestamp() - time.monotonic()
@@ -211,7 +216,7 @@ class Connection:
         with self._lock:
             left = self._hold_until - time.monotonic()
         if left > 0:
-            raise Trouble(f"{self.host}: asked to be left alone for another {left:.0f} s")
+            raise Trouble(f"{self.host}: asked to be left alone for another {left:.0f} s", unsent=True)
 
 
 def _configure(configuration: Configuration, kubeconfig: Path | None, context: str | None) -> str | None:
@@ -231,6 +236,12 @@ def _configure(configuration: Configuration, kubeconfig: Path | None, context: s
     chosen = current if context is None else next(each for each in contexts if each["name"] == context)
     namespace: str | None = chosen["context"].get("namespace")
     return namespace
+
+
+def _unsent(error: Exception) -> bool:
+    """Whether the request failed before there was a connection to send it on."""
+    reason = getattr(error, "reason", None) or error  # what urllib3 had tried for
+    return isinstance(reason, NO_CONNECTION)
 
 
 def _whole(body: bytes) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Makes objects, and ends them: once each, whatever happens in between.
 
-A name is deterministic, so a repetition meets the object that an earlier try made and adopts it. What was made is also
-written down beside the archive of its logs (`object.json`): an attempt whose object has been deleted since is not run
-a second time.
+A name is deterministic, so a repetition meets the object that an earlier try made and adopts it. What is asked for, and
+what was made of it, is also written down beside the archive of its logs (`object.json`): an attempt whose object has
+been deleted since, even before anybody knew that it was made, is not run a second time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from controlplane.clusters.base import Kind, Manifest, NameConflict, Refusal, Rejected, Unavailable
 from controlplane.clusters.kubernetes.answers import Patience, meaning
@@ -27,9 +27,19 @@ STRICT = {"fieldValidation": "Strict"}
 DRY = {**STRICT, "dryRun": "All"}
 CONNECT_S, ANSWER_S = 3.0, 5.0
 HELD_S = 20  # that the server may keep a creation: by itself it does for 34 s when etcd is away; webhooks take 10
+LATE_S = 2.0  # for how long a creation may still be carried out after whoever asked for it is gone
 MADE = "object.json"
 ENSURED_S = 5.0  # for how long a companion that was there is taken for there
 CONFLICT, NOT_FOUND = 409, 404
+BROKEN = frozenset({500, 502, 504})  # who answers so may have lost the answer of another
+
+
+class _Made(NamedTuple):
+    """Whose object was asked for, and when (seconds since 1970); its `uid`, empty as long as no answer came."""
+
+    identity: Identity
+    uid: str
+    asked_at: float
 
 
 class Submission:
@@ -43,23 +53,30 @@ class Submission:
     def create(self, manifest: Manifest) -> tuple[str, Manifest | None]:
         """The object's uid, and the object where it is there (None: it has been deleted since an earlier try).
 
-        Raises Unavailable, NameConflict and Rejected.
+        The uid is empty where an earlier try had no answer and there is no object now: it may have been there, and
+        have worked. Raises Unavailable, NameConflict and Rejected.
         """
         _resource(manifest)
         name, identity = str(manifest["metadata"]["name"]), identity_of(manifest)
         made = self._made(name)
-        if made is not None and made[0] != identity:
-            raise NameConflict(f"{name} belongs to {made[0]}, not to {identity}")
+        if made is not None and made.identity != identity:
+            raise NameConflict(f"{name} belongs to {made.identity}, not to {identity}")
         if made is not None and self._get(manifest) is None:
-            return made[1], None
+            if not made.uid and 0 <= time.time() - made.asked_at < LATE_S:
+                raise Unavailable(f"whether {name} was made is not known yet")
+            return made.uid, None
         for companion in companions_of(manifest):
             self._ensure(companion)
+        if made is None:
+            self._remember(name, identity, "")
         fault("object sent")
         try:
             raw = self._post(self._ours(manifest), STRICT) or self._adopt(manifest)
-        except Rejected as error:
-            if _misses(error, companions_of(manifest)):  # what a webhook has heard of is a moment old
-                raise Unavailable(str(error)) from error
+        except (Rejected, Unavailable) as error:
+            if made is None and not _doubtful(error.__cause__):
+                self._archive.remove(name)
+            if isinstance(error, Rejected) and _misses(error, companions_of(manifest)):
+                raise Unavailable(str(error)) from error  # what a webhook has heard of is a moment old
             raise
         fault("object answered")
         self._patience.forget(name)
@@ -161,17 +178,24 @@ class Submission:
         annotations = {**placed["metadata"].get("annotations", {}), INSTANCE: self._instance}
         return {**placed, "metadata": {**placed["metadata"], "annotations": annotations}}
 
-    def _made(self, name: str) -> tuple[Identity, str] | None:
+    def _made(self, name: str) -> _Made | None:
         try:
             record = json.loads(self._archive.read(f"{name}/{MADE}"))
-            return Identity(*record["identity"]), str(record["uid"])
+            return _Made(Identity(*record["identity"]), str(record["uid"]), float(record.get("asked_at", 0)))
         except (ValueError, KeyError):
             return None
 
     def _remember(self, name: str, identity: Identity, uid: str) -> None:
         with contextlib.suppress(OSError, StoreError):  # a full disk must not keep a run from being known as submitted
-            record = {"identity": list(identity), "uid": uid}
+            record = {"identity": list(identity), "uid": uid, "asked_at": time.time()}
             self._archive.put(f"{name}/{MADE}", json.dumps(record).encode())
+
+
+def _doubtful(cause: BaseException | None) -> bool:
+    """Whether a creation that came to nothing may have been carried out all the same."""
+    if isinstance(cause, Refused):
+        return cause.status in BROKEN and "failed calling webhook" not in cause.message
+    return not (isinstance(cause, Trouble) and cause.unsent)
 
 
 def _misses(error: Rejected, companions: Sequence[Manifest]) -> bool:

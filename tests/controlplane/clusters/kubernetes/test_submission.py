@@ -9,6 +9,7 @@ import pytest
 from controlplane.clusters.base import NameConflict, Rejected, Unavailable
 from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes import cluster as module
+from controlplane.clusters.kubernetes import submission
 from controlplane.render import companions_of
 from tests.controlplane.clusters.kubernetes.hands import Hands, eventually, manifest, observed
 from tests.controlplane.clusters.kubernetes.server import Answer, ApiServer, Request, status
@@ -32,6 +33,45 @@ def test_a_creation_whose_answer_was_lost_is_adopted(server: ApiServer, cluster:
     uid = cluster.create(one)
     assert [job.uid for job in eventually(cluster.observe)] == [uid]
     assert len(posts) == 1
+
+
+def test_an_object_that_was_deleted_before_anybody_knew_of_it_is_not_made_again(
+    server: ApiServer, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, path = manifest("run-1"), "/apis/kubeflow.org/v1/default/pytorchjobs"
+
+    def lose(request: Request) -> Answer:
+        return Answer(201, server.create(path, request.body, dry=False).body, cut=True)
+
+    server.fail(lose, method="POST", path=JOBS)
+    with pytest.raises(Unavailable):
+        cluster.create(one)
+    server.delete(path, "run-1", {"propagationPolicy": "Background"})
+    with pytest.raises(Unavailable, match="whether run-1 was made is not known yet"):
+        cluster.create(one)
+    monkeypatch.setattr(submission, "LATE_S", 0.0)
+    assert cluster.create(one) == ""
+    assert len([one for one in server.requests if one.method == "POST" and one.path.endswith("/pytorchjobs")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "known"),
+    [
+        (503, "starting", True),
+        (429, "slowly", True),
+        (500, 'failed calling webhook "v": connection refused', True),
+        (500, "etcdserver: request timed out", False),
+        (504, "timed out", False),
+    ],
+)
+def test_a_creation_that_was_certainly_not_carried_out_is_asked_for_again(
+    server: ApiServer, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch, code: int, words: str, known: bool
+) -> None:
+    monkeypatch.setattr(submission, "LATE_S", 0.0)
+    server.fail(status(code, "Reason", words), method="POST", path=JOBS)
+    with pytest.raises(Unavailable):
+        cluster.create(manifest("run-1"))
+    assert bool(cluster.create(manifest("run-1"))) == known
 
 
 def test_an_object_that_is_gone_again_before_it_is_looked_at_is_asked_for_later(
