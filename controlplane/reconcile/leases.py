@@ -49,7 +49,7 @@ def lease(transaction: Transaction, rows: Sequence[Outbox], now: float, until: f
 
 
 def submitted(transaction: Transaction, made: Sequence[tuple[Outbox, str]], now: float) -> None:
-    """Transition 3 of those rows whose lease still stands, each with the uid of its object, empty where nobody knows."""
+    """Transition 3 of those rows whose lease still stands, each with its object's uid; empty: unknown."""
     connection = transaction.session.connection()
     wanted = select(Outbox.lease).where(Outbox.lease.in_([row.lease for row, _ in made]))
     held = set(connection.scalars(wanted.with_for_update()))

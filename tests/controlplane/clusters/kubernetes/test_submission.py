@@ -7,9 +7,8 @@ import json
 import pytest
 
 from controlplane.clusters.base import NameConflict, Rejected, Unavailable
-from controlplane.clusters.kubernetes import KubernetesCluster
+from controlplane.clusters.kubernetes import KubernetesCluster, submission
 from controlplane.clusters.kubernetes import cluster as module
-from controlplane.clusters.kubernetes import submission
 from controlplane.render import companions_of
 from tests.controlplane.clusters.kubernetes.hands import Hands, eventually, manifest, observed
 from tests.controlplane.clusters.kubernetes.server import Answer, ApiServer, Request, status
