@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import pickle
+import signal
 import tempfile
 from contextlib import suppress
 from importlib import import_module
@@ -25,7 +26,12 @@ ALLOCATIONS = 100_000  # remembered for a picture of the memory
 
 
 def prepare() -> None:
-    """Have torch remember what would be kept. Called before the process group is made, on the rank's own GPU."""
+    """Have torch remember what would be kept. Called before the process group is made, on the rank's own GPU.
+
+    From then on SIGUSR2 prints every thread's stack on stderr, from within, so that it needs no right to look into
+    another process, and whatever the main thread waits in.
+    """
+    faulthandler.register(signal.SIGUSR2, file=2)
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives
     if torch.cuda.is_available():
         memory._record_memory_history(context="alloc", stacks="python", max_entries=ALLOCATIONS)  # noqa: SLF001

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO
 
@@ -25,6 +26,7 @@ from teragpt.termination import BAD_CONFIG, CRASHED, FINISHED, LAST_LINES, STOPP
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 FAILURE_GRACE_S = 5.0  # for the peers of a failed rank, which can no longer write a checkpoint together
+TELL_S = 1.0  # before ranks that do not stop are killed: for each to tell where it stands
 CHUNK = 1 << 16  # bytes read at once; a longer line is broken
 STEP_LINE = re.compile(rb"\s*step\s+(\d+)/")
 
@@ -90,6 +92,13 @@ class Rank:
         self.exit = Exit(code, ended.si_status if by_signal else None, time.time())
         return True
 
+    def tell(self) -> None:
+        """Have it print every thread's stack, where it knows SIGUSR2: whoever does not know it would die of it."""
+        with suppress(OSError):
+            status = Path(f"/proc/{self.pid}/status").read_text("ascii")
+            if int(status.partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGUSR2 - 1) & 1:
+                os.kill(self.pid, signal.SIGUSR2)
+
     def send(self, number: int) -> None:
         """Send a signal to its process and to those that this has started."""
         with suppress(ProcessLookupError):
@@ -112,6 +121,7 @@ class Supervisor:
         self.ending = False  # told to, by the agent
         self.told = False  # the ranks were
         self.deadline: float | None = None  # of SIGKILL, on the monotonic clock
+        self.tells: float | None = None  # when those that have not ended by then tell where they stand
         self.over = threading.Event()  # no rank lives
         self.failure: BaseException | None = None  # of the agent
         self.agent = threading.Thread(target=lambda: None, daemon=True)
@@ -183,7 +193,7 @@ class Supervisor:
         handlers: dict[signal.Signals, Callable[..., None]]
         handlers = {number: self.stop for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
         handlers[signal.SIGCHLD] = lambda *_: None
-        handlers[signal.SIGUSR1] = self.save
+        handlers |= {signal.SIGUSR1: self.save, signal.SIGUSR2: self.tell}
         for number, handler in handlers.items():
             signal.signal(number, handler)
         bell = signal.set_wakeup_fd(self.bell, warn_on_full_buffer=False)
@@ -205,12 +215,15 @@ class Supervisor:
 
     def turn(self) -> None:
         """Wait for the next thing to happen, and see to it."""
-        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        ends = self.deadline if self.tells is None else self.tells
+        left = None if ends is None else max(0.0, ends - time.monotonic())
         for key, _ in self.selector.select(left):
             if key.data is None:
                 self.answer()
             else:
                 self.emit(key.data, key.data.lines())
+        if self.tells is not None and time.monotonic() >= self.tells:
+            self.tell()
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.kill()
 
@@ -235,7 +248,7 @@ class Supervisor:
         if ended and not self.alive():
             for rank in self.ranks:
                 rank.send(signal.SIGKILL)  # what it left running behind it
-            self.deadline = None
+            self.deadline = self.tells = None
             self.over.set()
 
     def blame(self, rank: Rank) -> None:
@@ -292,6 +305,12 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 os.kill(rank.pid, signal.SIGUSR1)
 
+    def tell(self, *_: object) -> None:
+        """Have every rank print where each of its threads stands."""
+        self.tells = None
+        for rank in self.alive():
+            rank.tell()
+
     def end_ranks(self) -> None:
         """The agent gave up: end its ranks, and blame none for it."""
         self.ending = True
@@ -305,12 +324,14 @@ class Supervisor:
         if not self.told and (ranks := self.alive()):
             self.told = True
             self.deadline = time.monotonic() + grace_s
+            if self.stopping and not self.first:  # else it is known who failed, and what the others wait for
+                self.tells = self.deadline - min(TELL_S, grace_s / 2)
             for rank in ranks:
                 rank.send(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the ranks now."""
-        self.deadline = None
+        self.deadline = self.tells = None
         for rank in self.alive():
             rank.send(signal.SIGKILL)
 

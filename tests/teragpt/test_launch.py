@@ -246,6 +246,35 @@ def test_told_to_stop_the_ranks_write_a_checkpoint(pods: Pods) -> None:
     assert launcher.message["reason"] == "Stopped"
 
 
+HANGS = """
+import os, signal, threading, time
+from teragpt import evidence
+evidence.prepare()
+signal.signal(signal.SIGTERM, lambda *_: None)  # noted, and looked at by nobody
+done = threading.Lock()
+def waits_for_a_peer():
+    done.acquire()
+    open("ready" + os.environ["RANK"], "w").write("1")
+    done.acquire()
+waits_for_a_peer()
+"""
+
+
+@pytest.mark.unmeasured
+def test_ranks_that_hang_print_where_they_stand_when_asked_and_before_they_are_killed(pods: Pods) -> None:
+    launcher = pods.launch(HANGS, "--nproc-per-node=2", environ={"TERAGPT_GRACE_S": "15"})
+    for rank in range(2):
+        appeared(pods.folder / f"ready{rank}")
+    launcher.process.send_signal(signal.SIGUSR2)
+    launcher.process.send_signal(signal.SIGTERM)
+    code, out, _ = launcher.end()
+    assert code == 137
+    for prefix in ("  File", "[rank 1]   File"):
+        told = [line for line in out.splitlines() if line.startswith(prefix) and "in waits_for_a_peer" in line]
+        assert len(told) == 2, out
+    assert any("in waits_for_a_peer" in line for line in launcher.message["last_lines"])
+
+
 def test_told_to_stop_before_any_rank_runs_it_does_not_wait_for_other_nodes(pods: Pods) -> None:
     port = free_port()
     launcher = pods.launch(SHOW, environ=kubeflow(1, 2, 1, port))

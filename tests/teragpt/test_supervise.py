@@ -156,6 +156,23 @@ def test_a_rank_that_does_not_stop_in_time_is_killed() -> None:
     assert (ending.rank, ending.code, ending.reason) == (1, 137, "Killed")
 
 
+STACKS = (
+    "import faulthandler as f, signal as s, time; f.register(s.SIGUSR2, file=2); s.signal(s.SIGTERM, s.SIG_IGN); "
+    "open('ready', 'w').close(); time.sleep(30)"
+)
+
+
+@pytest.mark.parametrize(("first", "seen"), [(f"{TOLD} exit 143", 1), ("until test -e ready; do :; done; exit 3", 0)])
+def test_a_rank_that_does_not_stop_tells_where_it_stands_unless_a_peer_has_failed(
+    first: str, seen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "FAILURE_GRACE_S", 0.3)
+    agent, supervisor, out = pod(first, f'exec {sys.executable} -c "{STACKS}"')
+    supervisor.grace_s = 0.6
+    supervisor.run(agent)
+    assert out.getvalue().count(b"(most recent call first)") == seen
+
+
 def test_a_second_interrupt_kills_at_once() -> None:
     begun, interrupt = "until [ -e started ]; do sleep 0.02; done", f"kill -INT {os.getpid()}"
     # The rank hears of the first one as SIGTERM; sent sooner, the second could be one with it.

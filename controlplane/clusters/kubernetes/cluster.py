@@ -188,7 +188,7 @@ class KubernetesCluster:
     def stacks(self, name: str) -> Stacks:
         """See `Cluster.stacks`: pods are looked into by nobody but themselves."""
         del name
-        return Stacks(problem="the control plane cannot look into pods of a Kubernetes cluster")
+        return Stacks(problem="pods are not looked into; ranks that do not stop in time print theirs into the log")
 
     def forget(self, name: str) -> None:
         """See `Cluster.forget`."""
@@ -198,6 +198,8 @@ class KubernetesCluster:
         if not lives:
             self._submission.forget(name)
         self._collector.forget(name, lives=lives)
+        if self._observer.object(name) is None:
+            self._collector.vanished(name)
 
     def capacity(self) -> Capacity:
         """See `Cluster.capacity`."""
@@ -353,7 +355,7 @@ class KubernetesCluster:
         if (informer := self._objects.get(kind)) is not None:
             informer.stop()
             for record in informer.values():
-                self._observer.take_object(record.name, None)
+                self._take_object(record.name, None)
             self._objects = {other: informer for other, informer in self._objects.items() if other != kind}
         self._remembered.update(self._remembered.kinds - {kind})
 
@@ -366,7 +368,7 @@ class KubernetesCluster:
     def _informer(self, kind: Kind) -> Informer[ObjectRecord]:
         def changed(names: set[str]) -> None:
             for name in names:
-                self._observer.take_object(name, informer.get(name))
+                self._take_object(name, informer.get(name))
                 for pod in self._observer.pods_of(name):
                     self._keep_log(pod)
             self._wake()
@@ -374,6 +376,11 @@ class KubernetesCluster:
         path = ATTEMPTS[kind].path(self._namespace)
         informer = Informer(self._connection, path, partial(read_object, kind), changed, selectors=OURS)
         return informer
+
+    def _take_object(self, name: str, record: ObjectRecord | None) -> None:
+        self._observer.take_object(name, record)
+        if record is None:
+            self._collector.vanished(name)
 
     def _take_pods(self, names: set[str]) -> None:
         for name in names:

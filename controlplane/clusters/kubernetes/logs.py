@@ -64,6 +64,7 @@ class Source:
     done: bool = False
     gone: bool = False
     unreadable: bool = False
+    forgotten: bool = False
     busy: bool = False
     listed: bool = False
     reading: Reading | None = None
@@ -89,7 +90,7 @@ class Collector:
         self._connection, self._archive, self._most, self._clock = connection, archive, threads, clock
         self._sources: dict[str, Source] = {}  # by the pod's uid
         self._cuts: dict[str, dict[str, int]] = {}  # by object and the pod's uid
-        self._forgotten: set[str] = set()  # objects that lived when they were
+        self._forgotten: set[str] = set()  # objects that live
         self._lock = threading.Lock()
         self._turns = Turns[Source](self._lock, self._spawn, clock)
         self._resting: deque[Source] = deque()
@@ -154,11 +155,16 @@ class Collector:
             if lives:
                 self._forgotten.add(name)
             for source in [source for source in self._sources.values() if source.object == name]:
-                source.done = True
+                source.done = source.forgotten = True
                 if source.reading is not None and source.reading.stream is not None:
                     source.reading.stream.close()
                 self._drop(source)
         self._archive.remove(name)
+
+    def vanished(self, name: str) -> None:
+        """An object is there no more: none of its pods is considered again."""
+        with self._lock:
+            self._forgotten.discard(name)
 
     def close(self) -> None:
         """Stop reading; another instance goes on where this one stopped."""
@@ -234,7 +240,7 @@ class Collector:
                 source.busy = False
                 if source.reading is not None:
                     source.reading.stream = None
-                if source.object in self._forgotten:  # while it was read
+                if source.forgotten:  # while it was read
                     self._archive.remove(source.object)
                 if source.done and source.gone:
                     self._drop(source)

@@ -280,6 +280,20 @@ def test_a_forgotten_object_leaves_nothing(server: ApiServer, start: Start, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_of_a_forgotten_object_that_lives_nothing_more_is_kept_nor_remembered_once_it_is_gone(
+    server: ApiServer, start: Start, tmp_path: Path
+) -> None:
+    server.write_log("pod", at(0, "one"), ended=True)
+    collector = start()
+    collector.forget("run", lives=True)
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    assert collector.settled(["u"], 0)
+    collector.vanished("run")
+    collector.consider("run", "pod", "u", "pytorch", ended=True)  # another of that name
+    assert collector.settled(["u"], 10)
+    assert archived(tmp_path, "pod") == "one\n"
+
+
 def test_a_disk_that_refuses_is_tried_again(server: ApiServer, start: Start, tmp_path: Path) -> None:
     server.write_log("pod", at(0, "one"), ended=True)
     (tmp_path / "run").write_text("in the way")
