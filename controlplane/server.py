@@ -8,7 +8,6 @@ the next process takes them up again.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -121,8 +120,7 @@ def run(settings: Settings, listener: socket.socket) -> None:
         part = nullcontext() if settings.database.role == "api" else leading(context, settings, app.state.measurements)
         with part, announced(settings.home, url, token_required=bool(token)):
             log.info("ready", extra={"url": url, "home": settings.home, "pid": os.getpid(), "docs": f"{url}/docs"})
-            gc.collect()
-            gc.freeze()  # what was loaded stays: a full collection need not walk over all of it again and again
+            heap.keep_loaded()
             serve(app, listener)
     log.info("stopped")
 

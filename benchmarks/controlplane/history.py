@@ -33,6 +33,7 @@ from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
 from benchmarks.controlplane import plane
+from controlplane import heap
 from controlplane.api.app import create_app
 from controlplane.clusters.local import LocalCluster
 from controlplane.domain.spec import parse_spec
@@ -179,6 +180,7 @@ def served(home: Path) -> Generator[tuple[Context, TestClient]]:
         cluster = stack.enter_context(closing(LocalCluster(home / "cluster")))
         context = Context(store, cluster, home, BASE)
         app = create_app(context, Settings(home=home))
+        heap.keep_loaded()  # as the server does
         yield context, stack.enter_context(TestClient(app, base_url=BASE))
 
 

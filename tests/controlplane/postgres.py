@@ -32,7 +32,8 @@ START_S = 60.0
 class Server:
     """A server that can be stopped, killed and started again. It answers everyone on loopback."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
+        self._settings = {**SETTINGS, **settings}
         self.folder = Path(tempfile.mkdtemp(prefix="teragpt-postgres-"))
         self._bin = BINARIES[-1].parent
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,7 +53,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        given = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        given = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         place = ["-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)]
         with (self.folder / "log").open("ab") as log:
             command = [str(self._bin / "postgres"), *place, *given]
@@ -108,9 +109,9 @@ class Server:
 
 
 @contextmanager
-def server() -> Generator[Server]:
+def server(**settings: str) -> Generator[Server]:
     """A server that runs."""
-    made = Server()
+    made = Server(**settings)
     try:
         made.start()
         yield made

@@ -49,6 +49,28 @@ def test_threads_share_one_heap() -> None:
     assert heaps("small") == 1 < heaps()
 
 
+LOADED = """
+import gc, sys, time
+from controlplane import heap
+
+kept = [[] for _ in range(500_000)]
+if "kept" in sys.argv:
+    heap.keep_loaded()
+began = time.process_time()
+for _ in range(5):
+    gc.collect()
+print(time.process_time() - began)
+"""
+
+
+def test_what_is_loaded_costs_no_collection_anything() -> None:
+    took = [
+        float(subprocess.run([sys.executable, "-c", LOADED, word], check=True, capture_output=True, text=True).stdout)
+        for word in ("kept", "left")
+    ]
+    assert took[0] < took[1] / 2
+
+
 HOLES = """
 import ctypes
 from controlplane import heap
