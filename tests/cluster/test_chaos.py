@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SEED = int(os.environ.get("TERAGPT_CHAOS_SEED", "20781"))
 OUTAGE_S = float(os.environ.get("TERAGPT_CHAOS_OUTAGE", "30"))
 ROUND, POINT = os.environ.get("TERAGPT_CHAOS_ROUND"), os.environ.get("TERAGPT_CHAOS_POINT", "")
 DEATHS = {7: "kube-apiserver", 13: RESTORE, 19: "etcd"}  # of every 24 rounds, in the round of that number
+TOLD_EVERY = 10  # rounds
 pytestmark = pytest.mark.timeout(0)  # every wait in here has its own end
 BRIEF = """
 import pathlib, sys, time
@@ -46,8 +48,13 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
 
 @pytest.mark.skipif(ROUND is not None, reason="one round is played again")
 def test_whatever_goes_wrong_no_run_is_lost_and_none_is_doubled(suite: Suite) -> None:
+    began = time.monotonic()
     for number in range(ROUNDS):
         play(suite, number, dies=DEATHS.get(number % 24))
+        if suite.rounds % TOLD_EVERY == 0:
+            took_s = time.monotonic() - began
+            left_s = took_s / suite.rounds * (ROUNDS - suite.rounds)
+            print(f"chaos: {suite.rounds} of {ROUNDS} rounds in {took_s:,.0f} s, {left_s:,.0f} s left", flush=True)
     while suite.unhit() and suite.rounds < 2 * ROUNDS:  # a point may be passed less often than it was to count
         play(suite, suite.rounds)
     assert not suite.unhit(), "points at which the control plane never died"
