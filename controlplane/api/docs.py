@@ -71,7 +71,36 @@ def document(app: FastAPI) -> dict[str, Any]:
             for status, response in operation["responses"].items():
                 if status in {"4XX", "5XX"}:
                     response["content"] = {MEDIA_TYPE: response["content"].popitem()[1]}
+        _complete(schema["components"]["schemas"])
         schema["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{}, {"bearer": []}]
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _complete(schemas: dict[str, Any]) -> None:
+    """Give each field that is made of other schemas an example made of theirs, and else their description."""
+    for schema in schemas.values():
+        for entry in schema.get("properties", {}).values():
+            if "$ref" in entry:
+                entry.setdefault("description", _referred(entry, schemas)["description"])
+            entry.setdefault("examples", [_example(entry, schemas)])
+
+
+def _referred(entry: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    return dict(schemas[entry["$ref"].rpartition("/")[2]])
+
+
+def _example(entry: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    """The first example of a field, or one made of the fields of what it holds."""
+    if "examples" in entry:
+        return entry["examples"][0]
+    if "anyOf" in entry:
+        return _example(entry["anyOf"][0], schemas)
+    if "items" in entry:
+        return [_example(entry["items"], schemas)]
+    if "$ref" in entry:
+        return _example(_referred(entry, schemas), schemas)
+    if "enum" in entry:
+        return entry["enum"][0]
+    return {name: _example(each, schemas) for name, each in entry["properties"].items()}

@@ -58,6 +58,30 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "issuer_unavailable": (503, "The issuer of tokens does not answer"),
 }
 
+ALLOWED = {  # pydantic's kinds of errors, in our words
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_attributes_type": "an object",
+    "model_type": "an object",
+    "string_too_long": "at most {max_length} characters",
+    "string_too_short": "{min_length} or more characters",
+    "string_type": "text",
+    "too_long": "at most {max_length} entries",
+    "too_short": "{min_length} or more entries",
+}
+
 
 class FieldProblem(BaseModel):
     """One bad field of a request."""
@@ -67,7 +91,7 @@ class FieldProblem(BaseModel):
         examples=["/compute/nodes"],
     )
     code: str = Field(description="What is wrong with it, as a stable word.", examples=["greater_than_equal"])
-    detail: str = Field(description="What was given and what is allowed.", examples=["at least 1; got 0"])
+    detail: str = Field(description="What was given and what is allowed.", examples=["got 0; allowed: at least 1"])
 
 
 class Problem(BaseModel):
@@ -82,7 +106,9 @@ class Problem(BaseModel):
     errors: list[FieldProblem] = Field(
         default=[],
         description="Every bad field.",
-        examples=[[{"pointer": "/compute/nodes", "code": "greater_than_equal", "detail": "at least 1; got 0"}]],
+        examples=[
+            [{"pointer": "/compute/nodes", "code": "greater_than_equal", "detail": "got 0; allowed: at least 1"}]
+        ],
     )
     request_id: str = Field(
         description="Names this request in the server's log.", examples=["01jd3m7x9k5v2q8r4t6w0y1z2a"]
@@ -178,10 +204,10 @@ def translate(error: errors.ControlPlaneError) -> Refusal:
 def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None) -> FieldProblem:
     """A bad field, from one of pydantic's errors; `body` is the model that was asked for."""
     place, *path = entry["loc"]
-    code, detail = str(entry["type"]), str(entry["msg"]).removeprefix("Value error, ")
+    code, detail = str(entry["type"]), said(entry)
     if place != "body":
         prefix = "?" if place == "query" else f"{place}:"
-        return FieldProblem(pointer=f"{prefix}{path[0]}", code=code, detail=f"{detail}; got {echo(entry)}")
+        return FieldProblem(pointer=f"{prefix}{path[0]}", code=code, detail=detail)
     if code == "missing":
         return FieldProblem(pointer=pointer(path), code=code, detail="this field is required")
     if code == "extra_forbidden":
@@ -191,8 +217,17 @@ def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None)
     cause = entry.get("ctx", {}).get("error")
     if isinstance(cause, BadField):
         path.append(cause.field)
-    given = "" if code == "value_error" else f"; got {echo(entry)}"  # a validator of ours has said it
-    return FieldProblem(pointer=pointer(path), code=code, detail=f"{detail}{given}")
+    return FieldProblem(pointer=pointer(path), code=code, detail=detail)
+
+
+def said(entry: Mapping[str, Any]) -> str:
+    """What was given and what is allowed, from one of pydantic's errors."""
+    code, told = str(entry["type"]), str(entry["msg"])
+    if code == "value_error":  # a validator of ours has said it
+        return told.removeprefix("Value error, ")
+    if code in ALLOWED:
+        return f"got {echo(entry)}; allowed: {ALLOWED[code].format(**entry.get('ctx', {}))}"
+    return f"{told}; got {echo(entry)}"
 
 
 def pointer(path: Sequence[str | int]) -> str:

@@ -62,6 +62,30 @@ def test_a_problem_has_every_member_of_the_rfc_and_ours(client: TestClient) -> N
     assert problem["detail"] == "1 field is wrong: /size"
 
 
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ("null", "got null; allowed: an object"),
+        ("[]", "got []; allowed: an object"),
+        ('{"size": 4}', "got 4; allowed: text"),
+        ('{"size": "tiny", "train": []}', "got []; allowed: an object"),
+        ('{"size": "tiny", "name": ""}', 'got ""; allowed: 1 or more characters'),
+        ('{"size": "tiny", "env": {}}', "got {}; allowed: a list"),
+        ('{"size": "tiny", "compute": {"nodes": 0}}', "got 0; allowed: at least 1"),
+        ('{"size": "tiny", "compute": {"nodes": "2"}}', 'got "2"; allowed: a whole number'),
+        ('{"size": "tiny", "pinned": "yes"}', 'got "yes"; allowed: true or false'),
+    ],
+)
+def test_a_bad_field_says_what_was_given_and_what_is_allowed(client: TestClient, body: str, detail: str) -> None:
+    _, problem = post(client, body)
+    assert [error["detail"] for error in problem["errors"]] == [detail]
+
+
+def test_a_bad_query_says_it_once(client: TestClient) -> None:
+    (error,) = client.get("/runs?limit=0").json()["errors"]
+    assert (error["pointer"], error["detail"]) == ("?limit", 'got "0"; allowed: at least 1')
+
+
 def test_every_bad_field_has_a_pointer(client: TestClient) -> None:
     body = {
         "size": "900m",
