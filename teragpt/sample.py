@@ -106,7 +106,8 @@ class Text:
     def add(self, token: int, finish: str | None) -> tuple[str, str | None]:
         """What can be shown once `token` has come, and whether that ended the text, unless `finish` did already."""
         if token in self.tokenizer.ends:
-            return self.waiting + self.decoded(last=True), "stop"
+            shown, waiting, _ = cut(self.waiting + self.decoded(last=True), self.stop)
+            return shown + waiting, "stop"
         self.window.append(token)
         shown, self.waiting, stopped = cut(self.waiting + self.decoded(last=finish is not None), self.stop)
         if stopped or finish is None:

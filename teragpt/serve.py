@@ -33,6 +33,7 @@ from teragpt.sample import Completion, Piece, Sampler
 
 MOST_CHOICES = 128
 SILENT = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}  # change no answer
+USUAL = {"best_of": 1, "response_format": {"type": "text"}, "modalities": ["text"]}  # said, they ask for nothing either
 OFF: tuple[object, ...] = (None, 0, False, [], {}, "auto", "none")  # values of a setting that asks for nothing
 
 
@@ -64,7 +65,7 @@ class Asked(BaseModel):
         problems = [
             Problem(name, value, "nothing: this server does not know it")
             for name, value in (self.model_extra or {}).items()
-            if name not in SILENT and value not in OFF
+            if name not in SILENT and value not in (*OFF, USUAL.get(name))
         ]
         if problems:
             raise ConfigError(problems)

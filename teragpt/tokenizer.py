@@ -103,15 +103,31 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Mapping[str, str]], template: str | None = None) -> list[int]:
         """The tokens of a conversation of messages with `role` and `content`, up to where the assistant replies.
 
-        Raises ConfigError where there is no template or it refuses the messages, and for content that holds a special
-        token's name: whoever writes a message cannot forge the end of it.
+        Raises ConfigError as `chat_text` does.
+        """
+        return ids_of(self._chat_rules, self.chat_text(messages, template, reply=True))
+
+    def encode_chats(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """The tokens of texts that `chat_text` has made, in which special tokens are themselves."""
+        import numpy as np
+
+        made = self._chat_rules.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, np.uint32) for one in made]
+
+    def chat_text(
+        self, messages: Sequence[Mapping[str, str]], template: str | None = None, *, reply: bool = False
+    ) -> str:
+        """What the chat template makes of a conversation; with `reply`, up to where the assistant's next one begins.
+
+        Raises ConfigError where there is no template or it refuses the messages, and for a message with a special
+        token's name in it: whoever writes one cannot forge the end of it.
         """
         form = template or self.chat_template
         if form is None:
             raise ConfigError([Problem("chat_template", None, "a tokenizer with one, or a Jinja file of your own")])
         special = [one.content for one in self._rules.get_added_tokens_decoder().values() if one.special]
         for message in messages:
-            if held := [word for word in special if word in message["content"]]:
+            if held := [word for word in special if any(word in str(said) for said in message.values())]:
                 raise ConfigError([Problem("messages", held[0], "text that holds no special token")])
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -119,14 +135,14 @@ class Tokenizer:
             rendered = render_jinja_template(
                 [[dict(one) for one in messages]],
                 chat_template=form,
-                add_generation_prompt=True,
+                add_generation_prompt=reply,
                 eos_token=self.end_token,
                 bos_token="",
             )
         except Exception as error:  # noqa: BLE001 - a template is a program of whoever wrote it
             allowed = f"what the tokenizer's chat template takes ({first_line(error)})"
             raise ConfigError([Problem("messages", [one["role"] for one in messages], allowed)]) from None
-        return ids_of(self._chat_rules, rendered[0][0])
+        return str(rendered[0][0])
 
     @cached_property
     def _chat_rules(self) -> tokenizers.Tokenizer:

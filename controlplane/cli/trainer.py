@@ -148,8 +148,17 @@ def prepare(
     ] = "auto",
     column: Annotated[str, typer.Option("--column", help="The column that holds the text.")] = "text",
     template: Annotated[str, typer.Option("--template", help="Text over several columns: '{title}\\n{body}'.")] = "",
+    chat: Annotated[
+        str, typer.Option("--chat", help="The column that holds conversations, for the tokenizer's chat template.")
+    ] = "",
     min_chars: Annotated[int, typer.Option("--min-chars", min=0, help="Drop shorter documents.")] = 0,
     max_chars: Annotated[int, typer.Option("--max-chars", min=0, help="Drop longer documents; 0: none.")] = 0,
+    max_repeated: Annotated[
+        float, typer.Option("--max-repeated", min=0, max=1, help="Drop documents with more in repeated lines; 0: none.")
+    ] = 0,
+    min_letters: Annotated[
+        float, typer.Option("--min-letters", min=0, max=1, help="Drop documents with fewer letters and digits.")
+    ] = 0,
     exact_duplicates: Annotated[
         str, typer.Option("--exact-duplicates", help="keep, or drop all but the first.")
     ] = "keep",
@@ -170,8 +179,11 @@ def prepare(
             format=format,
             column=column,
             template=template.replace("\\n", "\n").replace("\\t", "\t"),
+            chat=chat,
             min_chars=min_chars,
             max_chars=max_chars,
+            max_repeated=max_repeated,
+            min_letters=min_letters,
             exact_duplicates=exact_duplicates,
             near_duplicates=near_duplicates,
             bad_input=bad_input,

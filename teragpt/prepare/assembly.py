@@ -149,7 +149,8 @@ def published(out: Path) -> Generator[Path]:
 
 def settle_recipe(draft: Path, tokenizer: Tokenizer, recipe: Recipe) -> None:
     """Keep a draft's parts where they were made by this recipe and tokenizer, and clear all else. Raises OSError."""
-    asked = json.dumps({**asdict(recipe), "tokenizer": tokenizer.fingerprint}, sort_keys=True)
+    about = {"tokenizer": tokenizer.fingerprint, "chat_template": tokenizer.chat_template if recipe.chat else None}
+    asked = json.dumps({**asdict(recipe), **about}, sort_keys=True)
     try:
         same = (draft / RECIPE).read_text("utf-8") == asked
     except OSError:

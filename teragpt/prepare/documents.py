@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from string import Formatter
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from teragpt.config import ConfigError, Problem
 from teragpt.dataset_files import fail
+from teragpt.prepare.quality import repeated, worded
 
 DOCUMENT_BYTES = 1 << 20  # a longer one becomes several
 BLOCK_BYTES = 8 << 20  # of text that becomes one part
@@ -24,6 +25,8 @@ SHARD_TOKENS = 1 << 27  # 256 MiB of two-byte tokens
 TEXT, LINES, TABLE, BROKEN = "text", "jsonl", "table", "broken"  # kinds of segments
 FORMATS = ("auto", "text", "jsonl", "parquet", "arrow")
 SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON can name half of a pair
+Conversation = Callable[[list[dict[str, Any]]], str]  # messages to the text that a chat template makes of them
+TOLD = "role", "content"  # of each message
 EXAMPLES = 5  # of what was dropped for one reason, that are named
 
 
@@ -32,10 +35,12 @@ class Recipe:
     """What decides which tokens a dataset holds, but for sources and tokenizer. A number of 0 sets no bound.
 
     `validation`: share of documents held out; `format`: of every source, `auto` by its name; `column`: the one that
-    holds the text, or `template` over several, as `{title} {body}`; `min_chars`, `max_chars`: shorter and longer
-    documents are dropped; `exact_duplicates`: `drop` all but the first; `near_duplicates`: the similarity (Jaccard's,
-    of five-word shingles) from which a document counts as one of an earlier one, and is dropped; `bad_input`: `fail`,
-    or `skip` and count. Raises ConfigError.
+    holds the text, or `template` over several, as `{title} {body}`, or `chat`: the one that holds conversations, lists
+    of messages with `role` and `content`, which become what the tokenizer's chat template makes of them; `min_chars`,
+    `max_chars`: shorter and longer documents are dropped; `max_repeated`: those of which a larger share is in lines
+    that stood before in them; `min_letters`: those of which a smaller share is letters and digits; `exact_duplicates`:
+    `drop` all but the first; `near_duplicates`: the similarity (Jaccard's, of five-word shingles) from which a document
+    counts as one of an earlier one, and is dropped; `bad_input`: `fail`, or `skip` and count. Raises ConfigError.
     """
 
     validation: float = 0.01
@@ -43,8 +48,11 @@ class Recipe:
     format: str = "auto"
     column: str = "text"
     template: str = ""
+    chat: str = ""
     min_chars: int = 0
     max_chars: int = 0
+    max_repeated: float = 0.0
+    min_letters: float = 0.0
     exact_duplicates: str = "keep"
     near_duplicates: float = 0.0
     bad_input: str = "fail"
@@ -58,6 +66,9 @@ class Recipe:
             ("template", not self.template or bool(self.columns), "text with columns as {title}, and {{ for a brace"),
             ("min_chars", self.min_chars >= 0, "a number of characters from 0"),
             ("max_chars", self.max_chars == 0 or self.max_chars >= self.min_chars, "at least min_chars, or 0"),
+            ("chat", not (self.chat and self.template), "a column's name, with no template beside it"),
+            ("max_repeated", 0 <= self.max_repeated < 1, "a share from 0 (keep all) up to, not including, 1"),
+            ("min_letters", 0 <= self.min_letters <= 1, "a share from 0 to 1"),
             ("exact_duplicates", self.exact_duplicates in {"keep", "drop"}, "keep or drop"),
             (
                 "near_duplicates",
@@ -73,7 +84,7 @@ class Recipe:
     def columns(self) -> tuple[str, ...]:
         """The columns that a document is made of; none for a template that is not one."""
         if not self.template:
-            return (self.column,)
+            return (self.chat or self.column,)
         try:
             fields = [name for _, name, *_ in Formatter().parse(self.template) if name is not None]
             plain = all(name and not set(name) & set(".[!:") for name in fields)
@@ -81,12 +92,14 @@ class Recipe:
             return ()
         return tuple(dict.fromkeys(fields)) if plain else ()
 
-    def text(self, record: Mapping[str, Any], where: str) -> str:
-        """A record's text. Raises ValueError that says `where` and what is wrong."""
+    def text(self, record: Mapping[str, Any], where: str, say: Conversation | None = None) -> str:
+        """A record's text, of a conversation by `say`. Raises ValueError that says `where` and what is wrong."""
         missing = [name for name in self.columns if name not in record]
         if missing:
             have = ", ".join(map(str, list(record)[:9])) or "none"
             raise ValueError(f"a column {missing[0]!r} ({where} has {have})")
+        if self.chat and say:
+            return self.said(record[self.chat], where, say)
         values = {name: "" if record[name] is None else record[name] for name in self.columns}
         wrong = [name for name, value in values.items() if not isinstance(value, str)]
         if wrong and not self.template:
@@ -95,6 +108,28 @@ class Recipe:
         if half := not text.isascii() and SURROGATE.search(text):
             raise ValueError(f"text ({where} has half a surrogate pair, \\u{ord(half[0]):x}, which is no character)")
         return text
+
+    def said(self, messages: Any, where: str, say: Conversation) -> str:
+        """The text of a conversation. Raises ValueError."""
+        told = messages if isinstance(messages, list) else []
+        roles = [isinstance(one, dict) and all(isinstance(one.get(key), str) for key in TOLD) for one in told]
+        if not roles or not all(roles):
+            kind = f"message {roles.index(False) + 1} is none" if roles else "it has none"
+            raise ValueError(f"messages, each with role and content, in column {self.chat!r} ({where}: {kind})")
+        try:
+            return say([{key: value for key, value in one.items() if value is not None} for one in told])
+        except ConfigError as error:
+            raise ValueError(f"a conversation in column {self.chat!r} ({where}: {error})") from None
+
+    def unfit(self, text: str) -> str:
+        """Why a text is dropped; empty where it is kept."""
+        if len(text) < self.min_chars:
+            return "shorter than min_chars"
+        if self.max_chars and len(text) > self.max_chars:
+            return "longer than max_chars"
+        if self.max_repeated and repeated(text) > self.max_repeated:
+            return "more repeated than max_repeated"
+        return "fewer letters than min_letters" if self.min_letters and worded(text) < self.min_letters else ""
 
 
 @dataclass(frozen=True)
@@ -159,28 +194,36 @@ class Dropped:
             mine.extend(one["examples"][: EXAMPLES - len(mine)])
 
 
-def read_segments(segments: Iterable[Segment], recipe: Recipe, dropped: Dropped) -> Iterator[Document]:
-    """The documents that a recipe makes of segments. Raises ConfigError that names what is bad, unless it's skipped."""
+def read_segments(
+    segments: Iterable[Segment], recipe: Recipe, dropped: Dropped, say: Conversation | None = None
+) -> Iterator[Document]:
+    """The documents that a recipe makes of segments; `say` is how a conversation becomes text.
+
+    Raises ConfigError that names what is bad, unless it's skipped.
+    """
     for segment in segments:
-        for where, text in texts(segment, recipe, dropped):
+        for where, text in texts(segment, recipe, dropped, say):
             for piece in pieces(text):
                 if not piece:
                     continue
-                if len(piece) < recipe.min_chars:
-                    dropped.add("shorter than min_chars", len(piece.encode()))
-                elif recipe.max_chars and len(piece) > recipe.max_chars:
-                    dropped.add("longer than max_chars", len(piece.encode()), where)
+                if reason := recipe.unfit(piece):
+                    dropped.add(reason, len(piece.encode()), "" if reason.startswith("shorter") else where)
                 else:
                     yield Document((piece,))
 
 
-def texts(segment: Segment, recipe: Recipe, dropped: Dropped) -> Iterator[tuple[str, str]]:
+def texts(
+    segment: Segment, recipe: Recipe, dropped: Dropped, say: Conversation | None = None
+) -> Iterator[tuple[str, str]]:
     """The texts of a segment, and where each stands. Raises ConfigError, unless bad input is skipped."""
     readers = {TEXT: text_of, LINES: records_of_lines, TABLE: records_of_table, BROKEN: broken}
     for where, size, make in readers[segment.kind](segment):
         try:
             made = make()
-            text = made if isinstance(made, str) else recipe.text(made, where)
+            if say and isinstance(made, str):
+                allowed = f"records with a column {recipe.chat!r}: jsonl, parquet or arrow, and no plain text"
+                raise ValueError(allowed)  # noqa: TRY301 - counted below
+            text = made if isinstance(made, str) else recipe.text(made, where, say)
         except ValueError as error:
             if recipe.bad_input == "fail":
                 raise fail("sources", segment.source, str(error)) from None

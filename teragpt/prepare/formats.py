@@ -174,12 +174,12 @@ def arrow_segments(name: str, file: Any, recipe: Recipe) -> Iterator[Segment]:
 
 
 def check_columns(name: str, have: Sequence[str], recipe: Recipe) -> None:
-    """Raise ConfigError for a table without a column that is wanted."""
-    missing = [column for column in recipe.columns if column not in have]
-    if missing and recipe.bad_input == "fail":
-        raise fail("sources", name, f"a table with a column {missing[0]!r} (it has {', '.join(have)})")
-    if missing:
-        raise ValueError(f"it has no column {missing[0]!r}, but {', '.join(have)}")
+    """Raise ConfigError for a table without a column that is wanted, or with two of that name."""
+    wrong = [column for column in recipe.columns if have.count(column) != 1]
+    if wrong and recipe.bad_input == "fail":
+        raise fail("sources", name, f"a table with one column {wrong[0]!r} (it has {', '.join(have)})")
+    if wrong:
+        raise ValueError(f"it has not one column {wrong[0]!r}, but {', '.join(have)}")
 
 
 def stream_of(batch: Any) -> bytes:

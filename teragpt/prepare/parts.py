@@ -87,7 +87,8 @@ def make_part(
     lengths: list[int] = []
     counts, sizes, digests, keys = [], [], [], []
     for batch in batches(documents):
-        encoded = iter(tokenizer.encode_batch([part for document in batch for part in document.parts]))
+        parts = [part for document in batch for part in document.parts]
+        encoded = iter(tokenizer.encode_chats(parts) if recipe.chat else tokenizer.encode_batch(parts))
         for document in batch:
             before = len(ids)
             for _ in document.parts:
@@ -155,9 +156,9 @@ def part_of(path: Path, segments: Sequence[Segment], tokenizer: Tokenizer, recip
     block = digest_of(segments)
     if Part(path).whole(block):
         return ()
-    dropped = Dropped()
+    dropped, say = Dropped(), tokenizer.chat_text if recipe.chat else None
     try:
-        make_part(path, read_segments(segments, recipe, dropped), tokenizer, recipe, block, dropped)
+        make_part(path, read_segments(segments, recipe, dropped, say), tokenizer, recipe, block, dropped)
     except ConfigError as error:  # as a value, since an exception of several problems does not travel
         return error.problems
     return ()

@@ -44,6 +44,8 @@ def prepare(
         raise fail("workers", workers, "a number of processes, or 0 for one a core")
     if recipe.near_duplicates:
         signature_class()
+    if recipe.chat and tokenizer.chat_template is None:
+        raise fail("tokenizer", tokenizer.name, "one with a chat template (chat_template.jinja beside its files)")
     found = find_sources(sources, recipe.format)
     sizes = [source.size for source in found]
     total = None if None in sizes else sum(size or 0 for size in sizes)

@@ -103,6 +103,16 @@ def test_what_is_left_of_a_character_is_shown_at_the_end(tokenizer: Tokenizer) -
     assert grown.add(half[1], "length") == ("�", "length")
 
 
+def test_a_text_that_ends_within_a_character_ends_before_a_stop_string_all_the_same() -> None:
+    party = train_bpe(["ab🎉", "ab🌍", "ab🍞"] * 9, 262, cut=[".+"])  # with an entry of letters and half a character
+    half = next(
+        one for one in range(party.vocabulary) if party.decode([one]).rstrip("�") == "ab" != party.decode([one])
+    )
+    grown = Text(party, [], ("b",))
+    assert grown.add(half, None) == ("", None)
+    assert grown.add(party.end, None) == ("a", "stop")
+
+
 @given(st.text(alphabet="abc", max_size=30), st.text(alphabet="abc", min_size=1, max_size=4), st.integers(1, 5))
 def test_no_part_of_a_stop_string_is_shown_however_a_text_is_cut(text: str, stop: str, size: int) -> None:
     shown, waiting, stopped = "", "", False

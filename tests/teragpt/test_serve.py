@@ -103,6 +103,17 @@ def test_what_is_null_is_as_if_it_were_not_there(client: openai.OpenAI) -> None:
     assert made.usage.completion_tokens <= 16
 
 
+def test_what_is_said_as_it_is_anyway_changes_nothing(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"prompt": "def main(", "max_tokens": 4, **GREEDY}
+    plain = client.completions.create(**asked)
+    said = client.completions.create(**asked, best_of=1, echo=False, presence_penalty=0.0, suffix=None)
+    assert said.choices[0].text == plain.choices[0].text
+    talk = client.chat.completions.create(messages=[TURN], max_tokens=4, response_format={"type": "text"}, **GREEDY)
+    assert talk.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match=r"response_format: got .*json_object.*; allowed: nothing"):
+        client.chat.completions.create(messages=[TURN], response_format={"type": "json_object"}, **GREEDY)
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_nothing_more_is_written_for_a_client_that_has_gone(
     client: openai.OpenAI, sampler: Sampler, monkeypatch: pytest.MonkeyPatch, streamed: bool

@@ -187,10 +187,25 @@ def test_bad_input_is_refused_with_its_place_or_counted(tmp_path: Path, name: st
 
 def test_a_table_without_the_column_is_refused_with_those_it_has(tmp_path: Path) -> None:
     as_parquet(tmp_path / "x.parquet")
-    with pytest.raises(ConfigError, match=r"a table with a column 'body' \(it has title, text\)"):
+    with pytest.raises(ConfigError, match=r"a table with one column 'body' \(it has title, text\)"):
         read(tmp_path / "x.parquet", column="body")
     dropped = Dropped()
     assert read(tmp_path / "x.parquet", column="body", bad_input="skip", dropped=dropped) == []
+    assert dropped.reasons["bad input"]["documents"] == 1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_table_with_two_columns_of_the_name_is_refused(tmp_path: Path, kind: str) -> None:
+    table = pa.Table.from_arrays([pa.array(["one"]), pa.array(["other"])], names=["text", "text"])
+    if kind == "parquet":
+        parquet.write_table(table, tmp_path / "x.parquet")
+    else:
+        with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(ConfigError, match=r"a table with one column 'text' \(it has text, text\)"):
+        read(tmp_path / f"x.{kind}")
+    dropped = Dropped()
+    assert read(tmp_path / f"x.{kind}", bad_input="skip", dropped=dropped) == []
     assert dropped.reasons["bad input"]["documents"] == 1
 
 
