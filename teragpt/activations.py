@@ -36,16 +36,16 @@ def activation_bytes(
     kernels.py, which computes the norms of queries and keys again. `eight`: products keep their inputs in eight bits,
     attention's output beside the wider one that attention itself needs.
     """
-    dim, kv, ffn = shape.dim, shape.kv_heads * shape.head_dim, shape.ffn
+    dim, q, kv, ffn = shape.dim, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.ffn
     statistics = shape.heads * max(4, bytes_each)  # attention's sums, one a head
     if recompute == "full":  # a block's input
         return dim * bytes_each / tp
     if recompute == "selective":  # input; queries, keys and values; attention; its output; gate and up
-        return ((dim + (dim + 2 * kv) + dim + dim + 2 * ffn) * bytes_each + statistics) / tp
+        return ((dim + (q + 2 * kv) + q + dim + 2 * ffn) * bytes_each + statistics) / tp
     norms = 2 * dim / tp + 2 * dim  # of both: what is normalised, and the product's input, gathered
-    attention = (dim + 2 * kv) + (dim + kv) + dim  # the projection; queries and keys normed and turned; the output
+    attention = (q + 2 * kv) + (q + kv) + q  # the projection; queries and keys normed and turned; the output
     gathered = (2 * cp - 3) * kv if cp > 1 else 0  # every rank's keys and values in place of this one's
-    normed = 0 if fused else dim + kv  # queries and keys before they turn
+    normed = 0 if fused else q + kv  # queries and keys before they turn
     scales = (2 + (0 if fused else shape.heads + shape.kv_heads)) * max(4, bytes_each)  # one a norm, and one a head
-    spared = (2 * dim + ffn / tp) * (bytes_each - 1) - dim / tp if eight else 0
+    spared = (2 * dim + ffn / tp) * (bytes_each - 1) - q / tp if eight else 0
     return (norms + (attention + normed + gathered + 3 * ffn) / tp) * bytes_each + (statistics + scales) / tp - spared

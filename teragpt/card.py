@@ -19,9 +19,9 @@ from teragpt.storage import Folder
 
 POINTS = 10  # of the curve
 PLAN = (
-    "dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "context", "tied", "tokens", "global_batch_tokens",
-    "steps", "micro_batch", "optimizer", "learning_rate", "warmup_steps", "schedule", "weight_decay", "precision",
-    "packing", "seed", "dp_replicate", "tp", "cp", "pp",
+    "dim", "depth", "heads", "kv_heads", "head_dim", "ffn", "num_tokens", "context", "tied", "tokens",
+    "global_batch_tokens", "steps", "micro_batch", "optimizer", "learning_rate", "warmup_steps", "schedule",
+    "weight_decay", "precision", "packing", "seed", "dp_replicate", "tp", "cp", "pp",
 )  # fmt: skip
 
 

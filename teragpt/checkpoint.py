@@ -29,14 +29,24 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
 from teragpt.compatibility import fsspec_storage
-from teragpt.config import Config, ConfigError, Problem
+from teragpt.config import Config, ConfigError, Problem, kept
 from teragpt.mirror import Mirror
 from teragpt.storage import Disk, Folder, folder_at
 
 META = "meta.json"
 OWNER, STEP = re.compile(r"owner-(\d+)\.json"), re.compile(r"step-\d+-attempt-\d+")
 FULL = {errno.ENOSPC, errno.EDQUOT}
-FIXED = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "optimizer")  # what a state's tensors follow
+FIXED = (
+    "dim",
+    "depth",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "ffn",
+    "num_tokens",
+    "tied",
+    "optimizer",
+)  # what a state's tensors follow
 
 
 class SaveFailed(OSError):
@@ -58,7 +68,7 @@ class Checkpoint:
 
     def verify(self, config: Config, data: str = "") -> None:
         """Raise ConfigError when it has other tensors or other data than the run, or a file is missing or cut."""
-        theirs = {**asdict(Config()), **self.meta["config"]}  # it may be older than a setting
+        theirs = vars(kept(self.meta["config"]))
         problems = [
             Problem(name, getattr(config, name), f"{theirs[name]!r}, as in the checkpoint {self.folder}")
             for name in FIXED

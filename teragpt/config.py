@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -76,8 +76,9 @@ class Config:
     size: str = setting(TINY, "Named size that everything else derives from.", choices=tuple(SIZES))
     dim: int = setting(0, "Model width.", low=8, high=1 << 17)
     depth: int = setting(0, "Number of blocks.", low=1, high=1024)
-    heads: int = setting(0, "Query heads; must divide dim into an even head width.", low=1, high=1024)
+    heads: int = setting(0, "Query heads.", low=1, high=1024)
     kv_heads: int = setting(0, "Key and value heads; must divide heads.", low=1, high=1024)
+    head_dim: int = setting(0, "Width of one head, an even number; dim / heads unless given.", low=2, high=1 << 17)
     ffn: int = setting(0, "Width of the feed-forward layer.", low=8, high=1 << 20)
     context: int = setting(0, "Tokens of one sequence.", low=8, high=1 << 22)
     num_tokens: int = setting(0, "Vocabulary; padded to a multiple of 128 inside the model.", low=2, high=1 << 22)
@@ -209,7 +210,17 @@ class Config:
     @property
     def shape(self) -> Shape:
         """The model's shape, for counting."""
-        return Shape(self.dim, self.depth, self.heads, self.kv_heads, self.ffn, self.context, self.tied)
+        return Shape(**{name: getattr(self, name) for name in Shape.__dataclass_fields__})
+
+    @property
+    def q_dim(self) -> int:
+        """Width of all query heads side by side."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.kv_heads * self.head_dim
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
@@ -233,6 +244,13 @@ def resolve(given: Mapping[str, object], vocabulary: int | None = None) -> Confi
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def kept(settings: Mapping[str, Any]) -> Config:
+    """The configuration that was kept as `settings`, by a version that may have known fewer of them, or more."""
+    known = {name: value for name, value in settings.items() if name in FIELDS}
+    config = Config(**known)
+    return config if config.head_dim or not config.heads else replace(config, head_dim=config.dim // config.heads)
 
 
 def check(name: str, value: object) -> Problem | None:
@@ -261,6 +279,7 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     full.setdefault("num_tokens", vocabulary or (EMBEDDED_VOCABULARY if embedded else REFERENCE_VOCABULARY))
     if size.kv_heads == size.heads and "kv_heads" not in settings:
         full["kv_heads"] = full["heads"]
+    full["head_dim"] = settings.get("head_dim", full["dim"] // full["heads"])
     shape = Shape(**{name: full[name] for name in Shape.__dataclass_fields__})
     tiny = full["size"] == TINY
     derived = TINY_RECIPE if tiny else recipe(shape, full["num_tokens"], shape.context, full.get("tokens"))
@@ -287,10 +306,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         name = next((name for name in names if name in given), names[0])
         return name, getattr(config, name)
 
-    if config.dim % config.heads or (config.dim // config.heads) % 2:
-        yield Problem(*blame("heads", "dim"), f"heads that divide dim {config.dim} into an even head width")
-    if config.heads % config.kv_heads:
-        yield Problem(*blame("kv_heads", "heads"), f"a divisor of heads {config.heads}")
+    yield from head_misfits(config, given, blame)
     if config.global_batch_tokens % config.context:
         yield Problem(*blame("global_batch_tokens", "context"), f"a multiple of context {config.context}")
     if "steps" in given and given.get("tokens", config.tokens) != config.tokens:
@@ -309,6 +325,19 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         module, _, attribute = getattr(config, name).partition(":")
         if not (module and attribute):
             yield Problem(name, getattr(config, name), "module:attribute")
+
+
+def head_misfits(
+    config: Config, given: Mapping[str, object], blame: Callable[..., tuple[str, object]]
+) -> Iterable[Problem]:
+    """Heads of an uneven width, and queries that share no keys evenly."""
+    if "head_dim" in given and config.head_dim % 2:
+        yield Problem("head_dim", config.head_dim, "an even number, since rotary positions turn pairs")
+    if "head_dim" not in given and (config.dim % config.heads or config.head_dim % 2):
+        allowed = f"heads that divide dim {config.dim} into an even head width, or a head_dim beside them"
+        yield Problem(*blame("heads", "dim"), allowed)
+    if config.heads % config.kv_heads:
+        yield Problem(*blame("kv_heads", "heads"), f"a divisor of heads {config.heads}")
 
 
 def rope_misfits(config: Config) -> Iterable[Problem]:
@@ -351,9 +380,9 @@ def precision_misfits(config: Config, blame: Callable[..., tuple[str, object]]) 
     if config.state_dtype == "bf16" and (config.optimizer == "muon" or config.precision == "fp64"):
         name, value = blame("state_dtype", "optimizer", "precision")
         yield Problem(name, value, "state_dtype fp32 with optimizer muon or precision fp64")
-    widths = {"dim": config.tp, "kv_heads": config.tp, "ffn": config.tp, "context": config.cp}
+    widths = {"dim": 1, "kv_heads": config.tp, "ffn": config.tp, "context": config.cp}
     for name, ranks in widths.items() if config.precision == "fp8" else ():
-        each = config.dim // config.heads if name == "kv_heads" else 1
+        each = config.head_dim if name == "kv_heads" else 1
         if each * getattr(config, name) % (FP8_MULTIPLE * ranks):
             step = FP8_MULTIPLE * ranks // math.gcd(each, FP8_MULTIPLE * ranks)
             yield Problem(*blame(name, "tp", "cp", "precision"), f"with precision fp8: {name} a multiple of {step}")

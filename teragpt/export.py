@@ -154,7 +154,7 @@ def configuration(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.dim // config.heads,
+        "head_dim": config.head_dim,
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,

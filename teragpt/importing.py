@@ -44,9 +44,13 @@ DIFFERENT = {  # what else would have to be the same
     "Qwen3MoeForCausalLM": "its feed-forward layers are several experts each",
     "GPT2LMHeadModel": "its positions are learned, its norms and layers have biases, its feed-forward has no gate",
 }
+UNSAID: dict[str, dict[str, Any]] = {  # what is meant where a key is missing
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128}
+}
 OURS = "RMSNorm, rotary positions, a feed-forward gated by SiLU, and no biases"
 SHAPE = (
-    "dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "rope_theta", "rope_scaling", "norm_eps", "model"
+    "dim", "depth", "heads", "kv_heads", "head_dim", "ffn", "num_tokens", "tied", "rope_theta", "rope_scaling",
+    "norm_eps", "model",
 )  # fmt: skip
 SETTINGS = "model.json"  # those of the model, for `teragpt.train --config`
 
@@ -95,13 +99,8 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     if named not in ours:
         why = DIFFERENT.get(named, f"the models here have {OURS}")
         raise ConfigError([Problem("architectures", given, f"{' or '.join(str([name]) for name in ours)} ({why})")])
-    try:
-        width, own = said["hidden_size"] // said["num_attention_heads"], said.get("head_dim")
-    except (KeyError, TypeError, ZeroDivisionError):
-        width = own = None  # told below, with whatever else is wrong
-    if own not in {None, width}:
-        allowed = f"{width}, which is hidden_size / num_attention_heads: a head here has no width of its own"
-        raise ConfigError([Problem("head_dim", own, allowed)])
+    said = {**UNSAID.get(named, {}), **said}
+    kv_heads, width = said.get("num_key_value_heads"), said.get("head_dim")
     theta, scaled = rope_of(said)
     longest = said.get("max_position_embeddings")
     try:
@@ -112,7 +111,8 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
                 "dim": said["hidden_size"],
                 "depth": said["num_hidden_layers"],
                 "heads": said["num_attention_heads"],
-                "kv_heads": said["num_key_value_heads"],
+                "kv_heads": said["num_attention_heads"] if kv_heads is None else kv_heads,
+                **({} if width is None else {"head_dim": width}),
                 "ffn": said["intermediate_size"],
                 "num_tokens": said["vocab_size"],
                 "tied": said.get("tie_word_embeddings", False),

@@ -95,18 +95,18 @@ class Kind:
 
 def kinds(config: Config, stages: Layout, pp_rank: int) -> Iterator[Kind]:
     """The parameters on a rank of the pipeline, before `tp` and `fsdp` cut them."""
-    dim, ffn, head = config.dim, config.ffn, config.dim // config.heads
-    vocabulary, kv = padded(config.num_tokens), config.kv_heads * head
+    dim, q, kv, ffn = config.dim, config.q_dim, config.kv_dim, config.ffn
+    vocabulary = padded(config.num_tokens)
     first, last = pp_rank == 0, pp_rank == stages.pp - 1
     held = spread(config.depth, stages.pp * stages.chunks)[pp_rank :: stages.pp]
     layers, muon = sum(map(len, held)), config.optimizer == "muon"
     yield Kind(int(first) + int(last and not (first and config.tied)), vocabulary, dim, 0)
-    yield Kind(layers, dim, dim, 0, muon)  # q
+    yield Kind(layers, q, dim, 0, muon)
     yield Kind(2 * layers, kv, dim, 0, muon)  # k, v
-    yield Kind(layers, dim, dim, 1, muon)  # o
+    yield Kind(layers, dim, q, 1, muon)  # o
     yield Kind(2 * layers, ffn, dim, 0, muon)  # gate, up
     yield Kind(layers, dim, ffn, 1, muon)  # down
-    yield Kind(2 * layers, head)  # of queries and of keys
+    yield Kind(2 * layers, config.head_dim)  # of queries and of keys
     yield Kind(2 * layers + int(last), dim)
 
 

@@ -17,8 +17,8 @@ from teragpt.ops import project, rotate
 class Attention(model.Attention):
     """Causal grouped-query attention with rotary positions (Touvron et al. 2023)."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, eps: float) -> None:
-        super().__init__(dim, heads, kv_heads, eps)
+    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
+        super().__init__(dim, heads, kv_heads, head_dim, eps)
         del self.q_norm, self.k_norm
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
@@ -36,4 +36,5 @@ class Llama(TeraGPT):
     def __init__(self, dim: int, depth: int, heads: int, num_tokens: int, **shape: Any) -> None:
         super().__init__(dim, depth, heads, num_tokens, **shape)
         for block in self.layers:
-            block.self_attn = Attention(dim, heads, shape.get("kv_heads") or heads, shape.get("norm_eps", 1e-6))
+            kv_heads, eps = shape.get("kv_heads") or heads, shape.get("norm_eps", 1e-6)
+            block.self_attn = Attention(dim, heads, kv_heads, self.head_dim, eps)

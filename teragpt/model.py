@@ -34,16 +34,16 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention with per-head QK-norm and rotary positions."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
         super().__init__()
-        self.head_dim, self.group = dim // heads, heads // kv_heads
+        self.head_dim, self.group = head_dim, heads // kv_heads
         self.attend = attention
-        self.q_proj = nn.Linear(dim, dim, bias=False)
-        self.k_proj = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(dim, dim, bias=False)
-        self.q_norm = Norm(self.head_dim, eps)
-        self.k_norm = Norm(self.head_dim, eps)
+        self.q_proj = nn.Linear(dim, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(dim, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, dim, bias=False)
+        self.q_norm = Norm(head_dim, eps)
+        self.k_norm = Norm(head_dim, eps)
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         """x (B, T, D) to (B, T, D)."""
@@ -72,10 +72,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each normalised first and added to the residual stream."""
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, ffn: int, eps: float) -> None:
+    def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int, ffn: int, eps: float) -> None:
         super().__init__()
         self.input_layernorm = Norm(dim, eps)
-        self.self_attn = Attention(dim, heads, kv_heads, eps)
+        self.self_attn = Attention(dim, heads, kv_heads, head_dim, eps)
         self.post_attention_layernorm = Norm(dim, eps)
         self.mlp = FeedForward(dim, ffn)
 
@@ -89,9 +89,9 @@ class Block(nn.Module):
 class TeraGPT(nn.Module):
     """A GPT of `depth` blocks of width `dim` over a vocabulary of `num_tokens` (padded inside to a multiple of 128).
 
-    `kv_heads` defaults to `heads`, `ffn` to 8/3 of `dim` in multiples of 128; `tied` models have no head of their
-    own; `rope_scaling` is a text as rope.py has it. `dtype` is what activations are computed in; parameters keep the
-    dtype that they are made with.
+    `kv_heads` defaults to `heads`, `head_dim` to dim / heads, `ffn` to 8/3 of `dim` in multiples of 128; `tied` models
+    have no head of their own; `rope_scaling` is a text as rope.py has it. `dtype` is what activations are computed in;
+    parameters keep the dtype that they are made with.
     """
 
     def __init__(  # noqa: PLR0913 - a shape
@@ -102,6 +102,7 @@ class TeraGPT(nn.Module):
         num_tokens: int,
         *,
         kv_heads: int | None = None,
+        head_dim: int | None = None,
         ffn: int | None = None,
         tied: bool = False,
         rope_theta: float = 10_000.0,
@@ -111,13 +112,15 @@ class TeraGPT(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
-        if dim % heads or (dim // heads) % 2 or heads % kv_heads:
-            raise ValueError(f"heads: got {heads}; allowed: a divisor of dim {dim}, a multiple of kv_heads {kv_heads}")
+        width = head_dim or dim / heads
+        if width % 2 or heads % kv_heads:
+            allowed = f"a multiple of kv_heads {kv_heads}, each of an even width (head_dim, else dim {dim} / heads)"
+            raise ValueError(f"heads: got {heads}; allowed: {allowed}")
         ffn = ffn or padded(8 * dim // 3)
-        self.num_tokens, self.depth, self.head_dim, self.rope_theta = num_tokens, depth, dim // heads, rope_theta
+        self.num_tokens, self.depth, self.head_dim, self.rope_theta = num_tokens, depth, int(width), rope_theta
         self.dtype, self.rope_scaling = dtype, scaling(rope_scaling)
         self.embed_tokens = nn.Embedding(padded(num_tokens), dim)
-        self.layers = nn.ModuleList(Block(dim, heads, kv_heads, ffn, norm_eps) for _ in range(depth))
+        self.layers = nn.ModuleList(Block(dim, heads, kv_heads, self.head_dim, ffn, norm_eps) for _ in range(depth))
         self.norm = Norm(dim, norm_eps)
         self.lm_head = None if tied else nn.Linear(dim, padded(num_tokens), bias=False)
         self.loss = linear_cross_entropy

@@ -104,6 +104,7 @@ def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: to
             rope_theta=config.rope_theta,
             norm_eps=config.norm_eps,
             dtype=dtype,
+            **({} if config.q_dim == config.dim else {"head_dim": config.head_dim}),
             **({"rope_scaling": config.rope_scaling} if config.rope_scaling else {}),  # a model may know of none
         )
 

@@ -23,7 +23,8 @@ TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
 class Shape:
     """A decoder's shape. `dim`, `ffn`: widths; `heads`, `kv_heads`: query and key/value heads; `context`: tokens.
 
-    `tied`: the output is a linear over the embedding's weight, and there is no head of its own.
+    `tied`: the output is a linear over the embedding's weight, and there is no head of its own. `head_dim`: width of
+    one attention head, dim / heads unless given.
     """
 
     dim: int
@@ -33,11 +34,11 @@ class Shape:
     ffn: int
     context: int
     tied: bool
+    head_dim: int = 0
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.dim // self.heads
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.dim // self.heads)
 
     def parameters(self, vocabulary: int = REFERENCE_VOCABULARY) -> int:
         """Parameters of the model with this shape and a vocabulary that is padded to a multiple of 128."""
@@ -48,7 +49,7 @@ class Shape:
     def flops_per_token(self, vocabulary: int, context: int) -> int:
         """Forward and backward FLOPs of one token: 6 a matmul weight, and causal attention counted at half."""
         matmul = self.parameters(vocabulary) - (0 if self.tied else padded(vocabulary) * self.dim)
-        return 6 * matmul + 6 * self.depth * self.dim * context
+        return 6 * matmul + 6 * self.depth * self.heads * self.head_dim * context
 
 
 TINY = "tiny"

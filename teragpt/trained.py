@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from teragpt.checkpoint import Checkpoint, published, reader
-from teragpt.config import Config, ConfigError, Problem
+from teragpt.config import Config, ConfigError, Problem, kept
 from teragpt.model import TeraGPT
 from teragpt.parallel import build_model, load_attribute
 from teragpt.storage import Folder, folder_at
@@ -62,5 +61,4 @@ def newest(run: Folder) -> Checkpoint:
 
 def config_of(checkpoint: Checkpoint) -> Config:
     """The configuration that a checkpoint was written with."""
-    known = {field.name for field in fields(Config)}
-    return Config(**{name: value for name, value in checkpoint.meta["config"].items() if name in known})
+    return kept(checkpoint.meta["config"])

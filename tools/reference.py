@@ -41,7 +41,7 @@ def sizes_brief() -> str:
 
 def sizes_whole() -> str:
     """Every derived value of every size."""
-    shape = ["dim", "depth", "heads", "kv_heads", "ffn", "context", "tied"]
+    shape = ["dim", "depth", "heads", "kv_heads", "head_dim", "ffn", "context", "tied"]
     recipe = ["tokens", "global_batch_tokens", "steps", "warmup_steps", "learning_rate", "micro_batch", "rope_theta"]
     named = resolved()
     first = [[f"`{name}`", text(parameters(c)), *(text(getattr(c, key)) for key in shape)] for name, c in named.items()]

@@ -21,6 +21,7 @@ class Size(View):
     depth: int = Field(description="Blocks.", examples=[12])
     heads: int = Field(description="Query heads.", examples=[12])
     kv_heads: int = Field(description="Key and value heads.", examples=[12])
+    head_dim: int = Field(description="Width of one head.", examples=[64])
     ffn: int = Field(description="Width of the feed-forward layer.", examples=[2048])
     context: int = Field(description="Tokens of a sequence.", examples=[1024])
     num_tokens: int = Field(description="Vocabulary.", examples=[50304])

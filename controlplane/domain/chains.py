@@ -13,11 +13,22 @@ from controlplane.domain.phases import Phase
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec, short
 from controlplane.domain.storage import MOUNT
+from teragpt.config import kept
 
 AFTER = "/after"
 WAITS_FOR_RUN = "WaitsForRun"
 BROKEN = {Phase.FAILED: "UpstreamFailed", Phase.CANCELLED: "UpstreamCancelled"}
-TENSORS = ("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens", "tied", "optimizer")  # what a checkpoint's follow
+TENSORS = (
+    "dim",
+    "depth",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "ffn",
+    "num_tokens",
+    "tied",
+    "optimizer",
+)  # what a checkpoint's follow
 
 
 def waits_for_run(name: str, run_id: str) -> str:
@@ -45,8 +56,8 @@ def cannot_follow(spec: RunSpec, name: str, phase: str, task: str | None) -> Ite
 def does_not_fit(run: ResolvedRun, before: Mapping[str, Any]) -> Iterator[Problem]:
     """Why training cannot go on from where a run ends that is `before`, as the store keeps it."""
     unknown = {*run.left_open, *before.get("left_open", ())}  # only the trainer can know them, and compares them
-    config, other = run.config, before["config"]
-    differing = [name for name in TENSORS if name not in unknown and config[name] != other.get(name, config[name])]
+    config, other = run.config, vars(kept(before["config"]))
+    differing = [name for name in TENSORS if name not in unknown and config[name] != other[name]]
     if differing:
         told = ", ".join(f"{name} {config[name]!r} and not {other[name]!r}" for name in differing)
         detail = f"got {told}; allowed: the shape and optimizer of the run whose checkpoint it starts from"

@@ -306,6 +306,7 @@ SHOWN = (
     "depth",
     "heads",
     "kv_heads",
+    "head_dim",
     "ffn",
     "context",
     "num_tokens",

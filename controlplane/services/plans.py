@@ -21,7 +21,7 @@ from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.ground import capacity_of, laid_out
 from controlplane.submission import attempt_of
-from teragpt.config import Config
+from teragpt.config import kept
 from teragpt.plan.explain import Line
 
 MOST_PODS = 64  # whose environment a preview shows: they differ in their rank alone
@@ -87,7 +87,7 @@ def plan(context: Context, spec: RunSpec) -> Plan:
     if before:
         problems += does_not_fit(resolved, before.resolved)
     machine = capacity_of(context.at(resolved.cluster))
-    told = formulas(spec, Config(**resolved.config), resolved.layout, machine)
+    told = formulas(spec, kept(resolved.config), resolved.layout, machine)
     return Plan(spec.size, resolved, dataclasses.asdict(machine), tuple(problems), tuple(told))
 
 

@@ -64,11 +64,11 @@ def computing(plan: Plan) -> Iterator[Line]:
     work = f"6 FLOPs a weight and token (8 with recompute full), {cut.count:,} x {tokens:,} tokens"
     at = f"{reached:.3g} of {peak:,.4g} TFLOP/s"
     yield Line("products", f"{work}, at {at} = {seconds(parts['products'])}", f"{device.source}; {found.measured}")
-    rate = found.attention_rate(config.dim // config.heads, config.context) / speed.measured_on.bf16
-    work = f"7 x tokens x {config.context:,} x {config.dim:,} FLOPs a layer, of which a mask leaves half"
+    rate = found.attention_rate(config.head_dim, config.context) / speed.measured_on.bf16
+    work = f"7 x tokens x {config.context:,} x {config.q_dim:,} FLOPs a layer, of which a mask leaves half"
     at = f"{rate:.3g} of {device.bf16 / 1e12:,.4g} TFLOP/s"
     yield Line("attention", f"{work}, at {at} = {seconds(parts['attention'])}", found.measured)
-    work = f"{GATE_BYTES} x ffn + {ROTARY_BYTES} x (dim + kv) + {NORM_BYTES} x dim bytes a token and layer"
+    work = f"{GATE_BYTES} x ffn + {ROTARY_BYTES} x (q + kv) + {NORM_BYTES} x dim bytes a token and layer"
     bandwidth = f"of {device.bandwidth / 1e9:,.0f} GB/s"
     at = f"{found.copy:.3g} x {found.pointwise:.3g} {bandwidth}"
     took = seconds(parts["passes over memory"])

@@ -284,7 +284,7 @@ def update_bytes(config: Config, layers: int) -> int:
     """Of the matrices that Muon makes orthogonal at once; AdamW changes each number where it lies."""
     if config.optimizer != "muon":
         return 0
-    alike = ((config.dim * config.dim, 2 * layers), (config.dim * config.ffn, 3 * layers))
+    alike = ((config.dim * config.q_dim, 2 * layers), (config.dim * config.ffn, 3 * layers))
     return MUON_HELD * max(size * min(number, max(1, AT_ONCE // size)) for size, number in alike)
 
 
@@ -301,8 +301,7 @@ def layers_of(depth: int, stages: Layout, pp_rank: int) -> int:
 
 def block_parameters(config: Config, tp: int) -> int:
     """Of the matrices of one block, on one of `tp` ranks."""
-    kv = config.kv_heads * config.dim // config.heads
-    return (2 * config.dim * (config.dim + kv) + 3 * config.dim * config.ffn) // tp
+    return config.dim * (2 * (config.q_dim + config.kv_dim) + 3 * config.ffn) // tp
 
 
 def stays_gathered(config: Config, cut: Cut, layers: int) -> bool:
@@ -333,7 +332,7 @@ def buffers(config: Config, cut: Cut, layers: int, ends: int) -> tuple[int, int]
 
 def joined_copies(config: Config, cut: Cut, layers: int) -> int:
     """Of q, k, v and of gate, up side by side, which stay until backward where nothing is computed again."""
-    others = (config.dim * config.dim + config.dim * config.ffn) // cut.stages.tp
+    others = config.dim * (config.q_dim + config.ffn) // cut.stages.tp
     copied = block_parameters(config, cut.stages.tp) - others
     return BF16 * copied * max(1, cut.whole(layers))
 

@@ -115,10 +115,10 @@ class Clock:
     slowest: dict[tuple[object, ...], Stage] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
-    def shape(self) -> tuple[int, int, int]:
-        """Width, width of keys, width of the feed-forward layer."""
+    def shape(self) -> tuple[int, int, int, int]:
+        """Width, width of queries, of keys, and of the feed-forward layer."""
         config = self.config
-        return config.dim, config.kv_heads * config.dim // config.heads, config.ffn
+        return config.dim, config.q_dim, config.kv_dim, config.ffn
 
     # --- a layer ------------------------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class Clock:
 
     def timed_layer(self, tokens: int, tp: int, cp: int, recompute: str, alone: bool) -> Layer:  # noqa: FBT001 - a key
         """As `layer`. A rank alone casts its weights and their gradients itself, which FSDP does for others."""
-        dim, kv, _ = self.shape
+        dim, _, kv, _ = self.shape
         again, passed_again = EXTRA_FORWARD[recompute]
         products = 3 * (1 + again) * self.products(tokens, tp) / 3
         attention = self.attention(tokens, tp) * (1 + again * 6 / 7)  # forward is 2 of 7 parts
@@ -155,24 +155,24 @@ class Clock:
 
     def products(self, tokens: int, tp: int) -> float:
         """Forward and backward of a layer's four products."""
-        dim, kv, ffn = self.shape
+        dim, q, kv, ffn = self.shape
         seconds = 0.0
-        for inner, out in ((dim, (dim + 2 * kv) / tp), (dim / tp, dim), (dim, 2 * ffn / tp), (ffn / tp, dim)):
+        for inner, out in ((dim, (q + 2 * kv) / tp), (q / tp, dim), (dim, 2 * ffn / tp), (ffn / tp, dim)):
             for rows, between, columns in ((tokens, inner, out), (tokens, out, inner), (inner, tokens, out)):
                 seconds += self.speed.product_seconds(rows, between, columns, self.config.precision)
         return seconds
 
     def attention(self, tokens: int, tp: int) -> float:
         """Forward and backward: 7 products of which a causal mask leaves half."""
-        context, width = self.config.context, self.config.dim // self.config.heads
-        flops = 7 * tokens * context * self.config.dim / tp
-        return self.speed.attention_seconds(flops, width, context)
+        context = self.config.context
+        flops = 7 * tokens * context * self.config.q_dim / tp
+        return self.speed.attention_seconds(flops, self.config.head_dim, context)
 
     def passes(self, tp: int) -> float:
         """Bytes a token of norms, rotations and gates, and of casting to eight bits, forward and backward."""
-        dim, kv, ffn = self.shape
-        moved = (GATE_BYTES * ffn + ROTARY_BYTES * (dim + kv) + NORM_BYTES * dim) / tp
-        cast = self.speed.calibration.quantise_bytes * (6 * dim + 2 * kv + 3 * ffn) / tp
+        dim, q, kv, ffn = self.shape
+        moved = (GATE_BYTES * ffn + ROTARY_BYTES * (q + kv) + NORM_BYTES * dim) / tp
+        cast = self.speed.calibration.quantise_bytes * (4 * dim + 2 * (q + kv) + 3 * ffn) / tp
         return moved + (cast if self.config.precision == "fp8" else 0)
 
     def head(self, tokens: int, tp: int) -> float:
@@ -336,8 +336,9 @@ class Clock:
 
     def orthogonal(self, stages: Layout, layers: int) -> float:
         """Muon's products over the whole matrices that a rank owns, and their two ways between owners and holders."""
-        (dim, kv, ffn), sharers, seconds = self.shape, stages.fsdp * stages.tp, 0.0
-        for small, large, number in ((dim, dim, 2), (min(kv, dim), dim, 2), (min(dim, ffn), max(dim, ffn), 3)):
+        (dim, *others), sharers, seconds = self.shape, stages.fsdp * stages.tp, 0.0
+        for width, number in zip(others, (2, 2, 3), strict=True):
+            small, large = sorted((dim, width))
             owned = ceil(number * layers / sharers)
             batch = min(owned, max(1, AT_ONCE // (small * large)))
             gram, third = ((batch * small, inner, small) for inner in (large, small))

@@ -96,7 +96,7 @@ def block() -> Iterator[float]:
         torch.manual_seed(0)
         torch.compiler.reset()
         ops.fused = lambda _, name=name: name != "plain"  # type: ignore[misc]
-        layer: Any = Block(64, 4, 2, 96, 1e-6)
+        layer: Any = Block(64, 4, 2, 16, 96, 1e-6)
         run = torch.compile(layer, backend=name, fullgraph=True) if name == "aot_eager" else layer
         run(x, rope).square().sum().backward()
         found[name] = [parameter.grad for parameter in layer.parameters()]
@@ -123,7 +123,7 @@ def joined() -> Iterator[float]:
         torch.manual_seed(0)
         for module in (ops, optim):
             setattr(module, "fused", lambda _, here=copied: here)  # noqa: B010 - as if on a GPU
-        layer = Block(64, 4, 2, 96, 1e-6)
+        layer = Block(64, 4, 2, 16, 96, 1e-6)
         optimizer = optim.Optimizer(layer, mesh, config, torch.float64)
         for step in range(3):
             optimizer.schedule(step)

@@ -42,6 +42,7 @@ COMPILED_BY = 2  # the step after which nothing is compiled again
 LOOKED_AT = (1, 5)  # steps whose gradients are compared; the loss is at every step
 SAME = {
     "tied",
+    "head_dim",
     "depth",
     "packing",
     "z_loss",

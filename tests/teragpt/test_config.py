@@ -89,6 +89,7 @@ def test_an_unknown_setting_is_told_which_was_meant_or_which_there_are() -> None
         ({"heads": 3}, "heads"),
         ({"dim": 130, "heads": 2}, "heads"),
         ({"heads": 4, "kv_heads": 3}, "kv_heads"),
+        ({"head_dim": 33}, "head_dim"),
         ({"global_batch_tokens": 100}, "global_batch_tokens"),
         ({"warmup_steps": 10, "steps": 5}, "warmup_steps"),
         ({"tokens": 4096, "steps": 5}, "tokens"),

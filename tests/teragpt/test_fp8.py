@@ -188,6 +188,7 @@ def test_a_gpu_without_fp8_is_refused_by_name() -> None:
         ({"ffn": 100}, "ffn: got 100; allowed: with precision fp8: ffn a multiple of 16"),
         ({"ffn": 80, "tp": 2}, "ffn: got 80; allowed: with precision fp8: ffn a multiple of 32"),
         ({"dim": 32, "kv_heads": 1}, "kv_heads: got 1; allowed: with precision fp8: kv_heads a multiple of 2"),
+        ({"head_dim": 12}, "kv_heads: got 2; allowed: with precision fp8: kv_heads a multiple of 4"),
         ({"context": 24, "global_batch_tokens": 240}, "context: got 24; allowed: with precision fp8: context a"),
     ],
 )

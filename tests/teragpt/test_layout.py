@@ -68,6 +68,7 @@ def worlds(draw: st.DrawFn) -> tuple[Config, int, set[int]]:
         "num_tokens": draw(st.integers(2, 700)),
         "tied": draw(st.booleans()),
     }
+    shape |= draw(st.sampled_from([{}, {"head_dim": 6}, {"head_dim": 22}]))
     rest: dict[str, object] = {"context": 32, "global_batch_tokens": 32 * 60}
     rest |= draw(st.sampled_from([{}, {"optimizer": "muon"}, {"state_dtype": "bf16"}]))
     rest |= {"pipeline_chunks": chunks, "pipeline_schedule": "interleaved" if chunks > 1 else "1f1b"}

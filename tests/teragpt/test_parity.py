@@ -29,6 +29,7 @@ CELLS = [
     Cell(2, {"cp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
     Cell(2, {"cp": 2}, {"packing": "documents"}),
     Cell(2, {"tp": 2}, {"z_loss": 0.1, "tied": False}),
+    Cell(2, {"tp": 2}, {"head_dim": 24, "recompute": "selective", **SHALLOW}),
     Cell(4, {"tp": 2}, {"recompute": "full"}),
     Cell(4, {"tp": 2}, {"tied": False, **SHALLOW}, "aot_eager"),
     Cell(4, {"dp_replicate": 2}, {"recompute": "selective", "tied": False, **SHALLOW}, "aot_eager"),
@@ -40,6 +41,9 @@ MORE = [
     Cell(3, {}, {"tied": False}),
     Cell(4, {"cp": 2}, {"tied": False}),
     Cell(4, {"tp": 2, "dp_replicate": 2}),
+    Cell(2, {"cp": 2}, {"head_dim": 24}),
+    Cell(2, {"pp": 2}, {"head_dim": 8}),
+    Cell(2, {"tp": 2}, {"head_dim": 24, "optimizer": "muon"}),
 ]
 INDUCTOR = [Cell(count, {}, {"tied": False, **SHALLOW}, "inductor") for count in (1, 2)]
 

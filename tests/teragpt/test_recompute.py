@@ -25,10 +25,10 @@ MODES = ("none", "selective", "full")
 SHAPE = {"dim": 48, "depth": 2, "heads": 6, "kv_heads": 2, "ffn": 80, "context": 32, "global_batch_tokens": 128}
 
 
-def build(mode: str, dtype: torch.dtype = torch.float32, recompute_layers: int = 0) -> TeraGPT:
+def build(mode: str, dtype: torch.dtype = torch.float32, recompute_layers: int = 0, head_dim: int = 8) -> TeraGPT:
     config = resolve({**SHAPE, "recompute": mode, "recompute_layers": recompute_layers})
     torch.manual_seed(0)
-    model = TeraGPT(48, 2, 6, 300, kv_heads=2, ffn=80, dtype=dtype)
+    model = TeraGPT(48, 2, 6, 300, kv_heads=2, head_dim=head_dim, ffn=80, dtype=dtype)
     model.to(torch.promote_types(dtype, torch.float32))
     recompute(model.layers, config)
     return model
@@ -59,20 +59,22 @@ def test_the_last_blocks_keep_everything_where_fewer_recompute() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_block_keeps_the_bytes_that_are_planned(mode: str, dtype: torch.dtype) -> None:
-    shape = resolve(SHAPE).shape
-    assert bytes_a_token(build(mode, dtype).layers[0], 48, 8, 32, dtype) == activation_bytes(
-        shape, mode, dtype.itemsize
-    )
+@pytest.mark.parametrize("width", [8, 6, 20])
+def test_a_block_keeps_the_bytes_that_are_planned(mode: str, dtype: torch.dtype, width: int) -> None:
+    shape = resolve({**SHAPE, "head_dim": width}).shape
+    block = build(mode, dtype, head_dim=width).layers[0]
+    assert bytes_a_token(block, 48, width, 32, dtype) == activation_bytes(shape, mode, dtype.itemsize)
 
 
-def test_a_block_in_fp8_keeps_the_bytes_that_are_planned() -> None:
-    config, block = resolve({**SHAPE, "precision": "fp8"}), build("none", torch.bfloat16).layers[0]
+@pytest.mark.parametrize("width", [8, 24])
+def test_a_block_in_fp8_keeps_the_bytes_that_are_planned(width: int) -> None:
+    config = resolve({**SHAPE, "precision": "fp8", "head_dim": width})
+    block = build("none", torch.bfloat16, head_dim=width).layers[0]
     fp8([block], config, "cpu")
     for layer in block.modules():
         if isinstance(layer, Tensorwise):
             layer.amax = layer.weight.detach().abs().max()
-    kept = bytes_a_token(block, 48, 8, 32, torch.bfloat16)
+    kept = bytes_a_token(block, 48, width, 32, torch.bfloat16)
     assert kept == activation_bytes(config.shape, "none", eight=True)
     assert kept < activation_bytes(config.shape, "none")
 

@@ -152,7 +152,7 @@ def address(storage: torch.UntypedStorage) -> int:
 
 def built(config: Config) -> TeraGPT:
     """The model, in bf16."""
-    heads = {"kv_heads": config.kv_heads, "ffn": config.ffn}
+    heads = {"kv_heads": config.kv_heads, "head_dim": config.head_dim, "ffn": config.ffn}
     more = {"tied": config.tied, "dtype": torch.bfloat16}
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -57,6 +57,7 @@ def test_what_cannot_be_waited_for_is_refused(context: Context, first: RunView) 
     assert refused(context, after="itself", name="itself") == [("/after", "no_such_run")]
     assert refused(context, after="first", train={"steps": 10}) == [("/train/steps", "nothing_left")]
     assert refused(context, after="first", train={"steps": 20, "dim": 64}) == [("/after", "other_tensors")]
+    assert refused(context, after="first", train={"steps": 20, "head_dim": 32}) == [("/after", "other_tensors")]
     with_start = {"steps": 20, "start_from": "/some/where"}
     assert refused(context, after="first", train=with_start) == [("/train/start_from", "one_of")]
     for phase in ("failed", "cancelled"):

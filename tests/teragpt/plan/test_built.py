@@ -19,6 +19,7 @@ CHOICES: dict[str, list[Any]] = {
     "dim": [256, 512, 1024],
     "depth": [4, 6, 8],
     "ffn": [768, 1536],
+    "head_dim": [64, 128],
     "context": [1024, 4096],
     "tied": [True, False],
     "optimizer": ["adamw", "muon"],

@@ -17,6 +17,7 @@ from tests.teragpt.traced import MIB, Allocator, Live, OutOfMemory, built
 SHAPES = {
     "wide": {"dim": 1024, "heads": 16, "kv_heads": 16, "ffn": 2688, "context": 1024, "micro_batch": 8},
     "grouped": {"dim": 4096, "heads": 32, "kv_heads": 8, "ffn": 15_872, "context": 4096, "micro_batch": 1},
+    "own": {"dim": 1024, "heads": 16, "kv_heads": 8, "head_dim": 128, "ffn": 3072, "context": 2048, "micro_batch": 2},
     "long": {"dim": 512, "heads": 8, "kv_heads": 4, "ffn": 1536, "context": 16_384, "micro_batch": 1, "tied": True},
 }
 
@@ -35,7 +36,10 @@ def live_bytes(config: Config, count: int) -> int:
     return int(live.peak)
 
 
-@pytest.mark.parametrize(("shape", "mode"), [("long", "none"), ("wide", "selective"), ("grouped", "full")])
+@pytest.mark.parametrize(
+    ("shape", "mode"),
+    [("long", "none"), ("wide", "selective"), ("own", "none"), ("own", "selective"), ("grouped", "full")],
+)
 def test_the_second_micro_batch_of_a_step_holds_what_is_planned(shape: str, mode: str) -> None:
     config = resolve({**SHAPES[shape], "size": "1.3b", "depth": 2, "num_tokens": 512, "recompute": mode})
     cut = Cut(Layout(1, 1, 1, 1, 1), config.micro_batch, 2, mode)
