@@ -81,6 +81,7 @@ class Suite:
     attempts: int = 0
     stored: int = 0
     slowest_s: float = 0.0
+    began_with: str = ""  # the point that was armed as the last round began
 
     def __post_init__(self) -> None:
         self.control = Control(self.home / "home", {})
@@ -105,9 +106,14 @@ class Suite:
         return f"{self._chance.choice(self.unhit() or local_points())}:{self._chance.choice([1, 1, 2])}"
 
     def arm(self, point: str) -> str:
-        """Start it anew with `point` armed, or with what it has, else with any."""
-        self.control.strike(point or self.control.armed or self._next())
-        return self.control.armed
+        """Start it anew with `point` armed, or with what it has, else with any.
+
+        What a whole round has not come to gives way: some points are passed once in a process, and never twice.
+        """
+        left = "" if self.control.armed == self.began_with else self.control.armed
+        self.control.strike(point or left or self._next())
+        self.began_with = self.control.armed
+        return self.began_with
 
     def table(self) -> str:
         """What was played, a line each."""
