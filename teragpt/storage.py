@@ -247,8 +247,7 @@ class Bucket:
 
     def remove(self, first: str) -> None:
         """See Folder."""
-        with suppress(FileNotFoundError), self.store() as (fs, path):
-            fs.rm_file(f"{path}/{first}")
+        self.discard(first)
         with suppress(FileNotFoundError), self.store() as (fs, path):
             fs.rm(escape(path), recursive=True)  # it takes patterns
 
@@ -273,6 +272,11 @@ class Bucket:
         stem, dot, suffix = name.rpartition(".")
         file = tempfile.NamedTemporaryFile("ab", prefix="teragpt-")  # noqa: SIM115 - the log closes it
         return Log(file, lambda: self.upload(Path(file.name), f"{stem}-{part}{dot}{suffix}"))
+
+    def discard(self, name: str) -> None:
+        """Remove an object, there or not."""
+        with suppress(FileNotFoundError), self.store() as (fs, path):
+            fs.rm_file(f"{path}/{name}")
 
     def upload(self, file: Path, name: str) -> None:
         """Put a file of this machine into the store."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tarfile
 import tempfile
@@ -151,4 +152,5 @@ def archive(folder: Folder, only: Mapping[str, int]) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which the first process of a pod ignores
     sys.exit(main(sys.argv[1:]))

@@ -29,6 +29,7 @@ from controlplane.api import (
     metrics,
     notifications,
     plans,
+    preparations,
     problems,
     queues,
     runs,
@@ -50,7 +51,22 @@ from controlplane.services import state, users
 from controlplane.services.context import Context
 from controlplane.settings import Settings, hosts
 
-RUNS = (runs, lists, changes, tasks, attempts, checkpoints, explanations, stacks, events, logs, metrics, deleted, usage)
+RUNS = (
+    runs,
+    lists,
+    changes,
+    tasks,
+    preparations,
+    attempts,
+    checkpoints,
+    explanations,
+    stacks,
+    events,
+    logs,
+    metrics,
+    deleted,
+    usage,
+)
 NOUNS = (*RUNS, sweeps, queues, sizes, plans, clusters, notifications, store, health)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": problems.Problem, "description": "The request was refused."},

@@ -59,7 +59,7 @@ class Run(View):
     reason: str | None = Field(description="Why it is in this phase, as a stable word.", examples=[None])
     message: str | None = Field(description="The same as a sentence.", examples=[None])
     attempt: int = Field(description="The number of the newest attempt.", examples=[1])
-    size: str = Field(description="The named size.", examples=["tiny"])
+    size: str = Field(description="The named size; empty for a preparation.", examples=["tiny"])
     spec: dict[str, Any] = Field(description="What its user gave.", examples=[{"size": "tiny", "name": "first-try"}])
     resolved: Resolved = Field(description="Everything that it became: nothing is left open.")
     progress: Progress | None = Field(description="How far it is; null before its first step.")
@@ -82,7 +82,9 @@ class Run(View):
     clone_of: str | None = Field(description="The run whose spec it began with.", examples=[None])
     after: str | None = Field(description="The run that must succeed before this one starts.", examples=[None])
     sweep: str | None = Field(description="The sweep that made it.", examples=[None])
-    task: str | None = Field(description="What it does with `task_of`, where it does not train.", examples=[None])
+    task: str | None = Field(
+        description="What it does, where it does not train: mostly with `task_of`.", examples=[None]
+    )
     task_of: str | None = Field(description="The run whose model it works on.", examples=[None])
     links: dict[str, str] = Field(
         description="Addresses of what belongs to it.", examples=[{"self": f"/v1/runs/{RUN_ID}"}]
@@ -120,7 +122,7 @@ async def create(spec: RunSpec, context: Services, user: User, idempotency_key: 
     """Store a run and submit it; the reply does not wait for the cluster. 200 where the key had made it before."""
     run, replayed = await runs.create_soon(context, spec, idempotency_key=idempotency_key, principal=user)
     reply = Response(media_type="application/json")
-    reply.body = _made(run, reply, replayed=replayed).model_dump_json(by_alias=True).encode()
+    reply.body = made(run, reply, replayed=replayed).model_dump_json(by_alias=True).encode()
     reply.headers["content-length"] = str(len(reply.body))
     return reply
 
@@ -154,8 +156,8 @@ def retry(
     run: RunRef, response: Response, context: Services, user: User, idempotency_key: IdempotencyKey = None
 ) -> Run:
     """A new run (`retry_of`) that goes on from an ended run's last checkpoint."""
-    made, replayed = runs.retry_run(context, run, idempotency_key=idempotency_key, principal=user)
-    return _made(made, response, replayed=replayed)
+    new, replayed = runs.retry_run(context, run, idempotency_key=idempotency_key, principal=user)
+    return made(new, response, replayed=replayed)
 
 
 @router.post("/runs/{run}/clone", status_code=201, summary="Clone a run", responses=MADE)
@@ -168,8 +170,8 @@ def clone(
     idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """A new run (`clone_of`) with another's spec, from the start; its name, notes and checkpoint.uri are left out."""
-    made, replayed = runs.clone_run(context, run, overrides, idempotency_key=idempotency_key, principal=user)
-    return _made(made, response, replayed=replayed)
+    new, replayed = runs.clone_run(context, run, overrides, idempotency_key=idempotency_key, principal=user)
+    return made(new, response, replayed=replayed)
 
 
 def tagged(run: RunView, response: Response) -> Run:
@@ -186,7 +188,8 @@ def show(run: RunView) -> Run:
     return Run.model_validate({**vars(run), "links": {"self": here, **parts, **streams}})
 
 
-def _made(run: RunView, response: Response, *, replayed: bool) -> Run:
+def made(run: RunView, response: Response, *, replayed: bool) -> Run:
+    """A run that was just made, or had been made by the same key before, with the headers that say so."""
     tracing.made(run.id)
     response.headers["location"] = f"/v1/runs/{run.id}"
     response.headers["idempotency-replayed"] = str(replayed).lower()

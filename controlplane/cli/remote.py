@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 import sys
 import tarfile
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 def sample(client: Client, run: str, **asked: Any) -> None:
     """Print text as the task writes it. Raises CliError where the task fails."""
-    task = client.task(run, {"task": "sample", **{name: value for name, value in asked.items() if value is not None}})
-    _until_it_runs(client, task)
-    for line in client.stream_logs(task["id"]):
-        print(line, flush=True)
-    _check(client, task)
+    given = {name: value for name, value in asked.items() if value is not None}
+    _told(client, client.task(run, {"task": "sample", **given}))
+
+
+def prepare(client: Client, asked: dict[str, Any]) -> None:
+    """Have a dataset made, and print how far it is and what it holds. Raises CliError."""
+    made = client.prepare(asked)
+    print(f"{made['name']}: Ctrl-C leaves it alone; teragpt cancel {made['id']} stops it", file=sys.stderr, flush=True)
+    _told(client, made, f"teragpt retry {made['id']}, which goes on from what is done, or teragpt logs {made['id']}")
+    print(f"next: teragpt run SIZE --data {shlex.quote(made['folder'])}")
 
 
 def fetch(client: Client, run: str, task: str, out: Path) -> None:
@@ -50,6 +56,14 @@ def fetch(client: Client, run: str, task: str, out: Path) -> None:
 def finish(client: Client, task: Run, next: str = "") -> None:
     """Wait until it has done its work, and say on stderr what it waits for. Raises CliError, with what to do `next`."""
     _until_it_runs(client, task)
+    _check(client, task, next)
+
+
+def _told(client: Client, task: Run, next: str = "") -> None:
+    """Print what the task writes, as it writes it. Raises CliError where it fails, with what to do `next`."""
+    _until_it_runs(client, task)
+    for line in client.stream_logs(task["id"]):
+        print(line, flush=True)
     _check(client, task, next)
 
 

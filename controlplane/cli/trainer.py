@@ -138,7 +138,7 @@ def prepare(
     sources: Annotated[
         list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - is stdin.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The dataset's folder, which must not exist yet.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The dataset's folder or URL, which must not exist yet.")],
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="A hub's name, a folder or a tokenizer.json.")],
     validation: Annotated[
         float, typer.Option("--validation", min=0, max=1, help="Share of documents that is held out.")
@@ -166,32 +166,48 @@ def prepare(
         float, typer.Option("--near-duplicates", min=0, max=1, help="Drop documents this similar to an earlier one.")
     ] = 0,
     bad_input: Annotated[str, typer.Option("--bad-input", help="fail, or skip and count.")] = "fail",
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: one a core, two on a cluster.")] = 0,
+    on_cluster: Annotated[
+        bool, typer.Option("--on-cluster", help="In a pod, where text and dataset lie; pvc:// says it.")
+    ] = False,
+    memory: Annotated[
+        int | None, typer.Option("--memory", min=1 << 20, help="On a cluster: bytes of the pod's memory.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="On a cluster: what to call the run.")] = None,
+    url: Url = None,
+    context: Context = None,
 ) -> None:
     """Turn text into a dataset, on all cores."""
+    recipe_of: dict[str, Any] = {
+        "validation": validation,
+        "format": format,
+        "column": column,
+        "template": template.replace("\\n", "\n").replace("\\t", "\t"),
+        "chat": chat,
+        "min_chars": min_chars,
+        "max_chars": max_chars,
+        "max_repeated": max_repeated,
+        "min_letters": min_letters,
+        "exact_duplicates": exact_duplicates,
+        "near_duplicates": near_duplicates,
+        "bad_input": bad_input,
+    }
+    if on_cluster or any(one.startswith("pvc://") for one in (*sources, out, tokenizer)):
+        share = {"cpus_per_node": workers or None, "memory_per_node": memory}
+        compute = {field: value for field, value in share.items() if value}
+        asked = {"sources": sources, "out": out, "tokenizer": tokenizer, "compute": compute, **recipe_of}
+        with connect(url, context) as client:
+            remote.prepare(client, {**asked, **({"name": name} if name else {})})
+        return
     with trainer("prepare"):
         from teragpt.prepare import Recipe, summary
         from teragpt.prepare import prepare as make
         from teragpt.tokenizer import Tokenizer
 
-        recipe = Recipe(
-            validation=validation,
-            format=format,
-            column=column,
-            template=template.replace("\\n", "\n").replace("\\t", "\t"),
-            chat=chat,
-            min_chars=min_chars,
-            max_chars=max_chars,
-            max_repeated=max_repeated,
-            min_letters=min_letters,
-            exact_duplicates=exact_duplicates,
-            near_duplicates=near_duplicates,
-            bad_input=bad_input,
-        )
-        make(sources, out, Tokenizer(tokenizer), recipe, workers=workers)
+        make(sources, out, Tokenizer(tokenizer), Recipe(**recipe_of), workers=workers)
         for line in summary(out):
             print(line)
-    print(f"next: teragpt run SIZE --data {shlex.quote(str(out))}")
+    print(f"next: teragpt run SIZE --data {shlex.quote(out)}")
 
 
 Texts = Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - is stdin.")]

@@ -192,6 +192,7 @@ class AsyncClient(AsyncCarrier):
     queues = _call(calls.queues)
     change_queue = _call(calls.change_queue)
     task = _call(calls.task)
+    prepare = _call(calls.prepare)
     fetch = _file(calls.fetch)
     attempts = _call(calls.attempts)
     pods = _call(calls.pods)

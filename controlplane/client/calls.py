@@ -281,6 +281,11 @@ def task(run: str, body: Mapping[str, Any]) -> Call[Run]:
     return Call(method="POST", template="/runs/{run}/tasks", at={"run": run}, json=dict(body), repeats=False)
 
 
+def prepare(spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Run]:
+    """Have a dataset made of text where that lies; the run that does it. Keys as in `create`."""
+    return Call(method="POST", template="/preparations", json=spec, headers=_once(idempotency_key))
+
+
 def fetch(task: str) -> Download:
     """The tar archive that an ended task has handed back, in pieces."""
     return Download(template="/runs/{run}/output", at={"run": task})

@@ -153,12 +153,13 @@ class BeingPurged(Conflict):
 
 
 class NotTraining(Conflict):
-    """A task is made by its own route, of the run that it works on."""
+    """A task is made by a route of its own."""
 
     code = "not_training"
 
-    def __init__(self, run_id: str, task: str, task_of: str) -> None:
-        super().__init__(f"run {run_id} is a {task} of {task_of}: POST /runs/{task_of}/tasks makes another")
+    def __init__(self, run_id: str, task: str, task_of: str | None) -> None:
+        whose, route = (f" of {task_of}", f"/runs/{task_of}/tasks") if task_of else ("", "/preparations")
+        super().__init__(f"run {run_id} is a {task}{whose}: POST {route} makes another")
 
 
 class NoCheckpoint(Conflict):

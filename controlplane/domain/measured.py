@@ -28,7 +28,7 @@ def compare(resolved: Mapping[str, Any], points: Iterable[Mapping[str, Any]]) ->
     told = [point for point in points if point.get(SEEN[0])]
     steps = {point["step"]: point for point in steady(told)}  # a later attempt's replace an earlier one's
     planned = forecast(resolved.get("planned", {}))
-    measured = medians([*steps.values()], resolved["config"]["global_batch_tokens"])
+    measured = medians([*steps.values()], resolved["config"].get("global_batch_tokens", 0))
     if "mfu" in planned and "tokens_per_second" in measured:  # a trainer on cores knows no peak
         measured.setdefault("mfu", planned["mfu"] * measured["tokens_per_second"] / planned["tokens_per_second"])
     both = {name: measured[name] / planned[name] for name in planned if measured.get(name)}

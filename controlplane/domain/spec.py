@@ -268,36 +268,18 @@ def _each_once(variables: list[Variable]) -> list[Variable]:
     return variables
 
 
-class RunSpec(Section):
-    """What a run is asked to be. The size alone is enough: everything else derives from it and from the machine."""
+class Asked(Section):
+    """What any run may ask, whatever it does."""
 
-    size: SizeName = Field(
-        description=f"Named size, in upper or lower case: one of {', '.join(SIZES)}.", examples=[TINY]
-    )
     name: RunName | None = Field(
         default=None,
         description="Display name in any alphabet; after size and id unless given.",
         examples=["first-try"],
     )
-    after: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
-        default=None,
-        description="Id or name of a run: this one waits until that one has succeeded, and starts from its last "
-        "checkpoint.",
-        examples=[None],
-    )
     compute: Compute = Field(
         default_factory=Compute,
         description="Where it runs.",
         examples=[{"nodes": 1, "processes_per_node": 2, "cpus_per_node": 2}],
-    )
-    data: Data = Field(default_factory=Data, description="What it trains on.", examples=[{}])
-    checkpoint: Checkpoint = Field(
-        default_factory=Checkpoint, description="Where its checkpoints go.", examples=[{"every_steps": 50}]
-    )
-    train: Annotated[dict[str, Any], AfterValidator(_settings)] = Field(
-        default_factory=dict,
-        description=f"Settings of the trainer: any of {', '.join(n for n in FIELDS if n not in SET_ELSEWHERE)}.",
-        examples=[{"steps": 200, "seed": 1}],
     )
     scheduling: Scheduling = Field(
         default_factory=Scheduling, description="Who goes first on Kubernetes.", examples=[{"queue": "research"}]
@@ -323,6 +305,34 @@ class RunSpec(Section):
         description="On Kubernetes, a patch of the pod template: maps merge, containers, volumes and variables do by "
         "name; null removes. What would give the pod more rights is refused.",
         examples=[{"spec": {"schedulerName": "my-scheduler"}}],
+    )
+
+
+class Sized(Section):
+    """What has a size; of a spec's fields, the one to be told of first."""
+
+    size: SizeName = Field(
+        description=f"Named size, in upper or lower case: one of {', '.join(SIZES)}.", examples=[TINY]
+    )
+
+
+class RunSpec(Asked, Sized):
+    """What a run is asked to be. The size alone is enough: everything else derives from it and from the machine."""
+
+    after: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        default=None,
+        description="Id or name of a run: this one waits until that one has succeeded, and starts from its last "
+        "checkpoint.",
+        examples=[None],
+    )
+    data: Data = Field(default_factory=Data, description="What it trains on.", examples=[{}])
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint, description="Where its checkpoints go.", examples=[{"every_steps": 50}]
+    )
+    train: Annotated[dict[str, Any], AfterValidator(_settings)] = Field(
+        default_factory=dict,
+        description=f"Settings of the trainer: any of {', '.join(n for n in FIELDS if n not in SET_ELSEWHERE)}.",
+        examples=[{"steps": 200, "seed": 1}],
     )
 
 

@@ -77,7 +77,7 @@ def _looked_at(context: Context, spec: RunSpec, run_id: str, start_from: str) ->
     """The spec on its cluster as that is now; of nodes that nobody asked for, one, where only one can write."""
     since = time.monotonic()
     spec = context.defaults.under(spec)
-    context = context.at(_known(context, spec.compute.cluster))
+    context = context.at(known(context, spec.compute.cluster))
     run, problems = _laid_out(context, spec, run_id, start_from)
     if spec.compute.nodes is None and any(problem.code == NOT_SHARED for problem in problems):
         alone = spec.model_copy(update={"compute": spec.compute.model_copy(update={"nodes": 1})})
@@ -120,7 +120,7 @@ def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") 
     return run
 
 
-def _known(context: Context, cluster: str | None) -> str:
+def known(context: Context, cluster: str | None) -> str:
     """A cluster that a run may name. Raises InvalidSpec."""
     names = (context.cluster.name, *context.further)
     if cluster is not None and cluster not in names:

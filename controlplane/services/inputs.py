@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
 import symtable
 import sys
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from importlib.util import decode_source
 from pathlib import Path
 
 from controlplane.domain.errors import Problem
+from controlplane.domain.preparations import HUB_NAME
 from controlplane.domain.spec import RunSpec
 from controlplane.runfolder import is_checkpoint, last_checkpoint
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 UNSEEN = frozenset({"__getattr__", "globals", "vars", "setattr", "exec"})  # by these a module makes names as it runs
 
@@ -36,7 +35,7 @@ def missing(spec: RunSpec) -> Iterator[Problem]:
             "/train/start_from", start, f"a run folder with a complete checkpoint, or the folder of one ({why})"
         )
     name = spec.train.get("tokenizer")
-    if isinstance(name, str) and name and "loader" not in spec.train and (why := _no_tokenizer(name)):
+    if isinstance(name, str) and name and "loader" not in spec.train and (why := no_tokenizer(name)):
         yield _refused("/train/tokenizer", name, f"a tokenizer.json, a folder that holds one, or a hub's name ({why})")
     path = next((one.value or "" for one in spec.env if one.name == "PYTHONPATH"), "")
     for setting in ("model", "loader"):
@@ -71,7 +70,7 @@ def _no_checkpoint(name: str) -> str | None:
         return error.strerror or str(error)
 
 
-def _no_tokenizer(name: str) -> str | None:
+def no_tokenizer(name: str) -> str | None:
     """Why the trainer cannot open this tokenizer; None where it may, as any name that a hub could have."""
     path = Path(name)
     if not path.is_absolute():

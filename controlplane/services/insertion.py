@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from controlplane.domain.errors import FolderInUse, KeyReused, NameInUse
 from controlplane.domain.names import object_name, search_text
 from controlplane.domain.phases import Desired, Phase
+from controlplane.domain.preparations import PreparationSpec
 from controlplane.domain.queues import DEFAULT_QUEUE
 from controlplane.domain.resolve import ResolvedRun, spec_hash
 from controlplane.domain.spec import RunSpec
@@ -49,7 +50,7 @@ def _holders(count: int) -> Select[str, str | None, str | None]:
 
 @dataclass(frozen=True)
 class Request:
-    """A run about to be stored; `task` says what it does with the run `task_of`, where it does not train.
+    """A run about to be stored; `task` says what it does, mostly with the run `task_of`, where it does not train.
 
     `sweep`: the sweep that makes it, and its point there. `after`: the run that must succeed first. `waits`: why it is
     not begun at once, as reason and message.
@@ -57,7 +58,7 @@ class Request:
 
     id: str
     name: str
-    spec: RunSpec
+    spec: RunSpec | PreparationSpec
     resolved: ResolvedRun
     principal: str
     key: str | None
@@ -73,8 +74,13 @@ class Request:
     queue: str = DEFAULT_QUEUE
 
     @property
+    def size(self) -> str:
+        """The named size; empty for a preparation."""
+        return self.spec.size if isinstance(self.spec, RunSpec) else ""
+
+    @property
     def folder(self) -> str:
-        """Where its checkpoints go; empty for a task, which writes none."""
+        """Where its checkpoints go, or its dataset; empty for a task of another run."""
         return self.resolved.folder
 
 
@@ -182,14 +188,16 @@ def _told(request: Request) -> str:
         return f"clone of {request.clone_of}"
     if request.sweep:
         return f"point {request.sweep[1]} of {request.sweep[0]}"
+    if isinstance(request.spec, PreparationSpec):
+        return f"{request.principal} asked for the dataset {request.folder}"
     if request.task:
         return f"{request.principal} asked for a {request.task} of {request.task_of}"
-    return f"{request.principal} asked for a {request.spec.size} run"
+    return f"{request.principal} asked for a {request.size} run"
 
 
 def _claimed(session: Session, request: Request) -> int:
     """The highest attempt that has had the run's folder, as its owner files and our own rows say; 0 for a new one."""
-    if request.spec.checkpoint.uri is None:
+    if isinstance(request.spec, PreparationSpec) or request.spec.checkpoint.uri is None:
         return 0
     ours = session.scalar(select(func.max(Run.attempt)).where(Run.folder == request.folder)) or 0
     return max(ours, last_claim(Path(request.folder)))
@@ -204,7 +212,7 @@ def _values(request: Request, now: float, attempt: int) -> dict[str, Any]:
         "live_name": request.name,
         "folder": request.folder,
         "live_folder": request.folder or None,
-        "size": request.spec.size,
+        "size": request.size,
         "principal": request.principal,
         "phase": Phase.QUEUED,
         "desired": Desired.RUNNING,

@@ -18,6 +18,7 @@ from controlplane.domain.changes import merged
 from controlplane.domain.errors import InvalidSpec, NotAlive, NotFound, NotTraining, Problem, StillRunning
 from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, object_name
 from controlplane.domain.phases import Desired, Phase
+from controlplane.domain.preparations import PreparationSpec
 from controlplane.domain.queues import DEFAULT_QUEUE
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec, parse_spec, short
@@ -45,7 +46,7 @@ def create_run(
     Raises InvalidSpec, NameInUse, FolderInUse, and KeyReused for a key that came with another body.
     """
     body_hash = fingerprint(spec.model_dump(mode="json", exclude_unset=True))
-    if made := _made_before(context, principal, idempotency_key, body_hash):
+    if made := made_before(context, principal, idempotency_key, body_hash):
         return made, True
     return store_run(context, request_of(context, spec, Asker(principal, idempotency_key, body_hash)))
 
@@ -71,16 +72,19 @@ def retry_run(
 ) -> tuple[RunView, bool]:
     """A new run with the spec of one that has ended, from its last checkpoint; as `create_run` otherwise.
 
-    Raises NotFound, and StillRunning for a run that has not ended.
+    A preparation is begun again, and goes on from what is done. Raises NotFound, StillRunning for a run that has not
+    ended, and NotTraining for a task.
     """
     body_hash = fingerprint({"retry_of": run_id})
-    if made := _made_before(context, principal, idempotency_key, body_hash):
+    if made := made_before(context, principal, idempotency_key, body_hash):
         return made, True
     old = get(context, run_id)
     if not Phase(old.phase).terminal:
         raise StillRunning(old.id, old.phase, "retry")
-    spec = RunSpec.model_validate(old.spec)
-    return store_run(context, request_of(context, spec, Asker(principal, idempotency_key, body_hash), retried=old))
+    asker = Asker(principal, idempotency_key, body_hash)
+    if old.task:
+        return store_run(context, _prepared_again(context, old, asker))
+    return store_run(context, request_of(context, RunSpec.model_validate(old.spec), asker, retried=old))
 
 
 def clone_run(
@@ -96,10 +100,10 @@ def clone_run(
     Name, notes and the place of checkpoints are not taken over. Raises NotFound, and NotTraining for a task.
     """
     body_hash = fingerprint({"clone_of": run_id, "overrides": overrides})
-    if made := _made_before(context, principal, idempotency_key, body_hash):
+    if made := made_before(context, principal, idempotency_key, body_hash):
         return made, True
     old = get(context, run_id)
-    if old.task and old.task_of:
+    if old.task:
         raise NotTraining(old.id, old.task, old.task_of)
     base = {name: value for name, value in old.spec.items() if name not in OWN}
     spec = parse_spec(merged(merged(base, {"checkpoint": {"uri": None}}), overrides))
@@ -207,6 +211,29 @@ def request_of(context: Context, spec: RunSpec, asker: Asker, retried: RunView |
     )
 
 
+def _prepared_again(context: Context, old: RunView, asker: Asker) -> Request:
+    """The same preparation as another run. Raises NotTraining for a task of a run."""
+    if old.task_of:
+        raise NotTraining(old.id, str(old.task), old.task_of)
+    run_id, spec, resolved = (
+        new_run_id(),
+        PreparationSpec.model_validate(old.spec),
+        ResolvedRun.from_json(old.resolved),
+    )
+    return Request(
+        id=run_id,
+        name=spec.name or default_name(str(old.task), run_id),
+        spec=spec,
+        resolved=resolved,
+        principal=asker.principal,
+        key=asker.key,
+        body_hash=asker.body_hash,
+        retry_of=old.id,
+        queue=queue_of(context, resolved),
+        task=old.task,
+    )
+
+
 def _at_hand(context: Context, spec: RunSpec, asker: Asker) -> Request | None:
     """As `request_of`, where neither a folder nor the store nor the cluster has to be asked; None elsewhere."""
     elsewhere = spec.after or spec.checkpoint.uri or "start_from" in spec.train
@@ -281,7 +308,8 @@ def _stored(context: Context, values: dict[str, Any]) -> RunView:
     return view_run(run, named, context.cluster.name, context.cluster.traits().namespace)
 
 
-def _made_before(context: Context, principal: str, key: str | None, body_hash: str) -> RunView | None:
+def made_before(context: Context, principal: str, key: str | None, body_hash: str) -> RunView | None:
+    """The run that an earlier request with this key made. Raises KeyReused."""
     with context.store.read() as session:
         run_id = run_of_key(session, principal, key, body_hash)
     return of_id(context, run_id) if run_id else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from teragpt.config import ConfigError
 from teragpt.prepare.documents import Recipe
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare a dataset: 0, or 2 for input that cannot be used."""
     parser = argparse.ArgumentParser("python -m teragpt.prepare", description="Turn text into a dataset.")
     parser.add_argument("sources", nargs="+", help="files, folders, glob patterns, URLs, - for standard input")
-    parser.add_argument("-o", "--out", required=True, help="the dataset's folder, which must not exist yet")
+    parser.add_argument("-o", "--out", required=True, help="the dataset's folder or URL, which must not exist yet")
     parser.add_argument("--tokenizer", required=True, help="hub name, local folder or tokenizer file")
     parser.add_argument("--workers", type=int, default=0, help="processes; one a core unless given")
     for one in fields(Recipe):
@@ -31,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for line in summary(Path(given.out)):
+    for line in summary(given.out):
         print(line)
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which the first process of a pod ignores
     sys.exit(main())

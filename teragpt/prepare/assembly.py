@@ -1,7 +1,7 @@
 """Parts to a dataset: duplicates are found, shards are cut, and the folder is published by renaming it.
 
-Why: a dataset is whole or absent, and what a killed process has done is found again. It must not know where documents
-come from, nor how many workers made the parts.
+Why: a dataset is whole or absent, and what a killed process has done is found again. Into an object store it is put
+file by file, `dataset.json` last. It must not know where documents come from, nor how many workers made the parts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +26,12 @@ from teragpt.prepare.duplicates import EXACT, KEPT, NEAR, find_duplicates
 from teragpt.prepare.parts import Part, batches, make_part
 from teragpt.prepare.report import Tally, write_report
 from teragpt.shards import SplitWriter, entropy, write_digests
-from teragpt.storage import locked
+from teragpt.storage import Bucket, folder_at, locked
 from teragpt.tokenizer import Tokenizer
 
 LOCK, RECIPE, PARTS, CODES = ".lock", "recipe.json", "parts", "dropped.bin"
+CLAIM = "preparing"  # in a store: who puts a dataset there, until it is whole
+AT_ONCE = 8  # files; one stream to a store is slow
 DUPLICATES = {EXACT: "exact duplicate", NEAR: "near duplicate"}
 
 
@@ -110,10 +114,11 @@ def fill(
 
 
 @contextmanager
-def publication(out: Path, tokenizer: Tokenizer, recipe: Recipe) -> Generator[Path]:
+def publication(out: Path | str, tokenizer: Tokenizer, recipe: Recipe) -> Generator[Path]:
     """A draft with the tokenizer and room for parts, which becomes `out` when the block ends. Raises ConfigError."""
+    place = folder_at(out, "out")
     try:
-        with published(out.absolute()) as draft:
+        with uploaded(place) if isinstance(place, Bucket) else published(Path(out).absolute()) as draft:
             settle_recipe(draft, tokenizer, recipe)
             yield draft
     except BlockingIOError:
@@ -145,6 +150,57 @@ def published(out: Path) -> Generator[Path]:
                 shutil.rmtree(draft, ignore_errors=True)
             raise
     (out / LOCK).unlink()
+
+
+@contextmanager
+def uploaded(store: Bucket) -> Generator[Path]:
+    """A folder of this machine to write into: it is put into the store when the block ends, unless the block fails.
+
+    What a killed one has put there gives way. Raises BlockingIOError if another process has begun meanwhile,
+    ConfigError if something is there that none has left, OSError.
+    """
+    there = store.entries()
+    if MANIFEST in there or (there and CLAIM not in there):
+        what = "a dataset is there: remove it or name another" if MANIFEST in there else "something else is there"
+        raise fail("out", store, f"a folder that does not exist yet or is empty ({what})")
+    mine = os.urandom(8).hex().encode()
+    store.write(CLAIM, mine)
+    with tempfile.TemporaryDirectory(prefix="teragpt-") as scratch:
+        draft = Path(scratch)
+        try:
+            yield draft
+            put(draft, store, mine)
+        except BaseException:
+            if MANIFEST not in store.entries() and store.read(CLAIM) == mine:
+                clear(store, ())
+                store.discard(CLAIM)
+            raise
+    store.discard(CLAIM)
+
+
+def put(draft: Path, store: Bucket, mine: bytes) -> None:
+    """Put all files of a folder into a store, `dataset.json` last, where nothing else stays. Raises OSError.
+
+    BlockingIOError if the claim is not `mine` any more.
+    """
+    names = [path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()]
+    names.remove(MANIFEST)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(lambda name: store.upload(draft / name, name), names):
+            pass
+    clear(store, names)
+    if store.read(CLAIM) != mine:
+        raise BlockingIOError
+    store.create(MANIFEST, (draft / MANIFEST).read_bytes())
+
+
+def clear(store: Bucket, keep: Sequence[str]) -> None:
+    """Remove what a dataset's preparation has put into a store, but for the claim and what is kept. Raises OSError."""
+    for within in ("", f"{TOKENIZER_FOLDER}/"):
+        entries = (store / TOKENIZER_FOLDER if within else store).entries()
+        for name in (f"{within}{name}" for name, size in entries.items() if size is not None):
+            if name != CLAIM and name not in keep:
+                store.discard(name)
 
 
 def settle_recipe(draft: Path, tokenizer: Tokenizer, recipe: Recipe) -> None:

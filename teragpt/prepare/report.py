@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from teragpt.dataset_files import Manifest, read_manifest
+from teragpt.dataset_files import MANIFEST, Manifest, load_manifest
 from teragpt.prepare.documents import Dropped
+from teragpt.storage import folder_at
 
 REPORT, PICTURE = "report.json", "report.svg"
 BAR, HEIGHT, MARGIN = 36, 160, 40  # pixels
@@ -58,16 +59,17 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     (folder / PICTURE).write_text(picture(report["lengths"]), "utf-8")
 
 
-def summary(folder: Path) -> Iterator[str]:
-    """What a dataset that was just prepared holds, in lines. Raises OSError and ConfigError."""
-    report = json.loads((folder / REPORT).read_text("utf-8"))
-    for name, split in read_manifest(folder).splits.items():
+def summary(out: Path | str) -> Iterator[str]:
+    """What the dataset at a path or URL, just prepared, holds, in lines. Raises OSError and ConfigError."""
+    folder = folder_at(out, "out")
+    report = json.loads(folder.read(REPORT))
+    for name, split in load_manifest(folder.read(MANIFEST), f"{folder}/{MANIFEST}").splits.items():
         held = (split.documents, "document"), (split.tokens, "token"), (len(split.shards), "shard")
         yield f"{name}: " + ", ".join(f"{count:,} {what}" + "s" * (count != 1) for count, what in held)
     for reason, one in report["dropped"].items():
         yield f"dropped: {one['documents']:,}, {one['bytes']:,} bytes: {reason}"
         yield from (f"  {example}" for example in one["examples"])
-    yield f"{report['bytes_per_token']:.2f} bytes a token; more in {folder / REPORT} and {PICTURE}"
+    yield f"{report['bytes_per_token']:.2f} bytes a token; more in {folder}/{REPORT} and {PICTURE}"
 
 
 def picture(lengths: list[Mapping[str, int]]) -> str:

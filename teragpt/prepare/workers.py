@@ -13,9 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from threading import BoundedSemaphore, Event
 from types import TracebackType
-from typing import NoReturn, Self
-
-from tqdm import tqdm
+from typing import Protocol, Self
 
 from teragpt.config import ConfigError, Problem
 from teragpt.dataset_files import fail
@@ -26,6 +24,14 @@ from teragpt.tokenizer import Tokenizer
 
 READERS = 4  # threads
 Made = Future[tuple[Problem, ...]]
+
+
+class Bar(Protocol):
+    """Shows how far a preparation is."""
+
+    def update(self, n: int, /) -> object:
+        """So many bytes more of the sources are done."""
+        ...
 
 
 class Workers:
@@ -49,7 +55,7 @@ class Workers:
         if self.processes is not None:
             self.processes.shutdown(cancel_futures=error is not None)
 
-    def make(self, name: str, block: Block, bar: tqdm[NoReturn]) -> tuple[Part, Made]:
+    def make(self, name: str, block: Block, bar: Bar) -> tuple[Part, Made]:
         """The part of that name, and when it will have been made of a block; waits for room. Raises OSError."""
         part = Part(self.folder / name)
         self.slots.acquire()
@@ -75,7 +81,7 @@ class Workers:
         return made
 
 
-def make_parts(sources: Iterable[Source], workers: Workers, bar: tqdm[NoReturn]) -> list[Part]:
+def make_parts(sources: Iterable[Source], workers: Workers, bar: Bar) -> list[Part]:
     """The parts of all sources, in order, each made unless it is there. Raises ConfigError, OSError."""
     with ThreadPoolExecutor(min(READERS, workers.count)) as readers:
         reading = [readers.submit(read_unit, *one, workers, bar) for one in enumerate(units(sources))]
@@ -89,7 +95,7 @@ def make_parts(sources: Iterable[Source], workers: Workers, bar: tqdm[NoReturn])
             readers.shutdown(wait=False, cancel_futures=True)
 
 
-def read_unit(number: int, unit: Sequence[Source], workers: Workers, bar: tqdm[NoReturn]) -> list[Part]:
+def read_unit(number: int, unit: Sequence[Source], workers: Workers, bar: Bar) -> list[Part]:
     """The parts of a unit, or some of them when another unit has failed. Raises ConfigError, OSError."""
     parts: list[Part] = []
     making: list[Made] = []

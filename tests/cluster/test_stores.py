@@ -57,15 +57,15 @@ def server(
     made.stop()
 
 
-def teragpt(plane: Plane, *words: str) -> str:
-    """What the command prints on a laptop, which knows the control plane and nothing of the store."""
+def teragpt(plane: Plane, *words: str, code: int = 0) -> str:
+    """What the command prints on a laptop, which knows the control plane and nothing of the store; or why it fails."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     token = (plane.home / "token").read_text().strip()
     environment = {**others, "TERAGPT_URL": plane.url, "TERAGPT_TOKEN": token}
     command = [sys.executable, "-m", "controlplane.cli", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 @pytest.mark.timeout(600)  # a run of two attempts, three tasks and a purge
@@ -115,3 +115,48 @@ def test_a_run_in_the_installations_store_is_purged_with_its_objects(plane: Plan
     teragpt(plane, "delete", run)
     assert teragpt(plane, "purge", run, "--yes").splitlines()[-1] == "removed for good"
     assert folder.entries() == {}
+
+
+TEXTS = """
+from pathlib import Path
+from teragpt.tokenizer import train_bpe
+line = "the cat sat on the mat\\n"
+train_bpe([line], 300).save(Path("/claim/tokenizer"))
+Path("/claim/texts").mkdir()
+for number in range(120):
+    Path(f"/claim/texts/{number}.txt").write_text(f"{number}: " + line * 20_000)
+"""
+
+
+@pytest.mark.timeout(300)  # three preparations, the first of them cancelled, and a run
+@pytest.mark.usefixtures("store")
+def test_a_dataset_is_prepared_from_a_laptop_of_a_claim_and_a_store_and_a_run_uses_it(
+    plane: Plane, furnished: Namespace, cluster: Cluster
+) -> None:
+    furnished.start("texts", "python", "-c", TEXTS, image=cluster.image, claim=True)
+    Bucket(f"{HOME}/texts").write("one.jsonl", json.dumps({"text": "the mat sat on the cat\n" * 10_000}).encode())
+    furnished.output("texts")
+    claim = f"pvc://{furnished.claim}"
+    out, tokenizer = f"{claim}/datasets/cats", ["--tokenizer", f"{claim}/tokenizer", "--workers", "1"]
+    asked = {"sources": [f"{claim}/texts"], "tokenizer": f"{claim}/tokenizer", "compute": {"cpus_per_node": 1}}
+    first = plane.client.prepare({**asked, "out": out})["id"]
+    parts = "/claim/datasets/.cats.partial/parts"
+    furnished.start("look", "sleep", "600", claim=True)
+    furnished.wait("pod/look", "condition=Ready")
+    look = ("exec", "look", "--", "sh", "-c", f"ls {parts}; ls /claim/datasets")
+    until(lambda: ".npz\n" in furnished.kubectl(*look) or None, 60, lambda: str(plane.client.run(first)))
+    plane.client.cancel(first)
+    plane.wait(first, "cancelled", timeout_s=30)
+    assert "cats" not in furnished.kubectl(*look).splitlines(), "no half-made dataset is there"
+    again = plane.client.retry(first)["id"]
+    plane.wait(again, "succeeded")
+    assert "train: " in plane.client.logs(again)
+    told = teragpt(plane, "prepare", f"{HOME}/texts/*.jsonl", "-o", f"{HOME}/datasets/mats", *tokenizer, "--on-cluster")
+    assert "train: 1 document, " in told
+    assert f"next: teragpt run SIZE --data {HOME}/datasets/mats" in told
+    taken = teragpt(plane, "prepare", f"{claim}/texts/1.txt", "-o", out, *tokenizer, code=5)
+    assert "a dataset is there: remove it or name another" in taken
+    settings: dict[str, Any] = {"steps": 2, "eval_every": 2, "context": 32}
+    data = {"sources": [{"uri": out, "weight": 1}, {"uri": f"{HOME}/datasets/mats", "weight": 1}]}
+    spec = {"size": "tiny", "train": settings, "data": data, "compute": {"nodes": 1, "processes_per_node": 1}}
+    plane.wait(plane.client.create(spec)["id"], "succeeded")

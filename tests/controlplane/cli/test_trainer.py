@@ -8,7 +8,7 @@ from pathlib import Path
 
 from controlplane.cli import main
 
-from .conftest import Teragpt
+from .conftest import Plane, Teragpt
 
 
 def folder_of(teragpt: Teragpt, run: str) -> Path:
@@ -90,6 +90,30 @@ def test_prepare_makes_a_dataset(teragpt: Teragpt, finished: str, tmp_path: Path
     assert (out / "dataset.json").is_file()
     error = teragpt("prepare", str(tmp_path / "none"), "--out", str(tmp_path / "d"), "--tokenizer", tokenizer, code=2)
     assert error.startswith("error: ")
+
+
+def test_prepare_on_the_local_cluster_is_a_process_of_it_whose_dataset_a_run_uses(
+    teragpt: Teragpt, finished: str, plane: Plane, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 5000, "utf-8")
+    tokenizer = str(folder_of(teragpt, finished) / "tokenizer")
+    given = ["--tokenizer", tokenizer, "--workers", "1", "--on-cluster"]
+    printed = teragpt("prepare", str(tmp_path / "*.txt"), *given, "--out", "cats", "--name", "cats").splitlines()
+    out = plane.home / "datasets" / "cats"
+    assert printed[0].startswith("train: ")
+    assert printed[-1] == f"next: teragpt run SIZE --data {out}"
+    assert (out / "dataset.json").is_file()
+    refused = teragpt("prepare", str(tmp_path), *given, "--out", "cats", code=2)
+    assert "/out" in refused
+    assert "something is there" in refused
+    failed = teragpt("prepare", str(tmp_path / "*.none"), *given, "--out", "dogs", code=5)
+    assert "a folder or glob pattern with files in it (it has none)" in failed
+    assert "teragpt retry run_" in failed
+    assert not (plane.home / "datasets" / "dogs").exists()
+    assert "cats" in teragpt("runs", "--query", "cats")
+    assert "datasets/cats" in teragpt("show", "cats")
+    made = ["run", "tiny", "--data", str(out), "--processes", "1", "--set", "steps=2", "--set", "eval_sequences=2"]
+    assert json.loads(teragpt(*made, "--follow", "--json"))["phase"] == "succeeded"
 
 
 def test_without_the_train_extra_it_is_named(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_typed_replies_have_the_documents_keys(name: str, document: dict[str, An
 def test_what_is_sent_again_is_harmless_or_carries_a_key() -> None:
     for name, request in requests():
         if isinstance(request, Call) and request.repeats and request.method == "POST":
-            makes = name in {"create", "clone", "retry", "create_sweep"}
+            makes = name in {"create", "clone", "retry", "prepare", "create_sweep"}
             assert makes == ("idempotency-key" in request.headers)
         if isinstance(request, Call) and request.method == "DELETE":
             assert not request.repeats
