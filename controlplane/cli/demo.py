@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 READY_S = 60.0  # a cold disk imports slowly
 STOP_S = 60.0  # the ranks' grace period, and then some
+KILL_S = 10.0  # for ranks that nobody can write a checkpoint for
+NEEDED_MB, FULL_MB = 100, 1  # of room for all that it writes, and left of it where nothing can be relied on any more
 PROMPT = "def main("
 SPEC: dict[str, object] = {"size": "tiny", "compute": {"processes_per_node": 2}}
 
@@ -45,7 +48,7 @@ def demo(
     spec = {**SPEC, **({"train": train} if (train := json.loads(settings)) else {})}
     home = home.absolute()
     with stoppable(), serving(home, choose(port)) as client:
-        run = train_one(client, spec)
+        run = train_one(client, spec, home)
         print(f"\nSampling from {run['id']}:\n")
         sample(run["folder"], [PROMPT], tokens=120)
     epilogue(run, home, port)
@@ -86,6 +89,7 @@ def serving(home: Path, port: int) -> Generator[Client]:
     log = home / "server.log"
     try:
         home.mkdir(parents=True, exist_ok=True)
+        check_room(home, NEEDED_MB)
         output = log.open("w")
     except OSError as error:
         raise CliError(f"the demo cannot write to {home} ({error.strerror})") from None
@@ -101,6 +105,14 @@ def serving(home: Path, port: int) -> Generator[Client]:
                 yield client
         finally:
             stop(server)
+
+
+def check_room(home: Path, least_mb: int) -> None:
+    """Raise CliError where the disk of that folder has fewer megabytes left, and OSError where it does not say."""
+    free_mb = shutil.disk_usage(home).free / 1e6
+    if free_mb < least_mb:
+        message = f"the disk of {home} is full: {free_mb:.1f} MB are left, and the demo needs {least_mb}"
+        raise CliError(f"{message}; make room there or name another folder as --home")
 
 
 def read_token(home: Path) -> str | None:
@@ -136,24 +148,49 @@ def stop(server: subprocess.Popen[bytes]) -> None:
         server.kill()
 
 
-def train_one(client: Client, spec: dict[str, object]) -> Run:
+def train_one(client: Client, spec: dict[str, object], home: Path) -> Run:
     """Train the spec to its end and return the run; where that is cut short, the run is cancelled first."""
+    from controlplane.client import ClientError
+
     print(f"POST {client.url}/runs {json.dumps(spec)}")
     run = client.create(spec)
     became = run["resolved"]
     steps, ranks = became["config"]["steps"], became["world_size"]
     print(f"Run {run['id']}: {became['parameters']:,} parameters, {ranks} ranks, {steps:,} steps", flush=True)
     try:
-        ended = follow.follow(client, run["id"])
+        ended = follow.follow(client, run["id"], lambda: check_room(home, FULL_MB))
     except BaseException:
         print(f"\nStopping {run['id']} ...", flush=True)
-        client.cancel(run["id"])
-        client.wait(run["id"])
+        try:
+            client.cancel(run["id"])
+            client.wait(run["id"], timeout_s=STOP_S)
+        except (ClientError, TimeoutError):  # a full disk keeps no word of it
+            end_processes(run["id"])
         raise
     if ended["phase"] != "succeeded":
         print(client.logs(run["id"], tail=20), file=sys.stderr)
     follow.check(ended)
     return ended
+
+
+def end_processes(run: str) -> None:
+    """End whatever runs for that run, kindly first, without a control plane that could be told."""
+    mark = f"TERAGPT_RUN_ID={run}".encode()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + KILL_S
+        while (left := [*processes(mark)]) and time.monotonic() < deadline:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(1)
+
+
+def processes(mark: bytes) -> Generator[int]:
+    """The processes that have this in their environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                yield int(folder.name)
 
 
 def epilogue(run: Run, home: Path, port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from controlplane.cli.errors import CliError, Code
@@ -13,12 +14,17 @@ if TYPE_CHECKING:
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
-def follow(client: Client, run: str) -> Run:
-    """Show the run until it has ended, and return it as it ended."""
+def follow(client: Client, run: str, look: Callable[[], None] = lambda: None) -> Run:
+    """Show the run until it has ended, and return it as it ended; `look` is called twice a second, and may raise."""
     from controlplane.client.progress import screen
 
     with screen() as show:
-        return client.wait(run, show)
+
+        def shown(now: Run) -> None:
+            show(now)
+            look()
+
+        return client.wait(run, shown)
 
 
 def called(run: Run) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import signal
 import socket
 import subprocess
@@ -97,3 +99,28 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         1,
         f"error: the demo cannot write to {tmp_path}/file/demo (Not a directory)\n",
     )
+
+
+@pytest.mark.unmeasured
+def test_the_demo_says_that_its_disk_is_full_and_leaves_nothing_running(home: Path) -> None:
+    home.mkdir()
+    command = [sys.executable, "-m", "controlplane.cli", "demo", "--home", str(home), "--port", "0"]
+    script = f"mount -t tmpfs -o size=50m none {home} && {shlex.join(command)}; mount -o remount,size=150m {home}; "
+    script += f"exec {shlex.join(command)}"
+    private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    with subprocess.Popen(private, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        printed: list[str] = []
+        for line in process.stdout:
+            printed.append(line)
+            if "step " in line and "loss" in line:
+                break
+        seen = Path(f"/proc/{process.pid}/root{home}")
+        with contextlib.suppress(OSError), (seen / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        printed += process.stdout.read().splitlines()
+    told = "\n".join(printed)
+    assert f"the disk of {home} is full: 52.4 MB are left, and the demo needs 100; make room" in told
+    assert f"the disk of {home} is full: 0.0 MB are left" in printed[-1] + printed[-2], told
+    assert process.returncode == 1
