@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
 from teragpt.compatibility import fsspec_storage
-from teragpt.config import Config, ConfigError, Problem, kept
+from teragpt.config import Config, ConfigError, Problem, kept, resolve
 from teragpt.mirror import Mirror
 from teragpt.storage import Disk, Folder, folder_at
 
@@ -102,6 +103,35 @@ def start_of(place: Folder) -> list[Checkpoint]:
     """The checkpoint in a folder, or those of a run folder that count, oldest first."""
     meta = read_json(place, META)
     return [Checkpoint(place, meta["step"], meta["attempt"], meta)] if meta else published(place)
+
+
+def beginnings(config: Config) -> tuple[list[Checkpoint], bool]:
+    """The checkpoints that count of the run's own folder, else of `start_from`, oldest first; whether they are of that.
+
+    Raises ConfigError and OSError.
+    """
+    found = published(folder_at(config.out, "out"))
+    other = not found and bool(config.start_from)
+    return (start_of(folder_at(config.start_from, "start_from")) if other else found), other
+
+
+def as_begun(config: Config, given: Mapping[str, object], vocabulary: int) -> Config:
+    """The configuration with the optimizer of the checkpoint that it goes on from, where none is `given`.
+
+    So a run goes on as it was begun, also where its size had another default then. Every rank calls it; rank 0 looks.
+    Raises ConfigError where that optimizer cannot be with what is given.
+    """
+    optimizer = [config.optimizer]
+    if dist.get_rank() == 0 and "optimizer" not in given:
+        with suppress(ConfigError, OSError):  # told when the folder is claimed
+            found, _ = beginnings(config)
+            optimizer = [one.meta["config"].get("optimizer", Config.optimizer) for one in found[-1:]] or optimizer
+    dist.broadcast_object_list(optimizer)
+    if optimizer[0] == config.optimizer:
+        return config
+    if dist.get_rank() == 0:
+        print(f"optimizer {optimizer[0]}, as in the checkpoint that it goes on from", flush=True)
+    return resolve({**given, "optimizer": optimizer[0]}, vocabulary)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[object]]:
@@ -190,13 +220,10 @@ class Checkpoints:
             number = number or known + 1
             if known >= number:
                 raise Superseded(f"attempt {number} cannot claim {self.folder}: attempt {known} has")
-            found = published(self.run)
-            other = not found and self.config.start_from
-            if other:
-                found = start_of(folder_at(self.config.start_from, "start_from"))
-                if not found:
-                    allowed = "a run folder with a checkpoint, or a checkpoint's folder"
-                    raise ConfigError([Problem("start_from", self.config.start_from, allowed)])
+            found, other = beginnings(self.config)
+            if other and not found:
+                allowed = "a run folder with a checkpoint, or a checkpoint's folder"
+                raise ConfigError([Problem("start_from", self.config.start_from, allowed)])
             start = found[-1] if found else None
             if start is not None:
                 start.verify(self.config, "" if other else self.data)  # a run of its own may have data of its own

@@ -112,7 +112,9 @@ class Config:
     steps: int = setting(0, "Optimizer steps; tokens / global_batch_tokens unless given.", low=1, high=10**9)
     micro_batch: int = setting(0, "Sequences a rank takes through the model at once.", low=1, high=1 << 20)
     optimizer: str = setting(
-        "adamw", "What updates the blocks' matrices; adamw updates all else.", choices=("adamw", "muon")
+        "adamw",
+        "What updates the blocks' matrices, as in the checkpoint that a run goes on from; adamw updates all else.",
+        choices=("adamw", "muon"),
     )
     state_dtype: str = setting(
         "fp32",
@@ -284,6 +286,7 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     tiny = full["size"] == TINY
     derived = TINY_RECIPE if tiny else recipe(shape, full["num_tokens"], shape.context, full.get("tokens"))
     full.setdefault("rope_theta", derived.rope_theta)
+    full.setdefault("optimizer", "adamw" if full.get("state_dtype") == "bf16" else derived.optimizer)
     full.setdefault("learning_rate", derived.learning_rate)
     full.setdefault("global_batch_tokens", max(1, derived.batch // shape.context) * shape.context)
     full.setdefault("steps", max(1, full.get("tokens", derived.tokens) // full["global_batch_tokens"]))

@@ -50,7 +50,7 @@ UNSAID: dict[str, dict[str, Any]] = {  # what is meant where a key is missing
 OURS = "RMSNorm, rotary positions, a feed-forward gated by SiLU, and no biases"
 SHAPE = (
     "dim", "depth", "heads", "kv_heads", "head_dim", "ffn", "num_tokens", "tied", "rope_theta", "rope_scaling",
-    "norm_eps", "model",
+    "norm_eps", "model", "optimizer",
 )  # fmt: skip
 SETTINGS = "model.json"  # those of the model, for `teragpt.train --config`
 
@@ -119,6 +119,7 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
                 "rope_theta": theta,
                 "rope_scaling": scaled,
                 "norm_eps": said["rms_norm_eps"],
+                "optimizer": "adamw",  # its empty moments, whatever the size that training goes on with has
                 **({} if longest is None else {"context": longest}),
             }
         )

@@ -75,7 +75,8 @@ class Optimizer:
         self.repeated: frozenset[str] = getattr(model, "repeated", frozenset())  # another pipeline stage counts them
         self.shared = set() if mesh.size("tp") == 1 else {n for n, p in self.parameters.items() if not cut_by_tp(p)}
         matrices = {name: value for name, value in self.parameters.items() if value.ndim >= 2}
-        blocks = {n: p for n, p in matrices.items() if config.optimizer == "muon" and n.startswith("layers.")}
+        muon = config.optimizer == "muon"
+        blocks = {n: p for n, p in matrices.items() if muon and n.startswith("layers.") and p.ndim == 2}
         self.muon = Muon(blocks, self.shards, mesh, config)
         self.plain = {name: shard for name, shard in self.shards.items() if name not in blocks}
         decayed = [shard for name, shard in self.plain.items() if name in matrices]

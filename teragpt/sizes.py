@@ -84,11 +84,12 @@ class Recipe:
     batch: int
     learning_rate: float
     rope_theta: float
+    optimizer: str
 
 
 # Tiny is to learn within a minute on two CPU cores, far short of 20 tokens a parameter: the best of a sweep over
 # widths, depths, batches and rates that cost the same FLOPs (docs/notebook.md).
-TINY_RECIPE = Recipe(tokens=640 * 2048, batch=2048, learning_rate=0.003, rope_theta=10_000.0)
+TINY_RECIPE = Recipe(tokens=640 * 2048, batch=2048, learning_rate=0.003, rope_theta=10_000.0, optimizer="adamw")
 
 
 def recipe(shape: Shape, vocabulary: int, context: int, tokens: int | None = None) -> Recipe:
@@ -107,4 +108,5 @@ def recipe(shape: Shape, vocabulary: int, context: int, tokens: int | None = Non
         batch=max(batch, context),
         learning_rate=float(f"{0.3118 * compute**-0.1250:.2g}"),
         rope_theta=10_000.0 if context <= 2048 else 500_000.0,
+        optimizer="muon",
     )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from teragpt.agreement import agree
 from teragpt.batches import Batch, Batches, to_device
-from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_json
+from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_begun, as_json
 from teragpt.checkup import check_up
 from teragpt.compiled import Compiled
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
@@ -65,7 +65,7 @@ class Trainer:
 
     def __init__(self, settings: Mapping[str, object] | None = None, **more: object) -> None:
         """Check the settings and join the world that the environment describes. Raises ConfigError."""
-        given = {**(settings or {}), **more}
+        self.given = given = {**(settings or {}), **more}
         config = resolve(given)  # so that what is wrong whatever the data is refused before data is opened
         asked_for(config)
         self.world = read_world(os.environ, torch.cuda.device_count())
@@ -88,6 +88,7 @@ class Trainer:
             try:
                 with Watch(self.world, self.config) as self.watch:
                     agree(self.config, self.dataset.fingerprint)
+                    self.config = as_begun(self.config, self.given, self.dataset.vocabulary)
                     self.set_up()
                     try:
                         return self.loop()

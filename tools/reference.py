@@ -20,6 +20,7 @@ from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 from tools.blocks import Block, main
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
+LARGER, NAMED = "124m", {"size", "out"}  # a size beside tiny; settings that tell which one it is
 COUNTS = ("", " K", " M", " B", " T")
 
 
@@ -42,7 +43,8 @@ def sizes_brief() -> str:
 def sizes_whole() -> str:
     """Every derived value of every size."""
     shape = ["dim", "depth", "heads", "kv_heads", "head_dim", "ffn", "context", "tied"]
-    recipe = ["tokens", "global_batch_tokens", "steps", "warmup_steps", "learning_rate", "micro_batch", "rope_theta"]
+    recipe = ["tokens", "global_batch_tokens", "steps", "warmup_steps", "optimizer", "learning_rate", "micro_batch"]
+    recipe += ["rope_theta"]
     named = resolved()
     first = [[f"`{name}`", text(parameters(c)), *(text(getattr(c, key)) for key in shape)] for name, c in named.items()]
     second = [[f"`{name}`", *(text(getattr(c, key)) for key in recipe)] for name, c in named.items()]
@@ -67,12 +69,12 @@ def allowed(field: dataclasses.Field[object]) -> str:
 
 
 def default(name: str) -> str:
-    """What a setting is where nobody gives it, as `tiny` shows: a fixed value, or one that the size gives."""
+    """What a setting is where nobody gives it, as two sizes show: a fixed value, or one that the size gives."""
     fixed = getattr(Config(), name)
-    value = getattr(resolve({"size": TINY}), name)
-    if fixed == value:
+    value, other = (getattr(resolve({"size": size}), name) for size in (TINY, LARGER))
+    if fixed == value and (fixed == other or name in NAMED):
         return f"Default: {code(value)}."
-    return f"Derived from the size; for `tiny`: {code(value)}."
+    return f"Derived from the size; for `tiny`: {code(value)}" + ("." if fixed != value else f", else {code(other)}.")
 
 
 def service_settings() -> str:
@@ -120,7 +122,7 @@ def text(value: object) -> str:
     """A cell."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return f"`{value}`" if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def short(value: float, units: tuple[str, ...]) -> str:

@@ -76,7 +76,9 @@ def main() -> None:
     asked = parser.parse_args()
     say("imported")
     tokens = 8 * 2048 if asked.size == "1.3b" else 4096
-    steps = Steps({"size": asked.size, "num_tokens": 32_000, "global_batch_tokens": tokens}, World())
+    steps = Steps(
+        {"size": asked.size, "optimizer": "adamw", "num_tokens": 32_000, "global_batch_tokens": tokens}, World()
+    )
     say("model built")
     steps.speed(STEPS)
     say("compiled")

@@ -116,9 +116,9 @@ def works(asked: argparse.Namespace) -> dict[str, Row]:
     """The settings of what is measured, by name; the rest of a layout is the plan's."""
     if not GPU:
         return {"tiny": {"size": "tiny", "micro_batch": 8}}
-    small = {"size": "8b", "num_tokens": 128_256, "micro_batch": 1, "state_dtype": "bf16"}
+    small = {"size": "8b", "optimizer": "adamw", "num_tokens": 128_256, "micro_batch": 1, "state_dtype": "bf16"}
     every = {
-        "1.3b": {"size": "1.3b", "num_tokens": 32_000, "micro_batch": 8},
+        "1.3b": {"size": "1.3b", "optimizer": "adamw", "num_tokens": 32_000, "micro_batch": 8},
         "8b": small,  # on one card fp32 masters and moments would not fit: bf16 state everywhere
         "8b-fp8": {**small, "precision": "fp8"},
     }

@@ -54,7 +54,8 @@ def main() -> None:
 def rate(asked: argparse.Namespace, packing: str) -> int:
     """Tokens a second."""
     settings = {
-        "size": asked.size, "context": asked.context, "micro_batch": asked.micro_batch, "num_tokens": VOCABULARY,
+        "size": asked.size, "optimizer": "adamw",
+        "context": asked.context, "micro_batch": asked.micro_batch, "num_tokens": VOCABULARY,
         "global_batch_tokens": asked.micro_batch * asked.context, "loader": "benchmarks.gpu.packed:Documents",
         "data": 500, "packing": packing,
     }  # fmt: skip

@@ -179,7 +179,13 @@ def ours(row: Row, more: dict[str, object], batch: int) -> Callable[[Tensor, Ten
     from teragpt.profiling import Steps
 
     tokens = batch * SIZES[row.size].context
-    settings = {"size": row.size, "num_tokens": row.vocabulary, "micro_batch": batch, "global_batch_tokens": tokens}
+    settings = {
+        "size": row.size,
+        "optimizer": "adamw",
+        "num_tokens": row.vocabulary,
+        "micro_batch": batch,
+        "global_batch_tokens": tokens,
+    }
     return Steps({**settings, **more}, World()).take
 
 

@@ -72,7 +72,7 @@ def alone() -> Iterator[Row]:
 
 def settings_of(point: Row) -> Row:
     """As the trainer takes them."""
-    given = {name: value for name, value in point.items() if name != "count"}
+    given = {"optimizer": "adamw", **{name: value for name, value in point.items() if name != "count"}}
     tokens = point["micro_batch"] * point["context"] * point.get("count", 1)
     return {"num_tokens": VOCABULARY, "recompute": "none", **given, "global_batch_tokens": tokens}
 

@@ -42,7 +42,14 @@ def main() -> None:
 
 def to_step_1(asked: argparse.Namespace, out: Path) -> float:
     """Seconds to the line of step 1 of a run, which is then waited for."""
-    settings = {"size": asked.size, "out": out, "data": asked.data, "num_tokens": asked.num_tokens, "steps": 1}
+    settings = {
+        "size": asked.size,
+        "optimizer": "adamw",
+        "out": out,
+        "data": asked.data,
+        "num_tokens": asked.num_tokens,
+        "steps": 1,
+    }
     settings |= {"global_batch_tokens": 16_384, "warmup_steps": 0, "eval_sequences": 8}
     words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as empty:

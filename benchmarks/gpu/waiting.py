@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     asked = parser.parse_args()
     settings = {
-        "size": asked.size, "context": asked.context, "data": str(asked.dataset), "micro_batch": asked.micro_batch,
+        "size": asked.size, "optimizer": "adamw",
+        "context": asked.context, "data": str(asked.dataset), "micro_batch": asked.micro_batch,
         "global_batch_tokens": asked.micro_batch * asked.context,
     }  # fmt: skip
     steps = Steps(settings, World())

@@ -29,6 +29,7 @@ class Size(View):
     tokens: int = Field(description="Token budget.", examples=[2471746560])
     global_batch_tokens: int = Field(description="Tokens of a step.", examples=[262144])
     steps: int = Field(description="Optimizer steps.", examples=[9428])
+    optimizer: str = Field(description="What updates the blocks' matrices.", examples=["muon"])
     learning_rate: float = Field(description="Peak learning rate.", examples=[0.0012])
     state_bytes: int = Field(description="Bytes of training state in all.", examples=[1977397248])
 

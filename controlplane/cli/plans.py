@@ -368,6 +368,7 @@ def summary(plan: dict[str, Any]) -> dict[str, str]:
         "size": plan["size"],
         "parameters": f"{run['parameters']:,} with a vocabulary of {config['num_tokens']:,}",
         "trains on": f"{run['tokens']:,} tokens: {run['steps']:,} steps of {config['global_batch_tokens']:,}",
+        "optimizer": f"{config['optimizer']}, learning rate {config['learning_rate']:g}",
         "layout": f"{output.count(run['nodes'], 'node')} of {output.count(run['processes_per_node'], 'rank')}: {node}",
         "state": f"{output.size(state['total'])} on the fullest rank: {kinds}",
         **predicted(run.get("planned", {})),

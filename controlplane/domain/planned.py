@@ -66,7 +66,7 @@ def _cluster(spec: RunSpec, kind: Device, layout: Layout) -> Cluster:
 def _settings(spec: RunSpec, config: Config) -> dict[str, Any]:
     """What was given of the trainer's, as far as a plan depends on it."""
     settings = {name: value for name, value in spec.train.items() if name not in ELSEWHERE}
-    settings |= {"size": spec.size, "num_tokens": config.num_tokens}
+    settings |= {"size": spec.size, "num_tokens": config.num_tokens, "optimizer": config.optimizer}
     if spec.checkpoint.every_steps is not None:
         settings["checkpoint_every"] = spec.checkpoint.every_steps
     return settings

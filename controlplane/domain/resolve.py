@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.layout import Layout, Machine, layout_on_cluster, layout_on_machine
@@ -37,6 +37,22 @@ LISTS = ("claims", "command", "left_open")
 ON_ANY: tuple[Kind, ...] = ("Job",)  # what every Kubernetes cluster has: taken where it could not be asked yet
 
 
+class Start(NamedTuple):
+    """What a run begins from: the `folder` of its checkpoint, and the `optimizer` that made it, empty where unknown."""
+
+    folder: str = ""
+    optimizer: str = ""
+
+    @classmethod
+    def of(cls, resolved: Mapping[str, Any], folder: str) -> Start:
+        """From the checkpoint in `folder` of a run that is `resolved`, as the store keeps it."""
+        known = "optimizer" not in resolved.get("left_open", ())
+        return cls(folder, resolved["config"].get("optimizer", Config.optimizer) if known else "")
+
+
+ANEW = Start()
+
+
 @dataclass(frozen=True)
 class ResolvedRun:
     """A run with nothing left open. `state_bytes` are those of the fullest rank, by kind.
@@ -45,8 +61,9 @@ class ResolvedRun:
     mounted into each. `kind` and `namespace` (empty: the cluster's own) are those of its objects for all its life: what
     is created again must be the same object. So is `cluster`, one of the further ones (empty: the installation's own).
     `secrets` are the variables that come from one; `command` is what pods run that do not train; `left_open` are
-    settings that only the trainer can know, since only pods see the data: `config` holds a guess. `planned` is what the
-    planner says of it, empty without known GPUs. Fields with a default may be absent in what an older version stored.
+    settings that only the trainer can know, which sees data and checkpoints: `config` holds a guess. `planned` is what
+    the planner says of it, empty without known GPUs. Fields with a default may be absent in what an older version
+    stored.
     """
 
     config: dict[str, Any]
@@ -114,7 +131,7 @@ def lay_out(
     out: str,
     *,
     vocabulary: int | None = None,
-    start_from: str = "",
+    start: Start = ANEW,
     shared_folders: bool = True,
     kinds: Sequence[Kind] = ("PyTorchJob",),
     kind: Kind | Literal["auto"] = "auto",
@@ -124,17 +141,18 @@ def lay_out(
     """The run that `spec` describes on `machine`, whether it fits there or not (`layout.misfits` says).
 
     Its run folder is `out` unless the spec names one. `shared_folders` where pods see this machine's files; elsewhere
-    `out` and `start_from` are addresses as `controlplane.domain.storage` knows them, and an empty `out` means that the
-    spec must name one. `kinds` of objects can be made, the best one first; `kind` is the installation's wish, the
-    spec's own goes first. `namespaces` are those that runs may live in, on the further `cluster` where that is named.
+    `out` and what it starts from are addresses as `controlplane.domain.storage` knows them, and an empty `out` means
+    that the spec must name one. `kinds` of objects can be made, the best one first; `kind` is the installation's wish,
+    the spec's own goes first. `namespaces` are those that runs may live in, on the further `cluster` if one is named.
     Raises InvalidSpec with a pointer to every field that cannot be used.
     """
     problems = list(unhonoured(spec)) if shared_folders else []
-    places = _places(spec, out, start_from, problems, shared_folders=shared_folders)
+    places = _places(spec, out, start.folder, problems, shared_folders=shared_folders)
     chosen = _kind(spec, kinds, kind, problems)
     if not shared_folders:
         problems += _elsewhere(spec, namespaces)
-    config = _config(spec, _folders(spec, places, problems), vocabulary, problems)
+    before = {"optimizer": start.optimizer} if start.optimizer else {}
+    config = _config(spec, {**before, **spec.train, **_folders(spec, places, problems)}, vocabulary, problems)
     if problems or config is None:
         raise InvalidSpec(problems)
     layout, plan = on_gpus(spec, config, machine, layout_on_machine if shared_folders else layout_on_cluster)
@@ -164,8 +182,16 @@ def lay_out(
         pod_overrides=spec.pod_overrides,
         ttl_after_finish_s=spec.limits.ttl_after_finish_s,
         planned=told(plan),
-        left_open=() if shared_folders or not spec.data.uris or spec.train.keys() & READS else ("num_tokens",),
+        left_open=tuple(_left_open(spec, config, start, shared_folders=shared_folders)),
     )
+
+
+def _left_open(spec: RunSpec, config: Config, start: Start, *, shared_folders: bool) -> Iterator[str]:
+    """What only the trainer can know: the vocabulary of data, the optimizer of checkpoints that it alone reads."""
+    if not shared_folders and spec.data.uris and not spec.train.keys() & READS:
+        yield "num_tokens"
+    if (config.start_from or spec.checkpoint.uri) and not start.optimizer and "optimizer" not in spec.train:
+        yield "optimizer"
 
 
 def unhonoured(spec: RunSpec) -> Iterator[Problem]:
@@ -256,11 +282,9 @@ def _folders(spec: RunSpec, places: Mapping[str, Place], problems: list[Problem]
     return {**folders, "data": mixture}
 
 
-def _config(
-    spec: RunSpec, folders: Mapping[str, str], vocabulary: int | None, problems: list[Problem]
-) -> Config | None:
+def _config(spec: RunSpec, given: Mapping[str, Any], vocabulary: int | None, problems: list[Problem]) -> Config | None:
     """The trainer's configuration; what is wrong with it is added to `problems`."""
-    settings: dict[str, Any] = {"size": spec.size, **spec.train, **folders}
+    settings: dict[str, Any] = {"size": spec.size, **given}
     if spec.checkpoint.every_steps is not None:
         settings["checkpoint_every"] = spec.checkpoint.every_steps
     try:
@@ -314,5 +338,6 @@ SHOWN = (
     "tokens",
     "global_batch_tokens",
     "steps",
+    "optimizer",
     "learning_rate",
 )

@@ -12,6 +12,7 @@ from controlplane.clusters.base import Cluster, Kind
 from controlplane.domain.defaults import RunDefaults
 from controlplane.domain.destinations import Destination
 from controlplane.domain.laid_out import LaidOut
+from controlplane.domain.resolve import Start
 from controlplane.domain.retention import Retention
 from controlplane.services.pace import Pace
 from controlplane.store.store import Store
@@ -60,7 +61,7 @@ class Context:
     clock: Callable[[], float] = time.time
     gpu_price: float = 0.0  # money for an hour of one; 0: unknown
     further: Mapping[str, Place] = field(default_factory=dict[str, Place])
-    laid_out: dict[tuple[str, str], LaidOut] = field(default_factory=dict[tuple[str, str], LaidOut], compare=False)
+    laid_out: dict[tuple[str, Start], LaidOut] = field(default_factory=dict[tuple[str, Start], LaidOut], compare=False)
     reporters: dict[str, Reporter] = field(default_factory=dict[str, "Reporter"], compare=False)
     pace: Pace = field(default_factory=Pace, compare=False)
 

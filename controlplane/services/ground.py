@@ -16,7 +16,7 @@ from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.laid_out import LaidOut
 from controlplane.domain.layout import misfits
 from controlplane.domain.planned import priced, too_large
-from controlplane.domain.resolve import ResolvedRun, lay_out
+from controlplane.domain.resolve import ANEW, ResolvedRun, Start, lay_out
 from controlplane.domain.spec import RunSpec
 from controlplane.domain.storage import within
 from controlplane.services.context import Context
@@ -43,15 +43,15 @@ def storage_of(context: Context) -> str:
     return context.storage or (str(context.home / "runs") if context.cluster.traits().shared_folders else "")
 
 
-def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> tuple[ResolvedRun, list[Problem]]:
+def laid_out(context: Context, spec: RunSpec, run_id: str, start: Start = ANEW) -> tuple[ResolvedRun, list[Problem]]:
     """The run that the spec describes, and why it can never run here, where it cannot. Raises InvalidSpec.
 
     What was found less than `FRESH_S` ago for a spec that differs in its name alone holds for this one too.
     """
-    asked = _asked(spec, start_from)
+    asked = _asked(spec, start)
     found = _fresh(context, asked)
     if found is None:
-        found = _looked_at(context, spec, run_id, start_from)
+        found = _looked_at(context, spec, run_id, start)
         if len(context.laid_out) >= MOST_REMEMBERED:
             context.laid_out.clear()
         context.laid_out[asked] = found
@@ -60,40 +60,40 @@ def laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str = "")
 
 def remembered(context: Context, spec: RunSpec, run_id: str) -> ResolvedRun | None:
     """As `fitting`, where that is known already and asks nobody; else None."""
-    found = _fresh(context, _asked(spec, ""))
+    found = _fresh(context, _asked(spec, ANEW))
     return found.of(run_id) if found and not found.problems else None
 
 
-def _asked(spec: RunSpec, start_from: str) -> tuple[str, str]:
-    return spec.model_dump_json(exclude={"name", "notes", "pinned"}, exclude_unset=True), start_from
+def _asked(spec: RunSpec, start: Start) -> tuple[str, Start]:
+    return spec.model_dump_json(exclude={"name", "notes", "pinned"}, exclude_unset=True), start
 
 
-def _fresh(context: Context, asked: tuple[str, str]) -> LaidOut | None:
+def _fresh(context: Context, asked: tuple[str, Start]) -> LaidOut | None:
     found = context.laid_out.get(asked)
     return found if found and time.monotonic() - found.since < FRESH_S else None
 
 
-def _looked_at(context: Context, spec: RunSpec, run_id: str, start_from: str) -> LaidOut:
+def _looked_at(context: Context, spec: RunSpec, run_id: str, start: Start) -> LaidOut:
     """The spec on its cluster as that is now; of nodes that nobody asked for, one, where only one can write."""
     since = time.monotonic()
     spec = context.defaults.under(spec)
     context = context.at(known(context, spec.compute.cluster))
-    run, problems = _laid_out(context, spec, run_id, start_from)
+    run, problems = _laid_out(context, spec, run_id, start)
     if spec.compute.nodes is None and any(problem.code == NOT_SHARED for problem in problems):
         alone = spec.model_copy(update={"compute": spec.compute.model_copy(update={"nodes": 1})})
-        run, problems = _laid_out(context, alone, run_id, start_from)
+        run, problems = _laid_out(context, alone, run_id, start)
     storage = "" if spec.checkpoint.uri else storage_of(context)
     return LaidOut(run, tuple(problems), storage, context.cluster.traits().shared_folders, since)
 
 
-def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> tuple[ResolvedRun, list[Problem]]:
+def _laid_out(context: Context, spec: RunSpec, run_id: str, start: Start) -> tuple[ResolvedRun, list[Problem]]:
     traits, machine, storage = context.cluster.traits(), capacity_of(context), storage_of(context)
     run = lay_out(
         spec,
         machine,
         within(storage, run_id) if storage else "",
         vocabulary=vocabulary_of(spec) if traits.shared_folders else None,
-        start_from=start_from,
+        start=start,
         shared_folders=traits.shared_folders,
         kinds=traits.kinds,
         kind=context.kind,
@@ -112,9 +112,9 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start_from: str) -> 
     ]
 
 
-def fitting(context: Context, spec: RunSpec, run_id: str, start_from: str = "") -> ResolvedRun:
+def fitting(context: Context, spec: RunSpec, run_id: str, start: Start = ANEW) -> ResolvedRun:
     """As `laid_out`. Raises InvalidSpec also for what can never run here."""
-    run, problems = laid_out(context, spec, run_id, start_from)
+    run, problems = laid_out(context, spec, run_id, start)
     if problems:
         raise InvalidSpec(problems)
     return run

@@ -83,7 +83,7 @@ def sizes() -> list[dict[str, Any]]:
 def plan(context: Context, spec: RunSpec) -> Plan:
     """The layout and exact bytes of state, whether it fits or not. Raises InvalidSpec for what no machine takes."""
     before = runs.upstream(context, spec)
-    resolved, problems = laid_out(context, spec, "run_preview", before.folder if before else "")
+    resolved, problems = laid_out(context, spec, "run_preview", runs.start_of(before))
     if before:
         problems += does_not_fit(resolved, before.resolved)
     machine = capacity_of(context.at(resolved.cluster))

@@ -20,7 +20,7 @@ from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.preparations import PreparationSpec
 from controlplane.domain.queues import DEFAULT_QUEUE
-from controlplane.domain.resolve import ResolvedRun
+from controlplane.domain.resolve import ANEW, ResolvedRun, Start
 from controlplane.domain.spec import RunSpec, parse_spec, short
 from controlplane.faults import fault
 from controlplane.runfolder import last_checkpoint
@@ -177,10 +177,10 @@ class Asker:
 
 def request_of(context: Context, spec: RunSpec, asker: Asker, retried: RunView | None = None) -> Request:
     """Everything of the new run that can be known before it is stored. Raises InvalidSpec."""
-    run_id, start_from = new_run_id(), _start_from(retried) if retried else ""
-    own = retried is not None and start_from == retried.folder
+    run_id, start = new_run_id(), Start.of(retried.resolved, _start_from(retried)) if retried else ANEW
+    own = retried is not None and start.folder == retried.folder
     before = None if own else upstream(context, spec)
-    resolved = fitting(context, spec, run_id, before.folder if before else start_from)
+    resolved = fitting(context, spec, run_id, start_of(before) if before else start)
     if before:
         spec = spec.model_copy(update={"after": before.id})
         if problems := list(does_not_fit(resolved, before.resolved)):
@@ -270,6 +270,11 @@ def upstream(context: Context, spec: RunSpec) -> RunView | None:
     if problems := list(cannot_follow(spec, found.name, found.phase, found.task)):
         raise InvalidSpec(problems)
     return found
+
+
+def start_of(before: RunView | None) -> Start:
+    """What a run that comes after another begins from."""
+    return Start.of(before.resolved, before.folder) if before else ANEW
 
 
 def _start_from(retried: RunView) -> str:

@@ -108,6 +108,7 @@ class Plan:
         stages = self.best.cut.stages
         return {
             "size": self.config.size,
+            "optimizer": self.config.optimizer,
             "gpu": self.cluster.device.name,
             "gpus": self.cluster.gpus,
             "gpus_used": stages.ranks,

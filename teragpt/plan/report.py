@@ -23,6 +23,7 @@ def table(plan: Plan) -> list[Row]:
     return [
         ("size", f"{model(config)}: {count(config.shape.parameters(config.num_tokens))} parameters"),
         ("trains on", f"{count(whole.tokens)} tokens: {whole.steps:,} steps of {config.global_batch_tokens:,}"),
+        ("optimizer", f"{config.optimizer}, learning rate {config.learning_rate:g}"),
         ("GPUs", f"{stages.ranks:,} x {cluster.device.label}, {cluster.per_node} a node, {cluster.network.name}{idle}"),
         ("layout", f"{stages}"),
         ("micro-batches", f"{cut.count:,} of {cut.micro_batch}, recompute {cut.recomputed}, {plan.precision}"),

@@ -25,6 +25,9 @@ CELLS = [
     Cell(4, {"dp_replicate": 2}, {"optimizer": "muon"}),
     Cell(4, {"tp": 2}, {"optimizer": "muon"}),
     Cell(4, {"cp": 2}, {"optimizer": "muon"}),
+    Cell(2, {"pp": 2}, {"optimizer": "muon"}),
+    Cell(4, {"pp": 2}, {"optimizer": "muon"}),
+    Cell(4, {"pp": 2, "tp": 2}, {"optimizer": "muon"}),
 ]
 
 
@@ -95,11 +98,14 @@ def test_a_run_goes_on_on_another_mesh_and_not_with_another_optimizer(tmp_path: 
     out = tmp_path / "run"
     code, first = ranks.train({**settings, "out": out, "steps": 4}, 2)
     assert code == 0, first
-    code, output = ranks.train({"out": out, "steps": 8})
+    code, output = ranks.train({"out": out, "optimizer": "adamw", "steps": 8})
     assert code == 2
     assert "optimizer: got 'adamw'; allowed: 'muon', as in the checkpoint" in output
-    code, second = ranks.train({**settings, "out": out}, 3)
+    code, second = ranks.train(
+        {name: value for name, value in {**settings, "out": out}.items() if name != "optimizer"}, 3
+    )
     assert code == 0, second
+    assert "optimizer muon, as in the checkpoint that it goes on from" in second
     expected, got = ranks.curve(whole), ranks.curve(first + second)
     assert got.keys() == expected.keys()
     assert all(abs(float(got[step]) - float(expected[step])) <= 2e-3 for step in got)

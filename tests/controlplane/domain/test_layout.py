@@ -7,7 +7,7 @@ import pytest
 
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.layout import Layout
-from controlplane.domain.resolve import ResolvedRun
+from controlplane.domain.resolve import ResolvedRun, Start
 from controlplane.domain.spec import parse_spec
 from tests.controlplane.domain.resolving import resolve
 
@@ -121,7 +121,7 @@ def test_folders_become_claims_and_paths_in_the_pods() -> None:
 def test_a_retry_names_the_old_run_by_its_address_or_by_its_path() -> None:
     spec = parse_spec({"size": "tiny"})
     for start in ("pvc://old/run", "/mnt/teragpt/old/run"):
-        run = resolve(spec, Nodes(), "s3://bucket/new", start_from=start, shared_folders=False)
+        run = resolve(spec, Nodes(), "s3://bucket/new", start=Start(start), shared_folders=False)
         assert run.config["start_from"] == "/mnt/teragpt/old/run"
         assert (run.claims, run.folder, run.config["out"]) == (("old",), "s3://bucket/new", "s3://bucket/new")
 

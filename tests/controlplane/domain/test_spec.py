@@ -403,5 +403,10 @@ def test_a_dataset_brings_its_vocabulary() -> None:
 def test_the_table_of_sizes_lists_every_size_with_what_it_derives() -> None:
     rows = {row["name"]: row for row in sizes()}
     assert list(rows) == list(SIZES)
-    assert rows["175b"]["state_bytes"] == 16 * rows["175b"]["parameters"]
+    assert (rows["tiny"]["optimizer"], rows["175b"]["optimizer"]) == ("adamw", "muon")
+    embeddings = (
+        2 * rows["175b"]["num_tokens"] * rows["175b"]["dim"]
+    )  # AdamW's, two moments; one of the blocks' matrices
+    vectors = 96 * (2 * 12288 + 2 * 128) + 12288
+    assert rows["175b"]["state_bytes"] == 12 * rows["175b"]["parameters"] + 4 * (embeddings + vectors)
     assert rows["tiny"]["steps"] > 0

@@ -121,7 +121,7 @@ def rate(shape: dict[str, int], row: Row, calibration: Calibration, precision: s
     """Tokens/s of a GPU that the planner says of a model of this shape, sharded over all GPUs."""
     batch = row.tokens * row.micro_batch * row.count * row.gpus
     given = {**shape, "context": row.tokens, "global_batch_tokens": batch, "precision": precision, "steps": 100}
-    config = resolve({"size": "1.3b", "tied": False, **given})
+    config = resolve({"size": "1.3b", "optimizer": "adamw", "tied": False, **given})
     card = device(row.card)
     cluster = Cluster(card, row.gpus, card.per_node, LINKS[card.network])
     cut = Cut(Layout(1, 1, row.gpus, 1, 1), row.micro_batch, row.count, row.recompute)
@@ -160,7 +160,7 @@ def titan() -> list[float]:
         batch = int(tokens) * int(micro_batch) * int(count) * stages.data_ranks
         given = {"context": int(tokens), "global_batch_tokens": batch, "num_tokens": 128_256, "precision": precision}
         clock = Clock(
-            resolve({"size": "8b", "steps": 100, **shape, **given}),
+            resolve({"size": "8b", "optimizer": "adamw", "steps": 100, **shape, **given}),
             Cluster(card, stages.ranks, card.per_node, LINKS["ib-ndr"]),
             Speed(card, shipped(), device("h100")),
         )
@@ -207,7 +207,7 @@ def nemo() -> list[float]:
         shape = dict(zip(("dim", "depth", "heads", "kv_heads", "ffn", "num_tokens"), NAMED[name], strict=True))
         given = {"context": tokens, "global_batch_tokens": sequences * tokens, "precision": "fp8", "steps": 100}
         clock = Clock(
-            resolve({"size": "8b", **shape, **given}),
+            resolve({"size": "8b", "optimizer": "adamw", **shape, **given}),
             Cluster(card, gpus, card.per_node, LINKS["ib-ndr"]),
             Speed(card, shipped(), card),
         )

@@ -154,12 +154,12 @@ def shown_of(fitting: dict[int, list[Option]]) -> list[Option]:
 
 
 def by_the_rule(fitting: dict[int, list[Option]]) -> Option | None:
-    """From the largest number of GPUs down, the simplest of what is within 1% of its quickest and beats the best."""
+    """From the largest number of GPUs down, the simplest of what is within `NEAR` of its quickest, and quicker."""
     best: Option | None = None
     for number in sorted(fitting, reverse=True):
         within = [one for one in fitting[number] if best is None or one.seconds < best.seconds]
         least = min((one.seconds for one in within), default=0.0)
-        best = min((one for one in within if one.seconds <= least * 1.01), key=mesh_and_seconds, default=best)
+        best = min((one for one in within if one.seconds <= least * (1 + NEAR)), key=mesh_and_seconds, default=best)
     return best
 
 
