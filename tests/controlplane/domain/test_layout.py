@@ -126,6 +126,22 @@ def test_a_retry_names_the_old_run_by_its_address_or_by_its_path() -> None:
         assert (run.claims, run.folder, run.config["out"]) == (("old",), "s3://bucket/new", "s3://bucket/new")
 
 
+def test_a_run_begins_with_the_optimizer_of_its_checkpoint_which_the_trainer_looks_at_where_it_is_not_known() -> None:
+    old = resolve(parse_spec({"size": "124m", "train": {"optimizer": "adamw"}}), Nodes(), OUT, shared_folders=False)
+
+    def begun(start: Start, **train: Any) -> ResolvedRun:
+        spec = parse_spec({"size": "124m", "train": train})
+        return resolve(spec, Nodes(), "s3://bucket/new", start=start, shared_folders=False)
+
+    known = begun(Start.of(old.to_json(), old.folder))
+    assert (known.config["optimizer"], known.left_open) == ("adamw", ())
+    unknown = begun(Start(old.folder))
+    assert (unknown.config["optimizer"], unknown.left_open) == ("muon", ("optimizer",))
+    assert Start.of(unknown.to_json(), unknown.folder).optimizer == ""
+    given = begun(Start.of(old.to_json(), old.folder), optimizer="muon")
+    assert (given.config["optimizer"], given.left_open) == ("muon", ())
+
+
 def test_folders_of_this_machine_mean_nothing_on_a_cluster() -> None:
     problems = refused(data={"uri": "/data"}, checkpoint={"uri": "/runs"}, train={"start_from": "/old"})
     assert problems.keys() == {"/data/uri", "/checkpoint/uri", "/train/start_from"}
