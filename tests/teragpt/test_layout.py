@@ -149,10 +149,11 @@ def test_a_mesh_that_cannot_be_is_refused_by_its_setting(count: int, given: dict
 @pytest.mark.parametrize(
     ("settings", "count", "advice"),
     [
-        ({"size": "13b"}, 1, "dp_shard 4 on 4 ranks"),
-        ({"size": "13b", "dp_replicate": 8}, 16, "dp_replicate 4, which takes 55.3 GiB"),
-        ({"size": "13b", "dp_replicate": 4, "tp": 2}, 8, "dp_replicate 2, which takes 50.9 GiB"),
-        ({"size": "175b", "tp": 8}, 8, "dp_shard 8, tp 8 on 64 ranks"),
+        ({"size": "13b"}, 1, "dp_shard 2 on 2 ranks"),
+        ({"size": "13b", "optimizer": "adamw"}, 1, "dp_shard 4 on 4 ranks"),
+        ({"size": "13b", "optimizer": "adamw", "dp_replicate": 8}, 16, "dp_replicate 4, which takes 55.3 GiB"),
+        ({"size": "13b", "optimizer": "adamw", "dp_replicate": 4, "tp": 2}, 8, "dp_replicate 2, which takes 50.9 GiB"),
+        ({"size": "175b", "optimizer": "adamw", "tp": 8}, 8, "dp_shard 8, tp 8 on 64 ranks"),
     ],
 )
 def test_more_than_a_card_has_is_refused_with_the_nearest_layout_that_fits(
@@ -197,7 +198,7 @@ class OwnModel(TeraGPT):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self.places = nn.Embedding(8, 32)
-        self.layers[1].self_attn = NoAttend(32, 2, 2, 1e-6)
+        self.layers[1].self_attn = NoAttend(32, 2, 2, 16, 1e-6)
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Without positions."""

@@ -207,12 +207,17 @@ def test_sizes_are_listed(teragpt: Teragpt) -> None:
 
 def test_a_plan_says_what_a_size_takes(teragpt: Teragpt) -> None:
     arguments = ["plan", "124m", "--processes", "2", "--set", "seed=1", "--set", "num_tokens=50304"]
+    assert (
+        dict(line.split("  ", 1) for line in teragpt(*arguments).splitlines())["optimizer"].strip().startswith("muon,")
+    )
+    arguments += ["--set", "optimizer=adamw"]
     plan = json.loads(teragpt(*arguments, "--json"))
     printed = teragpt(*arguments)
     rows = dict(line.split("  ", 1) for line in printed.splitlines())
     parameters = plan["resolved"]["parameters"]
     assert rows["parameters"].strip() == f"{parameters:,} with a vocabulary of 50,304"
     assert rows["state"].strip().startswith(f"{output.size(16 * parameters / 2)} on the fullest rank: parameters ")
+    assert rows["optimizer"].strip().startswith("adamw, learning rate ")
     assert rows["layout"].strip().startswith("1 node of 2 ranks: ")
     assert "learning_rate" not in printed
     assert "learning_rate" in teragpt(*arguments, "--all")
