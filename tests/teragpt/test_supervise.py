@@ -162,7 +162,11 @@ STACKS = (
 )
 
 
-@pytest.mark.parametrize(("first", "seen"), [(f"{TOLD} exit 143", 1), ("until test -e ready; do :; done; exit 3", 0)])
+@pytest.mark.parametrize(
+    ("first", "seen"),
+    [(f"{TOLD} exit 143", 1), ("until test -e ready; do :; done; exit 3", 0)],
+    ids=["a stop", "a failure"],  # TOLD has this process's id
+)
 def test_a_rank_that_does_not_stop_tells_where_it_stands_unless_a_peer_has_failed(
     first: str, seen: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
