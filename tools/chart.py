@@ -1,4 +1,4 @@
-"""The chart's values.yaml, values.schema.json, rules and table of values, from their one source `schema.yaml`.
+"""The chart's values.yaml, values.schema.json and table of values, from their one source `schema.yaml`.
 
 `python -m tools.chart --write` writes them, `--check` fails where one is stale.
 """
@@ -6,22 +6,31 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from controlplane.domain.defaults import RunDefaults
+from controlplane.domain.spec import RunSpec
 from tools.blocks import ROOT, Block
 
 CHART = Path("helm/teragpt")
-SOURCE, VALUES, SCHEMA, RULES, README = (
-    CHART / name for name in ("schema.yaml", "values.yaml", "values.schema.json", "files/allowed.json", "README.md")
+SOURCE, VALUES, SCHEMA, README = (
+    CHART / name for name in ("schema.yaml", "values.yaml", "values.schema.json", "README.md")
 )
 NOTE = "Written by `python -m tools.chart --write` from schema.yaml: change that."
 WIDTH = 110
+DEFS = "#/$defs/"
+NAMED = frozenset({"properties", "patternProperties"})  # whose keys are names, not words of JSON Schema
+LITERAL = frozenset({"default", "enum", "const", "required"})
+TOLD = frozenset({"title", "description", "examples", "default"})
 
 Node = dict[str, Any]
 
@@ -35,36 +44,149 @@ def source(root: Path = ROOT) -> Node:
 def schema(tree: Node) -> str:
     """values.schema.json: the source as strict JSON Schema."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": NOTE, "title": "Values of teragpt"}
-    defs = {name: plain(node) for name, node in tree["$defs"].items()}
-    return json.dumps(head | {"$defs": defs} | strict(tree), indent=2, ensure_ascii=False) + "\n"
+    body = section({key: value for key, value in tree.items() if key != "$defs"})
+    return json.dumps(head | {"$defs": definitions(tree, body)} | body, indent=1, ensure_ascii=False) + "\n"
 
 
-def strict(node: Node) -> Node:
-    """A node that takes no key which is not there, and says which are; the source's own words elsewhere.
+def section(node: Node) -> Node:
+    """A section of the values. Each of its keys has its value, as templates rely on them; null would take it away."""
+    parts = node["properties"]
+    needed = [name for name, part in parts.items() if "properties" in part or _is_plain(part.get("default"))]
+    made: Node = strict({key: value for key, value in node.items() if key != "properties"} | {"properties": {}})
+    made["properties"] = {name: section(part) if "properties" in part else strict(part) for name, part in parts.items()}
+    if "additionalProperties" not in node:
+        made["additionalProperties"] = _unknown(parts)
+    told = {"const": "whole: null takes a default away; leave the key out to keep it"}
+    missing = {"if": {"not": {"required": needed}}, "then": {"allOf": [{"required": needed}, told]}} if needed else {}
+    return made | {"type": "object"} | missing
+
+
+def strict(node: Any) -> Any:
+    """A node of JSON Schema that takes no key which is not there, and says in words what it takes.
 
     Helm shows what a constant should have been: the one place where JSON Schema lets us choose the words.
     """
-    if "properties" not in node or "default" in node:
-        return plain(node)
-    parts = {name: strict(part) for name, part in node["properties"].items()}
-    rest = {key: value for key, value in node.items() if key not in {"properties", "$defs"}}
-    told = f"left out, since there is no such key; allowed: {', '.join(parts)}"
-    return rest | {"type": "object", "additionalProperties": {"const": told}, "properties": parts}
+    if isinstance(node, list):
+        return [strict(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: value if key in LITERAL else strict(value) for key, value in node.items() if key != "allowed"}
+    for key in NAMED & node.keys():
+        made[key] = {name: strict(part) for name, part in node[key].items()}
+    if "allowed" in node:
+        made["if"] = {"type": "string", "not": {"pattern": made.pop("pattern")}}
+        made["then"] = {"const": node["allowed"]}
+    if "properties" in node and not node.get("additionalProperties"):
+        made |= {"type": node.get("type", "object"), "additionalProperties": _unknown(node["properties"])}
+    return made
 
 
-def plain(node: Node) -> Node:
-    """A node less the rule that the chart itself looks at."""
-    return {key: value for key, value in node.items() if "allowed" not in node or key not in {"pattern", "allowed"}}
+def definitions(tree: Node, body: Node) -> Node:
+    """The source's own, and what is borrowed of Kubernetes' types and of a run's body, as far as it is used."""
+    found: Node = {name: strict(node) for name, node in tree["$defs"].items()}
+    wanted = [*_references(body), *_references(found)]
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found[name] = strict(borrowed(name, {rule["pattern"]: rule["allowed"] for rule in _ruled(tree["$defs"])}))
+            wanted += _references(found[name])
+    return dict(sorted(found.items()))
 
 
-def rules(tree: Node) -> str:
-    """What the chart's template looks at: each value's pattern, and what it means in words."""
-    found: dict[str, Node] = {}
-    for path, node, _ in leaves(tree):
-        rule = tree["$defs"].get(str(node.get("$ref", "")).rpartition("/")[2], node)
-        if "allowed" in rule:
-            found[path] = {key: rule[key] for key in ("pattern", "allowed")}
-    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+def borrowed(name: str, words: dict[str, str]) -> Node:
+    """A type of Kubernetes (`kubernetes.`, `templated.`) or of a run's body (`run.`), by its short name."""
+    family, _, kind = name.partition(".")
+    if family == "run":
+        made: Node = _of_pydantic(_runs()[kind], words)
+        return made
+    if kind == "Quantity":
+        return {"type": ["string", "number"]} if family == "templated" else {"$ref": f"{DEFS}quantity"}
+    if kind == "IntOrString":
+        return {"type": ["string", "integer"]}
+    return _of_kubernetes(_kubernetes()[kind], family)
+
+
+def _of_kubernetes(node: Node, family: str) -> Node:
+    made: Node = {key: node[key] for key in ("type", "required", "enum") if key in node}
+    if family == "templated" and {"integer", "boolean"} & {*made.get("type", ())}:
+        made["type"] = ["string", *made["type"]]
+    if "$ref" in node:
+        return {"$ref": f"{DEFS}{family}.{node['$ref'].rpartition('.')[2]}"}
+    for key in ("items", "additionalProperties"):
+        if node.get(key):
+            made[key] = _of_kubernetes(node[key], family)
+    if "properties" in node:
+        made["properties"] = {name: _of_kubernetes(part, family) for name, part in node["properties"].items()}
+    return made
+
+
+def _of_pydantic(node: Any, words: dict[str, str]) -> Any:
+    if isinstance(node, list):
+        return [_of_pydantic(part, words) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if "anyOf" in node:  # a type, or null: left out
+        others = [part for part in node["anyOf"] if part != {"type": "null"}]
+        return _of_pydantic(others[0], words) if len(others) == 1 else {"type": [part["type"] for part in others]}
+    if "$ref" in node:
+        return {"$ref": f"{DEFS}run.{node['$ref'].rpartition('/')[2]}"}
+    made = {key: _of_pydantic(value, words) for key, value in node.items() if key not in {*TOLD, *NAMED}}
+    for key in NAMED & node.keys():
+        made[key] = {name: _of_pydantic(part, words) for name, part in node[key].items()}
+    if "patternProperties" in made:
+        return {"$ref": f"{DEFS}labels"}
+    if "pattern" in made:
+        made |= (
+            {"allowed": words[made["pattern"]]}
+            if made["pattern"] in words
+            else {"pattern": _within_go(made["pattern"])}
+        )
+    return made
+
+
+def _within_go(pattern: str) -> str:
+    """Helm's regular expressions count to a thousand."""
+    return re.sub(r"\{(\d+),\d{4,}\}", r"{\1,}", pattern)
+
+
+@cache
+def _kubernetes() -> Node:
+    """The newest Kubernetes' types by their short names, those of pods before others."""
+    folder = files("kubernetes_validate") / "kubernetes-json-schema"
+    newest = max(int(path.name.split(".")[1]) for path in folder.iterdir() if path.name.startswith("v1."))
+    every = json.loads((folder / f"v1.{newest}.0-local-strict/_definitions.json").read_text("utf-8"))["$defs"]
+    groups = ("io.k8s.apimachinery.", "io.k8s.api.networking.v1.", "io.k8s.api.core.v1.")
+    return {name.rpartition(".")[2]: every[name] for group in groups for name in every if name.startswith(group)}
+
+
+@cache
+def _runs() -> Node:
+    body: Node = RunSpec.model_json_schema()
+    found: Node = RunDefaults.model_json_schema()["$defs"]
+    return {**found, **body.pop("$defs"), "RunSpec": body}
+
+
+def _unknown(parts: Node) -> Node:
+    return {"const": f"left out, since there is no such key; allowed: {', '.join(parts)}"}
+
+
+def _is_plain(default: object) -> bool:
+    return isinstance(default, str | int | float)
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"].removeprefix(DEFS)
+        for part in node.values():
+            yield from _references(part)
+    elif isinstance(node, list):
+        for part in node:
+            yield from _references(part)
+
+
+def _ruled(definitions: Node) -> Iterator[Node]:
+    yield from (node for node in definitions.values() if "allowed" in node)
 
 
 def values(tree: Node) -> str:
@@ -119,7 +241,7 @@ def texts(root: Path = ROOT) -> dict[Path, str]:
     """What the files should hold."""
     tree = source(root)
     page = Block(str(README), "values", table(tree)).applied((root / README).read_text("utf-8"))
-    return {VALUES: values(tree), SCHEMA: schema(tree), RULES: rules(tree), README: page}
+    return {VALUES: values(tree), SCHEMA: schema(tree), README: page}
 
 
 def main(arguments: list[str]) -> int:

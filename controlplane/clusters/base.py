@@ -267,8 +267,11 @@ class Cluster(Protocol):
         """
         ...
 
-    def checks(self) -> list[Check]:
-        """Everything that runs need of the cluster, looked at now. Raises nothing: what fails is a check."""
+    def checks(self, claim: str = "") -> list[Check]:
+        """Everything that runs need of the cluster, looked at now; `claim` is the one that they write to, if any.
+
+        Raises nothing: what fails is a check.
+        """
         ...
 
     def watch(self, wake: Callable[[], None]) -> None:

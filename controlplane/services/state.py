@@ -12,6 +12,7 @@ from controlplane.clusters.decisions import DECISIONS
 from controlplane.clusters.watches import RESTARTS
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import Phase
+from controlplane.domain.storage import BadStorage, place_of
 from controlplane.services.context import Context
 from controlplane.services.ground import capacity_of, storage_of
 from controlplane.store.leadership import holder
@@ -58,9 +59,9 @@ def clusters(context: Context) -> list[ClusterState]:
 
 def _state(context: Context) -> ClusterState:
     cluster, traits = context.cluster, context.cluster.traits()
-    checks = cluster.checks()
-    kinds: list[Kind] = sorted(traits.kinds, key=lambda kind: kind != context.kind)  # stable: the best of the others
     storage = storage_of(context)
+    checks = cluster.checks(_claim(storage) or "")
+    kinds: list[Kind] = sorted(traits.kinds, key=lambda kind: kind != context.kind)  # stable: the best of the others
     if not storage:
         mend = "set --storage (TERAGPT_STORAGE), or give each run a checkpoint.uri"
         checks.append(Check("storage", ok=False, detail="runs without a checkpoint.uri have no place", mend=mend))
@@ -74,6 +75,13 @@ def _state(context: Context) -> ClusterState:
         capacity=capacity_of(context),
         checks=checks,
     )
+
+
+def _claim(storage: str) -> str | None:
+    try:
+        return place_of(storage, shared_folders=False).claim
+    except BadStorage:
+        return None
 
 
 def runs_by_phase(context: Context) -> dict[str, int]:

@@ -301,7 +301,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
     schema = yaml.safe_load((CHART / "schema.yaml").read_text("utf-8"))["properties"]["settings"]["properties"]
     assert schema.keys() <= camel, "values that are no settings"
     defaults = {"labels": {"team": "lm"}}
-    numbers = dict.fromkeys(schema, 4096) | {"leaseS": 5, "databaseConnections": 32, "logPieceBytes": 65_536}
+    numbers = {name: node.get("maximum") for name, node in schema.items()}
     chosen = {
         "settings": numbers | {"logLevel": "debug", "gpuQuotas": "team-a=8,team-b=16"},
         "runs": {"queue": "q", "defaults": defaults},
@@ -393,7 +393,7 @@ def test_an_upgrade_is_rehearsed_on_a_copy_of_the_store() -> None:
     [
         {"upgrade": {"rehearse": False}},
         {"database": {"existingSecret": "database"}, "auth": {"existingSecret": "access"}},
-        {"store": {"accessModes": ["ReadWriteOncePod"]}},
+        {"store": {"accessModes": ["ReadWriteOncePod"]}, "test": {"enabled": False}},
     ],
 )
 def test_and_is_not_where_it_cannot_or_need_not_be(case: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from controlplane.render.models import MANAGED_BY
 
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 UNPULLED = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+UNBOUND = {"FailedBinding", "ProvisioningFailed", "ClaimLost", "ClaimMisbound"}
 NAME = "kubernetes.default.svc"  # that every cluster's DNS knows
 OPERATORS: dict[Kind, str] = {"PyTorchJob": "training-operator", "TrainJob": "kubeflow-trainer-controller-manager"}
 NEEDED: tuple[tuple[str, Resource, str, str], ...] = (
@@ -39,8 +40,8 @@ NEEDED: tuple[tuple[str, Resource, str, str], ...] = (
 )
 
 
-def look(connection: Connection, wanted: str) -> list[Check]:
-    """All checks; where the server does not answer, that one alone."""
+def look(connection: Connection, wanted: str, claim: str = "") -> list[Check]:
+    """All checks; where the server does not answer, that one alone. `claim` is the one that runs write to, if any."""
     server = _guarded("api server", partial(_server, connection))
     if not all(check.ok for check in server):
         return server
@@ -50,6 +51,7 @@ def look(connection: Connection, wanted: str) -> list[Check]:
         ("permissions", partial(_permissions, connection, wanted)),
         ("operators", partial(_operators, connection)),
         ("storage", partial(_storage, connection)),
+        ("claim", partial(_claim, connection, claim)),
         ("nodes", partial(_nodes, connection)),
         ("dns", _names),
         ("images", partial(_images, connection)),
@@ -128,6 +130,42 @@ def _storage(connection: Connection) -> Iterator[Check]:
         yield Check("claims", ok=True, detail=detail, mend=mend)
     if may(connection, "list", STORAGE_CLASSES, everywhere=True):
         yield _classes(connection.call("GET", STORAGE_CLASSES.path()).get("items") or ())
+
+
+def _claim(connection: Connection, name: str) -> Iterator[Check]:
+    """Whether runs can write to their claim, as far as the account sees: no other right tells it of a missing class."""
+    if not name or not may(connection, "get", CLAIMS):
+        return
+    namespace = connection.namespace
+    try:
+        found = connection.call("GET", CLAIMS.path(namespace, name))
+    except Refused as error:
+        if error.status != 404:
+            raise
+        mend = "Make it, or name one that is there in runs.storage (TERAGPT_STORAGE)."
+        yield Check(f"claim {name}", ok=False, detail=f"there is none in {namespace}", mend=mend)
+        return
+    phase, spec = (found.get("status") or {}).get("phase"), found.get("spec") or {}
+    modes = f"{', '.join(spec.get('accessModes') or ())}; {spec.get('storageClassName') or 'no StorageClass'}"
+    if phase == "Bound":
+        yield Check(f"claim {name}", ok=True, detail=f"bound: {modes}")
+        return
+    reason, said = _last_event(connection, name)
+    ok = bool(spec.get("storageClassName")) and phase == "Pending" and reason not in UNBOUND
+    mend = (
+        ""
+        if ok
+        else "Mark a StorageClass as the default, or name one in store.storageClass and runs.storage.storageClass."
+    )
+    yield Check(f"claim {name}", ok=ok, detail=f"{phase}: {modes}{f'; {said}' if said else ''}", mend=mend)
+
+
+def _last_event(connection: Connection, claim: str) -> tuple[str, str]:
+    """The reason and the words of what the cluster last said of a claim."""
+    about = {"fieldSelector": f"involvedObject.kind={CLAIMS.kind},involvedObject.name={claim}"}
+    events = connection.call("GET", EVENTS.path(connection.namespace), query=about).get("items") or []
+    last = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={})
+    return last.get("reason") or "", last.get("message") or ""
 
 
 def _classes(found: Sequence[Mapping[str, Any]]) -> Check:

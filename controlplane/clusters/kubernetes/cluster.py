@@ -226,9 +226,9 @@ class KubernetesCluster:
         """See `Cluster.admit`."""
         return self._users.admit(token, verb)
 
-    def checks(self) -> list[Check]:
+    def checks(self, claim: str = "") -> list[Check]:
         """See `Cluster.checks`."""
-        return checks.look(self._connection, self._kind)
+        return checks.look(self._connection, self._kind, claim)
 
     def watch(self, wake: Callable[[], None]) -> None:
         """See `Cluster.watch`. Without it nothing is watched and no log is kept: another process does that."""

@@ -80,10 +80,10 @@ class Namespaces:
         """See `Cluster.admit`."""
         return self._first.admit(token, verb)
 
-    def checks(self) -> list[Check]:
+    def checks(self, claim: str = "") -> list[Check]:
         """See `Cluster.checks`: the first namespace's, and what is otherwise in another."""
-        found = self._first.checks()
-        return [*found, *self._differing(found)]
+        found = self._first.checks(claim)
+        return [*found, *self._differing(found, claim)]
 
     def watch(self, wake: Callable[[], None]) -> None:
         """See `Cluster.watch`."""
@@ -102,8 +102,8 @@ class Namespaces:
         """Where it goes; the first refuses what is nobody's."""
         return self._others.get(manifest["metadata"].get("namespace", ""), self._first)
 
-    def _differing(self, known: list[Check]) -> Iterator[Check]:
+    def _differing(self, known: list[Check], claim: str) -> Iterator[Check]:
         for namespace, each in self._others.items():
-            for check in each.checks():
+            for check in each.checks(claim):
                 if check not in known:
                     yield dataclasses.replace(check, name=f"{namespace}: {check.name}")

@@ -174,8 +174,9 @@ class LocalCluster:
         del token
         return None
 
-    def checks(self) -> list[Check]:
-        """See `Cluster.checks`."""
+    def checks(self, claim: str = "") -> list[Check]:
+        """See `Cluster.checks`: there are no claims here."""
+        del claim
         there = self._machine
         return [
             Check("machine", ok=True, detail=f"{there.cpus} CPUs, {there.memory >> 30} GiB, {len(there.gpus)} GPUs")

@@ -11,8 +11,8 @@ from tests.controlplane.clusters.kubernetes.server import ApiServer, status
 from tests.controlplane.clusters.kubernetes.test_nodes import fill, node
 
 
-def checks(connection: Connection, wanted: str = "auto") -> dict[str, Check]:
-    return {check.name: check for check in look(connection, wanted)}
+def checks(connection: Connection, wanted: str = "auto", claim: str = "") -> dict[str, Check]:
+    return {check.name: check for check in look(connection, wanted, claim)}
 
 
 def deployment(server: ApiServer, name: str, ready: int) -> None:
@@ -50,6 +50,43 @@ def test_classes_of_which_none_is_the_default_are_good_for_who_names_one(
     found = checks(connection)["storage classes"]
     assert (found.ok, found.detail) == (True, "fast, slow; default: none")
     assert found.mend.startswith("Mark one as the default, or name one in store.storageClass")
+
+
+def test_the_claim_of_runs_tells_of_a_missing_class_where_classes_may_not_be_listed(
+    server: ApiServer, connection: Connection
+) -> None:
+    server.forbidden = {("list", name) for name in ("storageclasses", "persistentvolumeclaims")}
+    assert "there is none in default" in checks(connection, claim="runs")["claim runs"].detail
+    claim = {"metadata": {"name": "runs"}, "spec": {"accessModes": ["ReadWriteOnce"]}, "status": {"phase": "Pending"}}
+    server.create("/api/v1/default/persistentvolumeclaims", claim, dry=False)
+    about, said = {"kind": "PersistentVolumeClaim", "name": "runs"}, "no storage class is set"
+    event = {"metadata": {"name": "runs.1"}, "involvedObject": about, "reason": "FailedBinding", "message": said}
+    server.create("/api/v1/default/events", event, dry=False)
+    found = checks(connection, claim="runs")["claim runs"]
+    assert (found.ok, found.detail) == (False, f"Pending: ReadWriteOnce; no StorageClass; {said}")
+    assert found.mend.startswith("Mark a StorageClass as the default, or name one in store.storageClass")
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason", "ok"),
+    [
+        ("Bound", "ProvisioningSucceeded", True),
+        ("Pending", "WaitForFirstConsumer", True),
+        ("Pending", "ProvisioningFailed", False),
+        ("Lost", "ClaimLost", False),
+    ],
+)
+def test_a_claim_is_good_that_is_bound_or_waits_for_its_first_pod(
+    server: ApiServer, connection: Connection, phase: str, reason: str, ok: bool
+) -> None:
+    spec = {"accessModes": ["ReadWriteMany"], "storageClassName": "shared"}
+    raw = {"metadata": {"name": "runs"}, "spec": spec, "status": {"phase": phase}}
+    server.create("/api/v1/default/persistentvolumeclaims", raw, dry=False)
+    about = {"kind": "PersistentVolumeClaim", "name": "runs"}
+    for name, kind, at in (("a", "Older", "2026-01-01T00:00:00Z"), ("b", reason, "2026-01-02T00:00:00Z")):
+        event = {"metadata": {"name": name}, "involvedObject": about, "reason": kind, "lastTimestamp": at}
+        server.create("/api/v1/default/events", event, dry=False)
+    assert checks(connection, claim="runs")["claim runs"].ok is ok
 
 
 def test_everything_that_lacks_says_how_it_is_mended(server: ApiServer, connection: Connection) -> None:
