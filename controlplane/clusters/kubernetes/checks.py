@@ -164,7 +164,9 @@ def _last_event(connection: Connection, claim: str) -> tuple[str, str]:
     """The reason and the words of what the cluster last said of a claim."""
     about = {"fieldSelector": f"involvedObject.kind={CLAIMS.kind},involvedObject.name={claim}"}
     events = connection.call("GET", EVENTS.path(connection.namespace), query=about).get("items") or []
-    last = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={})
+    last: Mapping[str, Any] = max(
+        events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={}
+    )
     return last.get("reason") or "", last.get("message") or ""
 
 
