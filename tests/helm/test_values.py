@@ -156,7 +156,7 @@ TOLD = (  # of each of them, by its key
     ("runs/defaults/compute/nodeselector", f"{ABSENT}: gpu, gpu_numbers"),
     ("runs/defaults/compute/tolerations/0/key", "got number, want string"),
     ("runs/defaults/env/0/vale", f"{ABSENT}: name, value, secret_ref'"),
-    ("test/spec/sise", f"{ABSENT}: size, name, after"),
+    ("test/spec/sise", f"{ABSENT}: size, name, compute, "),
     ("test/spec/compute/nodes", "got string, want integer"),
 )
 CONTRADICTIONS = [

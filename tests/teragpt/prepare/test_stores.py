@@ -23,9 +23,9 @@ HOME = f"s3://{stores.BUCKET}"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with stores.s3() as environ, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**environ, "TERAGPT_CACHE": str(tmp_path_factory.mktemp("cache"))}.items():
+def store(tmp_path_factory: pytest.TempPathFactory, s3: dict[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**s3, "TERAGPT_CACHE": str(tmp_path_factory.mktemp("cache"))}.items():
             patch.setenv(name, value)
         yield
 
