@@ -208,8 +208,12 @@ class KubernetesCluster:
 
     def access_modes(self, claim: str, namespace: str) -> frozenset[str] | None:
         """See `Cluster.access_modes`."""
+        path = CLAIMS.path(namespace, claim)
         try:
-            found = self._connection.call("GET", CLAIMS.path(namespace, claim))
+            try:
+                found = self._connection.call("GET", path)
+            except Trouble:  # a kept connection may have ended meanwhile, and whoever cannot look refuses nothing
+                found = self._connection.call("GET", path)
         except Refused as error:
             if error.status == 404:
                 return None
