@@ -30,24 +30,13 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
 from teragpt.compatibility import fsspec_storage
-from teragpt.config import Config, ConfigError, Problem, kept, resolve
+from teragpt.config import TENSORS, Config, ConfigError, Problem, kept, resolve
 from teragpt.mirror import Mirror
 from teragpt.storage import Disk, Folder, folder_at
 
 META = "meta.json"
 OWNER, STEP = re.compile(r"owner-(\d+)\.json"), re.compile(r"step-\d+-attempt-\d+")
 FULL = {errno.ENOSPC, errno.EDQUOT}
-FIXED = (
-    "dim",
-    "depth",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "ffn",
-    "num_tokens",
-    "tied",
-    "optimizer",
-)  # what a state's tensors follow
 
 
 class SaveFailed(OSError):
@@ -72,7 +61,7 @@ class Checkpoint:
         theirs = vars(kept(self.meta["config"]))
         problems = [
             Problem(name, getattr(config, name), f"{theirs[name]!r}, as in the checkpoint {self.folder}")
-            for name in FIXED
+            for name in TENSORS
             if theirs[name] != getattr(config, name)
         ]
         if data and self.meta["data"] != data:

@@ -225,6 +225,8 @@ class Config:
         return self.kv_heads * self.head_dim
 
 
+# What the tensors of a state follow.
+TENSORS = "dim", "depth", "heads", "kv_heads", "head_dim", "ffn", "num_tokens", "tied", "optimizer"
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 TYPES: dict[str, type] = get_type_hints(Config)
 

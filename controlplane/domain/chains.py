@@ -13,22 +13,11 @@ from controlplane.domain.phases import Phase
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec, short
 from controlplane.domain.storage import MOUNT
-from teragpt.config import kept
+from teragpt.config import TENSORS, kept
 
 AFTER = "/after"
 WAITS_FOR_RUN = "WaitsForRun"
 BROKEN = {Phase.FAILED: "UpstreamFailed", Phase.CANCELLED: "UpstreamCancelled"}
-TENSORS = (
-    "dim",
-    "depth",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "ffn",
-    "num_tokens",
-    "tied",
-    "optimizer",
-)  # what a checkpoint's follow
 
 
 def waits_for_run(name: str, run_id: str) -> str:

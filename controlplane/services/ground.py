@@ -166,19 +166,21 @@ def _minor(found: str) -> tuple[int, int]:
 
 def _bad_claims(context: Context, spec: RunSpec, run: ResolvedRun) -> Iterator[Problem]:
     """Claims that are not there, or that only one node can write."""
-    namespace = run.namespace or context.cluster.traits().namespace
     for claim in run.claims:
         reading = (at for at, uri in spec.data.uris.items() if uri.startswith(f"pvc://{claim}/"))
-        pointer = next(reading, "/checkpoint/uri")
-        try:
-            modes = context.cluster.access_modes(claim, namespace)
-        except ClusterError:
-            continue
-        if modes is None:
-            detail = f"got {claim!r}; allowed: a claim of the namespace {namespace}"
-            yield Problem(pointer, "no_such_claim", detail)
-        elif run.layout.nodes > 1 and SHARED not in modes:
-            detail = (
-                f"got {claim!r}, which is {', '.join(sorted(modes))}; allowed on {run.layout.nodes} nodes: {SHARED}"
-            )
-            yield Problem(pointer, NOT_SHARED, detail)
+        yield from bad_claim(context, run, claim, next(reading, "/checkpoint/uri"))
+
+
+def bad_claim(context: Context, run: ResolvedRun, claim: str, pointer: str) -> Iterator[Problem]:
+    """Why the run cannot use a claim that `pointer` names, as far as the cluster tells."""
+    namespace = run.namespace or context.cluster.traits().namespace
+    try:
+        modes = context.cluster.access_modes(claim, namespace)
+    except ClusterError:
+        return
+    if modes is None:
+        detail = f"got {claim!r}; allowed: a claim of the namespace {namespace}"
+        yield Problem(pointer, "no_such_claim", detail)
+    elif run.layout.nodes > 1 and SHARED not in modes:
+        detail = f"got {claim!r}, which is {', '.join(sorted(modes))}; allowed on {run.layout.nodes} nodes: {SHARED}"
+        yield Problem(pointer, NOT_SHARED, detail)

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from controlplane.clusters.base import ClusterError
 from controlplane.domain.errors import InvalidSpec, Problem
-from controlplane.domain.names import default_name, fingerprint, new_run_id
+from controlplane.domain.names import fingerprint, new_run_id
 from controlplane.domain.preparations import NAME, PreparationSpec, source_of, tokenizer_of
 from controlplane.domain.resolve import OUT as CHECKPOINT
 from controlplane.domain.resolve import ResolvedRun
@@ -24,12 +23,10 @@ from controlplane.domain.storage import REMOTE, BadStorage, Place, within
 from controlplane.services import ground, runs
 from controlplane.services.context import Context
 from controlplane.services.inputs import no_tokenizer
-from controlplane.services.insertion import Request
 from controlplane.services.views import RunView
 from controlplane.submission import ensure_renderable
 from teragpt.sizes import TINY
 
-TASK = "prepare"
 CPUS = 2
 POD_BYTES, WORKER_BYTES = 2 << 30, 1 << 30  # a worker: a process with its tokenizer and its blocks of text
 OUT, TOKENIZER = "/out", "/tokenizer"
@@ -47,18 +44,8 @@ def create_preparation(
         return made, True
     run_id = new_run_id()
     resolved = _resolved(context, spec, run_id)
-    request = Request(
-        id=run_id,
-        name=spec.name or default_name(TASK, run_id),
-        spec=spec,
-        resolved=resolved,
-        principal=principal,
-        key=idempotency_key,
-        body_hash=body_hash,
-        queue=runs.queue_of(context, resolved),
-        task=TASK,
-    )
-    return runs.store_run(context, request)
+    asker = runs.Asker(principal, idempotency_key, body_hash)
+    return runs.store_run(context, runs.prepared(context, spec, resolved, run_id, asker))
 
 
 def _resolved(context: Context, spec: PreparationSpec, run_id: str) -> ResolvedRun:
@@ -165,17 +152,9 @@ def _not_here(run: ResolvedRun, places: Mapping[str, Place]) -> Iterator[Problem
 
 def _not_there(at: Context, run: ResolvedRun, places: Mapping[str, Place]) -> Iterator[Problem]:
     """Claims that the run's namespace does not have."""
-    namespace = run.namespace or at.cluster.traits().namespace
     for pointer, place in places.items():
-        if place.claim is None:
-            continue
-        try:
-            modes = at.cluster.access_modes(place.claim, namespace)
-        except ClusterError:
-            continue
-        if modes is None:
-            detail = f"got {place.claim!r}; allowed: a claim of the namespace {namespace}"
-            yield Problem(pointer, "no_such_claim", detail)
+        if place.claim is not None:
+            yield from ground.bad_claim(at, run, place.claim, pointer)
 
 
 def _command(spec: PreparationSpec, run: ResolvedRun, places: Mapping[str, Place]) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from controlplane.store.writer import Transaction
 from controlplane.tracing import span
 
 LOCAL = "local"  # the principal where nobody has to say who they are
+PREPARE = "prepare"  # the task of a run that makes a dataset
 EMPTY = dict.fromkeys(Run.__table__.columns.keys())
 OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the place of its checkpoints
 
@@ -215,22 +216,31 @@ def _prepared_again(context: Context, old: RunView, asker: Asker) -> Request:
     """The same preparation as another run. Raises NotTraining for a task of a run."""
     if old.task_of:
         raise NotTraining(old.id, str(old.task), old.task_of)
-    run_id, spec, resolved = (
-        new_run_id(),
-        PreparationSpec.model_validate(old.spec),
-        ResolvedRun.from_json(old.resolved),
-    )
+    spec, resolved = PreparationSpec.model_validate(old.spec), ResolvedRun.from_json(old.resolved)
+    return prepared(context, spec, resolved, new_run_id(), asker, retry_of=old.id)
+
+
+def prepared(
+    context: Context,
+    spec: PreparationSpec,
+    resolved: ResolvedRun,
+    run_id: str,
+    asker: Asker,
+    *,
+    retry_of: str | None = None,
+) -> Request:
+    """The run that prepares a dataset, about to be stored."""
     return Request(
         id=run_id,
-        name=spec.name or default_name(str(old.task), run_id),
+        name=spec.name or default_name(PREPARE, run_id),
         spec=spec,
         resolved=resolved,
         principal=asker.principal,
         key=asker.key,
         body_hash=asker.body_hash,
-        retry_of=old.id,
+        retry_of=retry_of,
         queue=queue_of(context, resolved),
-        task=old.task,
+        task=PREPARE,
     )
 
 

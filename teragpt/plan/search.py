@@ -1,7 +1,7 @@
 """The best layout of a run on a cluster: every cut of a step that settings and memory allow, the quickest first.
 
 A cut's own compute bounds its step from below, and its state and activations its bytes, so that most are never timed
-or counted whole. A simpler mesh wins over one that is quicker by less than a hundredth. GPUs may stay idle where fewer
+or counted whole. A simpler mesh wins over one that is little quicker (`choice.NEAR`). GPUs may stay idle where fewer
 are quicker: the numbers that are tried do not depend on how many there are, so that more GPUs never make a plan slower.
 """
 

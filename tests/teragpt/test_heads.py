@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from teragpt.checkpoint import META
 from teragpt.config import ConfigError, resolve
@@ -23,6 +22,7 @@ from teragpt.sizes import REFERENCE_VOCABULARY
 from teragpt.storage import folder_at
 from teragpt.trained import describe, newest
 from tests.teragpt import ranks
+from tests.teragpt.foreign import same_weights, with_tokenizer
 
 WIDTH = 24
 PROMPTS = ["def main(", "import ", "class Node:\n    def"]
@@ -49,9 +49,7 @@ def theirs(request: pytest.FixtureRequest, trained: Path, tmp_path_factory: pyte
         LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder)
     else:
         Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=True)).save_pretrained(folder)
-    for path in export(trained, folder.parent / "ours").glob("tokenizer*"):
-        shutil.copy(path, folder)
-    return folder
+    return with_tokenizer(folder, trained)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +61,7 @@ def test_what_is_imported_says_the_same_and_leaves_as_it_came(theirs: Path, run:
     from transformers import AutoModelForCausalLM
 
     again = export(run, theirs.parent / "again")
-    one, other = (load_file(folder / "model.safetensors") for folder in (theirs, again))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    same_weights(theirs, again)
     sampler = Sampler(str(run))
     ids = torch.randint(0, 2048, (3, 60), generator=torch.Generator().manual_seed(0))
     made = list(sampler.complete(PROMPTS, Sampling(tokens=40, temperature=0, logprobs=0)))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from teragpt.config import ConfigError
 from teragpt.export import LLAMA, export
@@ -18,6 +17,7 @@ from teragpt.importing import import_model
 from teragpt.llama import Llama
 from teragpt.sample import Sampler
 from tests.teragpt import ranks
+from tests.teragpt.foreign import same_weights, with_tokenizer
 from tests.teragpt.parity import Cell, compute, difference
 
 PROMPT = "def main("
@@ -41,10 +41,7 @@ def theirs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(shape).save_pretrained(folder)
-    ours = export(trained, folder.parent / "ours")
-    for path in ours.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    return folder
+    return with_tokenizer(folder, trained)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +53,7 @@ def test_what_is_imported_says_the_same_and_leaves_as_it_came(theirs: Path, run:
     from transformers import AutoModelForCausalLM
 
     again = export(run, theirs.parent / "again")
-    one, other = (load_file(folder / "model.safetensors") for folder in (theirs, again))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    same_weights(theirs, again)
     reference: Any = AutoModelForCausalLM.from_pretrained(again, dtype=torch.float32)
     assert (reference.config.model_type, reference.config.rms_norm_eps) == ("llama", 1e-5)
     assert "in the shape of Llama" in (again / "README.md").read_text("utf-8")
@@ -93,8 +88,7 @@ def test_scaled_rotary_positions_are_transformers_own(
     (folder / "config.json").write_text(json.dumps(said), "utf-8")
     run = import_model(folder, tmp_path / "run")
     again = export(run, tmp_path / "again")
-    one, other = (load_file(place / "model.safetensors") for place in (folder, again))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    same_weights(folder, again)
     sampler = Sampler(str(run))
     ids = torch.randint(0, 2048, (1, 60), generator=torch.Generator().manual_seed(0))  # longer than 16
     with torch.inference_mode():
