@@ -52,13 +52,15 @@ def section(node: Node) -> Node:
     """A section of the values. Each of its keys has its value, as templates rely on them; null would take it away."""
     parts = node["properties"]
     needed = [name for name, part in parts.items() if "properties" in part or _is_plain(part.get("default"))]
-    made: Node = strict({key: value for key, value in node.items() if key != "properties"} | {"properties": {}})
+    words = {key: value for key, value in node.items() if key not in {"properties", "only"}}
+    made: Node = strict(words | {"properties": {}})
     made["properties"] = {name: section(part) if "properties" in part else strict(part) for name, part in parts.items()}
     if "additionalProperties" not in node:
         made["additionalProperties"] = _unknown(parts)
     told = {"const": "whole: null takes a default away; leave the key out to keep it"}
     missing = {"if": {"not": {"required": needed}}, "then": {"allOf": [{"required": needed}, told]}} if needed else {}
-    return made | {"type": "object"} | missing
+    unused = [_unused(name, part) for name, part in parts.items() if "only" in part]
+    return made | {"type": "object"} | missing | ({"allOf": unused} if unused else {})
 
 
 def strict(node: Any) -> Any:
@@ -168,6 +170,17 @@ def _runs() -> Node:
 
 def _unknown(parts: Node) -> Node:
     return {"const": f"left out, since there is no such key; allowed: {', '.join(parts)}"}
+
+
+def _unused(name: str, part: Node) -> Node:
+    """A section's values are nobody's where the one beside it that it depends on is something else."""
+    ((path, wanted),) = part["only"].items()
+    told = {"const": f"left out, since {path} is not {wanted}"}
+    kept = {
+        key: {"if": {"not": {"const": value["default"]}}, "then": told} for key, value in part["properties"].items()
+    }
+    other = {"properties": {path.rpartition(".")[2]: {"not": {"const": wanted}}}}
+    return {"if": other, "then": {"properties": {name: {"properties": kept}}}}
 
 
 def _is_plain(default: object) -> bool:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from controlplane.clusters.kubernetes.resources import ATTEMPTS
 from tests.cluster.conftest import Cluster
 from tests.cluster.layout import AUDIT
-from tests.helm.rendered import objects
+from tests.helm.rendered import CASES, Values, objects
 
 OURS = "teragpt"  # the control plane's User-Agent
 ACCOUNT = "system:serviceaccount:"
@@ -29,6 +30,7 @@ class Right(NamedTuple):
 
 
 TRAINJOB = ATTEMPTS["TrainJob"]
+ALL = {"rbac": {"nodes": True}, "auth": {"mode": "kubernetes"}}
 OPTIONAL = {  # what is done where an account may, and left where not; docs/kubernetes-cluster.md
     Right("list", "", "pods", everywhere=True),
     Right("list", "apps", "deployments", everywhere=True),
@@ -51,13 +53,9 @@ WHOLE = {
 }
 
 
-def held() -> set[Right]:
-    """All that the chart's Roles can give."""
-    roles = [
-        each
-        for each in objects({"rbac": {"nodes": True}, "auth": {"mode": "kubernetes"}})
-        if each["kind"] in {"Role", "ClusterRole"}
-    ]
+def held(values: Values) -> set[Right]:
+    """All that the chart's Roles give."""
+    roles = [each for each in objects(values) if each["kind"] in {"Role", "ClusterRole"}]
     return {
         Right(verb, group, resource, everywhere=role["kind"] == "ClusterRole")
         for role in roles
@@ -99,7 +97,7 @@ def test_the_roles_hold_all_that_control_planes_do(log: Path) -> None:
     asked = used(log)
     if not asked:
         pytest.skip("no control plane ran before this")
-    beyond = asked - held() - OPTIONAL
+    beyond = asked - held(ALL) - OPTIONAL
     assert not beyond, sorted(beyond)
 
 
@@ -107,5 +105,21 @@ def test_the_roles_hold_nothing_that_no_control_plane_does(log: Path) -> None:
     asked = used(log)
     if not asked >= WHOLE:
         pytest.skip("releases did not run with each kind of object before this")
-    unused = held() - asked - UNSEEN
+    unused = held(ALL) - asked - UNSEEN
     assert not unused, sorted(unused)
+
+
+def test_the_admin_of_a_namespace_holds_all_that_the_role_gives_there(cluster: Cluster) -> None:
+    case = next(path for path in CASES if path.stem == "namespace-only")
+    rules = cluster.read("clusterrole/admin")["rules"]
+    owned = {
+        (verb, group, resource)
+        for rule in rules
+        for group in rule.get("apiGroups", ())
+        for resource in rule.get("resources", ())
+        for verb in rule["verbs"]
+    }
+    given = held(yaml.safe_load(case.read_text("utf-8")))
+    beyond = {each for each in given if each.everywhere or (each.verb, each.group, each.resource) not in owned}
+    assert given
+    assert not beyond, "Kubernetes lets nobody give what they do not hold"

@@ -22,7 +22,7 @@ MANIFESTS = Path("deploy/manifests")
 NOTE = "# Rendered from helm/teragpt by `python -m tests.helm.renders`: change that. To apply it: docs/install.md\n"
 RELEASES: dict[str, dict[str, Any]] = {
     "teragpt.yaml": {},
-    "teragpt-postgres.yaml": {
+    "postgres/teragpt.yaml": {  # in a folder: `kubectl apply -f deploy/manifests` takes the other alone
         "replicas": 2,
         "database": {"existingSecret": "teragpt-database"},
         "auth": {"existingSecret": "teragpt-access"},
@@ -58,8 +58,8 @@ def main() -> int:
     made = texts()
     for folder in (GOLDEN, MANIFESTS):
         shutil.rmtree(ROOT / folder, ignore_errors=True)
-        (ROOT / folder).mkdir()
     for path, content in made.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_text(content, "utf-8")
     return 0
 

@@ -20,9 +20,8 @@ def texts() -> dict[Path, str]:
 
 
 def test_every_render_is_the_golden_one(texts: dict[Path, str]) -> None:
-    kept = {
-        path.relative_to(ROOT) for folder in (renders.GOLDEN, renders.MANIFESTS) for path in (ROOT / folder).iterdir()
-    }
+    every = [path for folder in (renders.GOLDEN, renders.MANIFESTS) for path in (ROOT / folder).rglob("*")]
+    kept = {path.relative_to(ROOT) for path in every if path.is_file()}
     assert kept == texts.keys(), STALE
     for path, content in texts.items():
         assert (ROOT / path).read_text("utf-8") == content, f"{path}: {STALE}"

@@ -195,6 +195,40 @@ TERAGPT_ALLOWED_HOSTS: {{ concat $own .Values.ingress.hosts .Values.httpRoute.ho
 {{- end }}
 {{- end }}
 
+{{/*
+What is wrong with a network that the schema takes, and what may have been meant; empty where nothing is. Its address is
+cut into numbers (of 8 bits with dots, of 16 with colons), and of each the bits that are the host's must be 0.
+*/}}
+{{- define "teragpt.networkMeant" -}}
+{{- $dots := contains "." . }}
+{{- $width := ternary 8 16 $dots }}
+{{- $address := splitList "/" . | first }}
+{{- $halves := splitList "::" $address }}
+{{- $parts := splitList (ternary "." ":" $dots) (first $halves) | compact }}
+{{- if gt (len $halves) 1 }}
+{{- $rest := splitList ":" (last $halves) | compact }}
+{{- $zeros := sub 8 (add (len $parts) (len $rest)) | max 0 | int }}
+{{- $parts = ternary (concat $parts (repeat $zeros "0," | splitList "," | compact) $rest) list (gt $zeros 0) }}
+{{- end }}
+{{- $bits := mul (len $parts) $width }}
+{{- if or (gt (len $halves) 2) (regexMatch ":::|^:[^:]|[^:]:$" $address) (ne $bits (ternary 32 128 $dots | int64)) }}; allowed: networks such as 10.0.0.0/24 or fd00::/64
+{{- else if contains "/" . }}
+{{- $prefix := splitList "/" . | last | int }}
+{{- $meant := list }}
+{{- $hosts := 0 }}
+{{- range $place, $part := $parts }}
+{{- $unit := 1 }}
+{{- range until (sub (mul $width (add1 $place)) $prefix | max 0 | min $width | int) }}
+{{- $unit = mul 2 $unit }}
+{{- end }}
+{{- $value := ternary $part (printf "0x%v" $part) $dots | int64 }}
+{{- $hosts = add $hosts (mod $value $unit) }}
+{{- $meant = append $meant (printf (ternary "%d" "%x" $dots) (sub $value (mod $value $unit))) }}
+{{- end }}
+{{- if $hosts }}, where bits of a host are set; allowed: {{ join (ternary "." ":" $dots) $meant }}/{{ $prefix }}, or {{ $address }} alone{{ end }}
+{{- end }}
+{{- end }}
+
 {{/* The Secret of what the control plane knows users by, its key, and the name of its file; empty where there is none. */}}
 {{- define "teragpt.accessSecret" -}}
 {{- if eq .Values.auth.mode "tokens" }}
