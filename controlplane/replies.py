@@ -93,6 +93,14 @@ class Event(TypedDict):
     data: JsonObject
 
 
+class LogLine(TypedDict):
+    """A line that a rank printed."""
+
+    attempt: int
+    rank: int
+    text: str
+
+
 class LogMatch(TypedDict):
     """A line that was found: its number and first byte are those in its node's log, all ranks counted."""
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def restored(backup: Path, home: str | None) -> int:
+def restored(backup: Path, home: str | None, *, as_json: bool = False) -> int:
     """Make the data folder `home` (the setting's, unless given) of a backup. Returns the exit code: 0, or 2."""
     from controlplane.store.copies import restore
     from controlplane.store.store import DATABASE
@@ -77,7 +77,8 @@ def restored(backup: Path, home: str | None) -> int:
     except (SettingsError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(f"{folder / DATABASE} is restored\nnext: teragpt up --home {folder}")  # noqa: T201
+    told = f"{folder / DATABASE} is restored\nnext: teragpt up --home {folder}"
+    print(json.dumps({"home": str(folder), "file": str(folder / DATABASE)}) if as_json else told)  # noqa: T201
     return 0
 
 
@@ -120,6 +121,9 @@ def run(settings: Settings, listener: socket.socket) -> None:
         part = nullcontext() if settings.database.role == "api" else leading(context, settings, app.state.measurements)
         with part, announced(settings.home, url, token_required=bool(token)):
             log.info("ready", extra={"url": url, "home": settings.home, "pid": os.getpid(), "docs": f"{url}/docs"})
+            if settings.listen.json:
+                facts = {"url": url, "home": str(settings.home), "pid": os.getpid(), "docs": f"{url}/docs"}
+                print(json.dumps(facts), flush=True)  # noqa: T201
             heap.keep_loaded()
             serve(app, listener)
     log.info("stopped")

@@ -53,6 +53,11 @@ class Listen:
     port: int = option(
         8000, "Port to listen on; 0 takes a free one, which `server.json` in the home names.", whole(0, 65535)
     )
+    json: bool = option(
+        default=False,
+        help="Once it answers, print one line of JSON to stdout: `url`, `home`, `pid`, `docs`.",
+        read=switch,
+    )
 
 
 @dataclass(frozen=True)

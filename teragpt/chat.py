@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +15,14 @@ ANEW = "/new"
 HINT = f"{ANEW} begins anew, Ctrl-D ends"
 
 
-def chat(sampler: Sampler, sampling: Sampling, system: str = "", template: str | None = None) -> None:
+def chat(
+    sampler: Sampler, sampling: Sampling, system: str = "", template: str | None = None, *, as_json: bool = False
+) -> None:
     """Read a line, write the reply as it comes, and so on until input ends.
 
-    A message that cannot be taken is told, and the conversation goes on without it. Raises ConfigError where the
-    tokenizer has no chat template and none is given.
+    A message that cannot be taken is told, and the conversation goes on without it. With `as_json` each message is
+    answered by one line, its reply or its error. Raises ConfigError where the tokenizer has no chat template and none
+    is given.
     """
     first = [{"role": "system", "content": system}] if system else []
     messages = list(first)
@@ -30,12 +34,16 @@ def chat(sampler: Sampler, sampling: Sampling, system: str = "", template: str |
         elif line:
             messages.append({"role": "user", "content": line})
             try:
-                said = "".join(tell(reply(sampler, sampling, sampler.tokenizer.encode_chat(messages, template))))
+                pieces = reply(sampler, sampling, sampler.tokenizer.encode_chat(messages, template))
+                said = "".join(pieces if as_json else tell(pieces))
             except ConfigError as error:
-                print(f"error: {error}", file=sys.stderr)
+                told = f"error: {error}"
+                print(json.dumps({"error": str(error)}), flush=True) if as_json else print(told, file=sys.stderr)
                 messages.pop()
                 continue
             messages.append({"role": "assistant", "content": said})
+            if as_json:
+                print(json.dumps(messages[-1], ensure_ascii=False), flush=True)
 
 
 def reply(sampler: Sampler, sampling: Sampling, prompt: list[int]) -> Iterator[str]:
@@ -60,6 +68,6 @@ def tell(pieces: Iterator[str]) -> Iterator[str]:
 def read_line() -> str | None:
     """What the user says next; None at the end of input."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return input("> " if sys.stdin.isatty() and sys.stdout.isatty() else "").strip()
     except EOFError:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import os
 import re
@@ -214,6 +215,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--timed-steps", type=int, default=20, help="steps that are timed")
     parser.add_argument("--rows", type=int, default=25, help="kernels that are listed")
     parser.add_argument("--trace", type=Path, help="file for a trace that Perfetto opens")
+    parser.add_argument("--json", action="store_true", help="one object with all of it in place of lines")
     asked, rest = parser.parse_known_args(None if arguments is None else list(arguments))
     try:
         world = read_world(os.environ, torch.cuda.device_count())
@@ -223,9 +225,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
         return 2
     try:
         speed = steps.speed(asked.timed_steps)
-        lines = table(speed, steps.profile(asked.trace if world.rank == 0 else None), asked.rows)
-        if world.rank == 0:
-            print("\n".join(lines), flush=True)
+        found = steps.profile(asked.trace if world.rank == 0 else None)
+        if world.rank == 0 and asked.json:
+            print(json.dumps({**dataclasses.asdict(speed), **dataclasses.asdict(found)}), flush=True)
+        elif world.rank == 0:
+            print("\n".join(table(speed, found, asked.rows)), flush=True)
     finally:
         dist.destroy_process_group()
     return 0

@@ -380,7 +380,7 @@ def usage(read: int, written: int) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def serve(served: Served, host: str, port: int) -> None:
+def serve(served: Served, host: str, port: int, *, as_json: bool = False) -> None:
     """Serve until the process is told to stop; port 0 takes a free one. Raises ConfigError where none can be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -390,6 +390,7 @@ def serve(served: Served, host: str, port: int) -> None:
         except (OSError, OverflowError) as error:
             raise ConfigError([Problem("port", f"{host}:{port}", f"an address that is free ({error})")]) from None
         shown = f"[{host}]" if ":" in host else host
-        print(f"{served.name} at http://{shown}:{listening.getsockname()[1]}/v1", flush=True)
+        url = f"http://{shown}:{listening.getsockname()[1]}/v1"
+        print(json.dumps({"model": served.name, "url": url}) if as_json else f"{served.name} at {url}", flush=True)
         server = uvicorn.Server(uvicorn.Config(make_app(served), log_level="warning"))
         asyncio.run(server.serve([listening]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +62,50 @@ def documents_of(source: Source, recipe: Recipe, bar: Any) -> Iterator[Document]
         bar.update(block.read)
 
 
-def inspect(tokenizer: Tokenizer, sources: Sequence[Path | str], recipe: Recipe) -> Iterator[str]:
-    """What a tokenizer is, and what it makes of sources by the kind of their files, in lines. Raises ConfigError."""
-    yield f"{tokenizer.vocabulary:,} entries, separator {tokenizer.end_token} ({tokenizer.end})"
-    yield f"fingerprint {tokenizer.fingerprint}"
+@dataclass(frozen=True)
+class Inspected:
+    """What a tokenizer is, and what it makes of text: bytes and tokens by `kinds` of files, `unused` entries.
+
+    `examples` are the first of those entries; None and no kinds where no text was given.
+    """
+
+    entries: int
+    separator: str
+    separator_id: int
+    fingerprint: str
+    kinds: dict[str, dict[str, int]]
+    unused: int | None = None
+    examples: tuple[str, ...] = ()
+
+    def lines(self) -> Iterator[str]:
+        """The same for people."""
+        yield f"{self.entries:,} entries, separator {self.separator} ({self.separator_id})"
+        yield f"fingerprint {self.fingerprint}"
+        for kind, held in self.kinds.items():
+            size, tokens = held["bytes"], held["tokens"]
+            yield f"{kind}: {size:,} bytes, {tokens:,} tokens, {size / max(1, tokens):.2f} bytes a token"
+        if self.unused is not None:
+            shown = f", as {', '.join(self.examples)}" if self.examples else ""
+            yield f"unused: {self.unused:,} entries ({self.unused / self.entries:.1%}){shown}"
+
+
+def inspect(tokenizer: Tokenizer, sources: Sequence[Path | str], recipe: Recipe) -> Inspected:
+    """What a tokenizer is, and what it makes of sources by the kind of their files. Raises ConfigError."""
+    what = (tokenizer.vocabulary, tokenizer.end_token, tokenizer.end, tokenizer.fingerprint)
     if not sources:
-        return
-    kinds: dict[str, list[int]] = {}
+        return Inspected(*what, {})
+    kinds: dict[str, dict[str, int]] = {}
     used = np.zeros(tokenizer.vocabulary, np.int64)
     found = find_sources(sources, recipe.format)
     with progress("inspect", found) as bar:
         for source in found:
             size, tokens = measure(tokenizer, source, recipe, used, bar)
-            held = kinds.setdefault(os.path.splitext(source.name)[1] or "no suffix", [0, 0])  # noqa: PTH122 - or a URL
-            held[0], held[1] = held[0] + size, held[1] + tokens
-    for kind, (size, tokens) in sorted(kinds.items()):
-        yield f"{kind}: {size:,} bytes, {tokens:,} tokens, {size / max(1, tokens):.2f} bytes a token"
-    yield unused(tokenizer, used)
+            suffix = os.path.splitext(source.name)[1] or "no suffix"  # noqa: PTH122 - or a URL
+            held = kinds.setdefault(suffix, {"bytes": 0, "tokens": 0})
+            held["bytes"], held["tokens"] = held["bytes"] + size, held["tokens"] + tokens
+    never = [int(entry) for entry in np.flatnonzero(used == 0) if entry != tokenizer.end]
+    examples = tuple(tokenizer.entry(entry) for entry in never[:EXAMPLES])
+    return Inspected(*what, dict(sorted(kinds.items())), len(never), examples)
 
 
 def measure(
@@ -91,11 +119,3 @@ def measure(
             tokens += len(ids)
             used += np.bincount(ids, minlength=len(used))
     return size, tokens
-
-
-def unused(tokenizer: Tokenizer, used: npt.NDArray[np.int64]) -> str:
-    """The entries, but for the separator, that no text used, the first of them by what they stand for."""
-    never = [int(entry) for entry in np.flatnonzero(used == 0) if entry != tokenizer.end]
-    shown = ", ".join(tokenizer.entry(entry) for entry in never[:EXAMPLES])
-    share = len(never) / len(used)
-    return f"unused: {len(never):,} entries ({share:.1%})" + (f", as {shown}" if shown else "")

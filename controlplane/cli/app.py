@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from controlplane.cli import (
+    bench,
     clusters,
     contexts,
     demo,
@@ -43,7 +44,8 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-for group in (host, runs, logs, keeping, explain, plans, clusters, notifications, store, tokens, trainer, models, demo):
+FLAT = (host, runs, logs, keeping, explain, plans, bench, clusters, notifications, store, tokens, trainer, models, demo)
+for group in FLAT:
     app.add_typer(group.commands)
 app.add_typer(queues.commands, name="queue")
 app.add_typer(sweeps.commands, name="sweep")

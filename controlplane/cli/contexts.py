@@ -69,6 +69,10 @@ class Contexts:
         except OSError as error:
             raise CliError(f"{path} cannot be written ({error.strerror}); set XDG_CONFIG_HOME") from None
 
+    def show(self) -> None:
+        """Print them as JSON, without tokens."""
+        output.json({"use": self.use, "contexts": {name: each["url"] for name, each in self.contexts.items()}})
+
     def named(self, name: str) -> dict[str, str | None]:
         """One context. Raises CliError."""
         if name not in self.contexts:
@@ -142,7 +146,7 @@ def list_(json: Json = False) -> None:
     """List the contexts; the star marks the one in use."""
     contexts = Contexts.load()
     if json:
-        output.json({"use": contexts.use, "contexts": {name: each["url"] for name, each in contexts.contexts.items()}})
+        contexts.show()
         return
     rows = [
         ["*" if name == contexts.use else "", name, each["url"], _kept(each)]
@@ -159,6 +163,7 @@ def add(
     token_command: Annotated[
         str | None, typer.Option("--token-command", help="A command that prints the token, run for every command.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Add a context, or change it, and use it."""
     if not name.strip():
@@ -171,23 +176,32 @@ def add(
         contexts.contexts[name]["token_command"] = token_command
     contexts.use = name
     contexts.save()
+    if json:
+        contexts.show()
 
 
 @commands.command()
-def use(name: Annotated[str | None, typer.Argument(help="A context; without one, this machine's.")] = None) -> None:
+def use(
+    name: Annotated[str | None, typer.Argument(help="A context; without one, this machine's.")] = None,
+    json: Json = False,
+) -> None:
     """Choose the context that commands talk to."""
     contexts = Contexts.load()
     if name:
         contexts.named(name)
     contexts.use = name
     contexts.save()
+    if json:
+        contexts.show()
 
 
 @commands.command()
-def remove(name: Annotated[str, typer.Argument(help="A context.")]) -> None:
+def remove(name: Annotated[str, typer.Argument(help="A context.")], json: Json = False) -> None:
     """Remove a context."""
     contexts = Contexts.load()
     contexts.named(name)
     del contexts.contexts[name]
     contexts.use = None if contexts.use == name else contexts.use
     contexts.save()
+    if json:
+        contexts.show()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from controlplane.cli.options import Json
+
 commands = typer.Typer()
 
 
@@ -26,8 +28,9 @@ def up(context: typer.Context) -> None:
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `teragpt backup` has made.")],
     home: Annotated[str | None, typer.Option("--home", help="Folder to put it in; TERAGPT_HOME unless given.")] = None,
+    json: Json = False,
 ) -> None:
     """Make a data folder of a backup; nothing is overwritten."""
     from controlplane.server import restored
 
-    sys.exit(restored(file, home))
+    sys.exit(restored(file, home, as_json=json))

@@ -119,6 +119,7 @@ def checkpoints(run: RunName, json: Json = False, url: Url = None, context: Cont
 @commands.command()
 def delete(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids or names.")],
+    json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -126,15 +127,19 @@ def delete(
     with connect(url, context) as client:
         for each in [find(client, run)["id"] for run in runs]:  # all of them are there, before any is deleted
             client.delete(each)
-            print(f"{each} deleted; next: teragpt undelete {each} | teragpt purge {each}")
+            if json:
+                output.line({"id": each, "deleted": True})
+            else:
+                print(f"{each} deleted; next: teragpt undelete {each} | teragpt purge {each}")
 
 
 @commands.command()
-def undelete(runs: RunIds, url: Url = None, context: Context = None) -> None:
+def undelete(runs: RunIds, json: Json = False, url: Url = None, context: Context = None) -> None:
     """Show deleted runs again."""
     with connect(url, context) as client:
         for each in runs:
-            print(f"{client.restore_run(each)['id']} is back")
+            back = client.restore_run(each)
+            output.line(back) if json else print(f"{back['id']} is back")
 
 
 @commands.command()

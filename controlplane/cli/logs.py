@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from controlplane.cli import output
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
 from controlplane.cli.moments import moment
-from controlplane.cli.options import Context, RunName, Url
+from controlplane.cli.options import Context, Json, RunName, Url
 from controlplane.cli.runs import find, some
 
 commands = typer.Typer()
@@ -39,6 +40,7 @@ def logs(
         typer.Option("--since", help="Only lines of this moment or later: a date, a time, or how long ago: 2h."),
     ] = None,
     until: Annotated[str | None, typer.Option("--until", help="Only lines of before it.")] = None,
+    json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -52,17 +54,31 @@ def logs(
         raise CliError("--ignore-case goes with --search or --grep alone", Code.BAD_INPUT)
     begun, ended = moment("--since", since), moment("--until", until)
     with connect(url, context) as client:
-        found = find(client, run)["id"]
+        found = find(client, run)
         if asked:
             text = search if search is not None else "^" if grep is None else grep
             regex = search is None
             for match in client.search_logs(
-                found, text, rank=rank, attempt=attempt, ignore_case=ignore_case, regex=regex, since=begun, until=ended
+                found["id"],
+                text,
+                rank=rank,
+                attempt=attempt,
+                ignore_case=ignore_case,
+                regex=regex,
+                since=begun,
+                until=ended,
             ):
-                print(f"attempt {match['attempt']} rank {match['rank']} line {match['line']}: {match['text']}")
+                place = f"attempt {match['attempt']} rank {match['rank']} line {match['line']}"
+                output.line(match) if json else print(f"{place}: {match['text']}")
             return
-        if not follow:
-            sys.stdout.write(client.logs(found, rank=rank or 0, attempt=attempt, tail=tail))
+        if follow:
+            for line in client.stream_log_lines(found["id"], rank=rank or 0, attempt=attempt, tail=tail):
+                output.line(line) if json else print(line["text"], flush=True)
             return
-        for line in client.stream_logs(found, rank=rank or 0, attempt=attempt, tail=tail):
-            print(line, flush=True)
+        number = attempt or found["attempt"] or None
+        written = client.logs(found["id"], rank=rank or 0, attempt=number, tail=tail)
+        if json:
+            for each in written.split("\n")[:-1]:
+                output.line({"attempt": number, "rank": rank or 0, "text": each})
+        else:
+            sys.stdout.write(written)

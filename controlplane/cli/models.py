@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from controlplane.cli.errors import CliError, Code, missing_extra
-from controlplane.cli.options import Context, RunFolder, Url
+from controlplane.cli.options import Context, Json, RunFolder, Url
 from controlplane.cli.trainer import Seed, Temperature, TopK, TopP, folder, trainer
 
 KEY = "TERAGPT_SERVE_KEY"
@@ -27,6 +27,7 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: one that is free.")] = 8001,
     name: Annotated[str, typer.Option("--name", help="What the model is called; RUN unless given.")] = "",
     chat_template: Template = None,
+    json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -44,7 +45,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise missing_extra("serve", "serve", error) from None
     named = name or Path(run).name
-    start(Served(Sampler(where), named, text_of(chat_template), key), host, port)
+    start(Served(Sampler(where), named, text_of(chat_template), key), host, port, as_json=json)
 
 
 @commands.command()
@@ -57,6 +58,7 @@ def chat(
     top_p: TopP = 0.95,
     seed: Seed = None,
     chat_template: Template = None,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each reply.")] = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -67,7 +69,8 @@ def chat(
         from teragpt.generate import Sampling
         from teragpt.sample import Sampler
 
-        talk(Sampler(where), Sampling(tokens, temperature, top_k, top_p, seed), system, text_of(chat_template))
+        sampling = Sampling(tokens, temperature, top_k, top_p, seed)
+        talk(Sampler(where), sampling, system, text_of(chat_template), as_json=json)
 
 
 @commands.command("eval")

@@ -12,7 +12,7 @@ Url: TypeAlias = Annotated[
 Context: TypeAlias = Annotated[
     str | None, typer.Option("--context", help="A context of `teragpt context`; TERAGPT_CONTEXT unless given.")
 ]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of a table.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 All: TypeAlias = Annotated[bool, typer.Option("--all", help="Every setting too.")]
 RunName: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name.")]
 RunFolder: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or name, or a run folder.")]

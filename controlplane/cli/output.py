@@ -29,6 +29,11 @@ def json(value: object) -> None:
     print(encoding.dumps(value, indent=2, ensure_ascii=False))
 
 
+def line(value: object) -> None:
+    """Print a line of JSON at once: where several come, or where the command goes on after it."""
+    print(encoding.dumps(value, ensure_ascii=False), flush=True)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
     """Print rows under a head; columns named in `right` hold numbers."""
     from rich.table import Table

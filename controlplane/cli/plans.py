@@ -1,4 +1,4 @@
-"""`sizes`, `plan`, `measured`, `bench`: what can be trained, and what that takes, here or on GPUs that nobody has.
+"""`sizes`, `plan`, `measured`: what can be trained, and what that takes, here or on GPUs that nobody has.
 
 The second needs no control plane: the planner is a part of the trainer's package that needs no torch.
 """
@@ -18,7 +18,6 @@ from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
 from controlplane.cli.options import All, Context, Json, Url
 from controlplane.cli.runs import some, train
-from controlplane.cli.trainer import trainer
 
 if TYPE_CHECKING:
     from teragpt.plan import Plan
@@ -177,36 +176,6 @@ def recalibrate(file: Path, runs: Sequence[dict[str, Any]], gpu: str | None) -> 
     found = recalibrated(kind, [one["measured_over_planned"]["step_seconds"] for one in runs if one["gpu"] == kind])
     write(file, found)
     return f"{file}: {found.measured}\nnext: teragpt plan SIZE --gpu {kind} --calibration {shlex.quote(str(file))}"
-
-
-@commands.command()
-def bench(
-    size: Annotated[str | None, typer.Argument(help="Named size, whose steps are measured over random tokens.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any trainer setting.")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 20,
-    trace: Annotated[
-        Path | None, typer.Option("--trace", metavar="FILE", help="File for a trace of some steps, for Perfetto.")
-    ] = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option("--calibrate", metavar="FILE", help="File to write, for `teragpt plan --calibration`."),
-    ] = None,
-) -> None:
-    """Measure how fast this machine trains a size and where a step goes; or its GPU, for the planner."""
-    with trainer("bench"):
-        from teragpt.calibrate import calibrate as measure
-        from teragpt.profiling import main as profile
-
-        if calibrate is None:
-            traced = ["--trace", str(trace)] if trace else []
-            words = [word for one in settings or [] for word in ("--set", one)]
-            code = profile(["--timed-steps", str(steps), *traced, "--size", named(size), *words])
-            raise typer.Exit(code)
-        found = measure(calibrate)
-    print(f"{calibrate}: {found.measured}")
-    print(f"next: teragpt plan SIZE --gpu {found.device} --gpus 8 --calibration {shlex.quote(str(calibrate))}")
 
 
 def named(size: str | None) -> str:

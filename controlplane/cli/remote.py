@@ -9,8 +9,9 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from controlplane.cli import output
 from controlplane.cli.errors import CliError, Code
 
 if TYPE_CHECKING:
@@ -23,11 +24,15 @@ def sample(client: Client, run: str, **asked: Any) -> None:
     _told(client, client.task(run, {"task": "sample", **given}))
 
 
-def prepare(client: Client, asked: dict[str, Any]) -> None:
-    """Have a dataset made, and print how far it is and what it holds. Raises CliError."""
+def prepare(client: Client, asked: dict[str, Any], *, as_json: bool) -> None:
+    """Have a dataset made, and print how far it is and what it holds, or the run that made it. Raises CliError."""
     made = client.prepare(asked)
     print(f"{made['name']}: Ctrl-C leaves it alone; teragpt cancel {made['id']} stops it", file=sys.stderr, flush=True)
-    _told(client, made, f"teragpt retry {made['id']}, which goes on from what is done, or teragpt logs {made['id']}")
+    on = f"teragpt retry {made['id']}, which goes on from what is done, or teragpt logs {made['id']}"
+    _told(client, made, on, to=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        output.json(client.run(made["id"]))
+        return
     print(f"next: teragpt run SIZE --data {shlex.quote(made['folder'])}")
 
 
@@ -59,11 +64,11 @@ def finish(client: Client, task: Run, next: str = "") -> None:
     _check(client, task, next)
 
 
-def _told(client: Client, task: Run, next: str = "") -> None:
+def _told(client: Client, task: Run, next: str = "", to: TextIO | None = None) -> None:
     """Print what the task writes, as it writes it. Raises CliError where it fails, with what to do `next`."""
     _until_it_runs(client, task)
     for line in client.stream_logs(task["id"]):
-        print(line, flush=True)
+        print(line, file=to, flush=True)
     _check(client, task, next)
 
 

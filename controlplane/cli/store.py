@@ -19,6 +19,7 @@ commands = typer.Typer()
 @commands.command()
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to make.")],
+    json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -38,6 +39,9 @@ def backup(
         raise CliError(f"{file} cannot be written: {error.strerror or error}") from None
     finally:
         draft.unlink(missing_ok=True)
+    if json:
+        output.json({"file": str(file), "bytes": file.stat().st_size})
+        return
     print(f"{file}: {output.size(file.stat().st_size)}")
     print(f"next: teragpt restore {file} --home DIR")
 

@@ -9,17 +9,18 @@ import shlex
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from controlplane.cli import remote
+from controlplane.cli import output, remote
 from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code, missing_extra
 from controlplane.cli.follow import ENDED, called
-from controlplane.cli.options import Context, RunFolder, RunName, Url
+from controlplane.cli.options import Context, Json, RunFolder, RunName, Url
 from controlplane.cli.runs import find
 from controlplane.runfolder import last_checkpoint
 
@@ -87,6 +88,7 @@ def show(prompt: str, text: Iterator[str]) -> None:
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
+    json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -95,12 +97,12 @@ def export(
     if where is None:
         with connect(url, context) as client:
             remote.fetch(client, run, "export", out)
-        print(out)
-        return
-    with trainer("export"):
-        from teragpt.export import export as write
+    else:
+        with trainer("export"):
+            from teragpt.export import export as write
 
-        print(write(where, out))
+            write(where, out)
+    output.json({"folder": str(out)}) if json else print(out)
 
 
 @commands.command("import")
@@ -109,12 +111,16 @@ def import_model(
         Path, typer.Argument(metavar="MODEL", help="Folder of a Qwen3ForCausalLM, as transformers saves it.")
     ],
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder to make.")],
+    json: Json = False,
 ) -> None:
     """Make a run folder of a model of transformers, to train on from it."""
     with trainer("import"):
         from teragpt.importing import import_model as read
 
         read(model, out)
+    if json:
+        output.json({"folder": str(out), "config": f"{out}/model.json"})
+        return
     print(out)
     where = shlex.quote(str(out))
     print(f"next: python -m teragpt.train --config {where}/model.json --start-from {where} --data DATASET --out DIR")
@@ -124,13 +130,14 @@ def import_model(
 def pull(
     run: RunName,
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
+    json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
     """Copy a run's folder, with its newest checkpoint, from the cluster to this machine."""
     with connect(url, context) as client:
         remote.fetch(client, run, "pull", out)
-    print(f"next: teragpt sample {shlex.quote(str(out))}")
+    output.json({"folder": str(out)}) if json else print(f"next: teragpt sample {shlex.quote(str(out))}")
 
 
 @commands.command()
@@ -174,6 +181,7 @@ def prepare(
         int | None, typer.Option("--memory", min=1 << 20, help="On a cluster: bytes of the pod's memory.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="On a cluster: what to call the run.")] = None,
+    json: Json = False,
     url: Url = None,
     context: Context = None,
 ) -> None:
@@ -197,14 +205,17 @@ def prepare(
         compute = {field: value for field, value in share.items() if value}
         asked = {"sources": sources, "out": out, "tokenizer": tokenizer, "compute": compute, **recipe_of}
         with connect(url, context) as client:
-            remote.prepare(client, {**asked, **({"name": name} if name else {})})
+            remote.prepare(client, {**asked, **({"name": name} if name else {})}, as_json=json)
         return
     with trainer("prepare"):
-        from teragpt.prepare import Recipe, summary
+        from teragpt.prepare import Recipe, read_report, summary
         from teragpt.prepare import prepare as make
         from teragpt.tokenizer import Tokenizer
 
         make(sources, out, Tokenizer(tokenizer), Recipe(**recipe_of), workers=workers)
+        if json:
+            output.json({"folder": out, **read_report(out)})
+            return
         for line in summary(out):
             print(line)
     print(f"next: teragpt run SIZE --data {shlex.quote(out)}")
@@ -225,6 +236,7 @@ def train_tokenizer(
     ] = None,
     format: Format = "auto",
     column: Column = "text",
+    json: Json = False,
 ) -> None:
     """Train a byte-level BPE on text."""
     with trainer("tokenizer"):
@@ -232,6 +244,9 @@ def train_tokenizer(
         from teragpt.tokenizer_training import train_tokenizer as train
 
         made = train(sources, out, vocabulary, Recipe(format=format, column=column), special or ())
+    if json:
+        output.json({"folder": str(out), "entries": made.vocabulary, "fingerprint": made.fingerprint})
+        return
     print(f"{made.vocabulary:,} entries, fingerprint {made.fingerprint}")
     print(f"next: teragpt prepare SOURCE --tokenizer {shlex.quote(str(out))} --out DIR")
 
@@ -244,6 +259,7 @@ def inspect_tokenizer(
     ] = None,
     format: Format = "auto",
     column: Column = "text",
+    json: Json = False,
 ) -> None:
     """Show a tokenizer, its bytes a token and the entries that text leaves unused."""
     with trainer("tokenizer"):
@@ -251,7 +267,11 @@ def inspect_tokenizer(
         from teragpt.tokenizer import Tokenizer
         from teragpt.tokenizer_training import inspect
 
-        for line in inspect(Tokenizer(tokenizer), sources or [], Recipe(format=format, column=column)):
+        found = inspect(Tokenizer(tokenizer), sources or [], Recipe(format=format, column=column))
+        if json:
+            output.json(asdict(found))
+            return
+        for line in found.lines():
             print(line)
 
 

@@ -208,6 +208,7 @@ class AsyncClient(AsyncCarrier):
     logs = _call(calls.logs)
     search_logs = _list(calls.search_logs)
     stream_logs = _feed(calls.stream_logs)
+    stream_log_lines = _feed(calls.stream_log_lines)
     usage = _call(calls.usage)
     notifications = _call(calls.notifications)
     clusters = _call(calls.clusters)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
-from controlplane.replies import Attempt, Event, JsonObject, LogMatch, Point, Run
+from controlplane.replies import Attempt, Event, JsonObject, LogLine, LogMatch, Point, Run
 
 PAGE = 100  # runs fetched at once
 T = TypeVar("T")
@@ -378,9 +378,14 @@ def stream_logs(
     run: str, *, rank: int = 0, attempt: int | None = None, tail: int | None = None, after: str | None = None
 ) -> Feed[str]:
     """A rank's lines as they are printed, over every attempt from `attempt` on, until the run has ended."""
-    query = {"rank": rank, "attempt": attempt, "tail": tail}
-    at = {"run": run}
-    return Feed(template="/runs/{run}/logs/stream", at=at, params=query, after=after, read=lambda data: data["lines"])
+    return _log_stream(run, rank, attempt, tail, after, lambda data: data["lines"])
+
+
+def stream_log_lines(
+    run: str, *, rank: int = 0, attempt: int | None = None, tail: int | None = None, after: str | None = None
+) -> Feed[LogLine]:
+    """The same lines, each with the attempt that it was printed in."""
+    return _log_stream(run, rank, attempt, tail, after, _log_lines)
 
 
 def usage(by: str = "user", *, since: str | None = None, until: str | None = None) -> Call[JsonObject]:
@@ -413,6 +418,17 @@ def backup() -> Download:
 def vacuum() -> Call[JsonObject]:
     """Give the store's unused space back: `{bytes_before, bytes_after}`; writes wait meanwhile."""
     return Call(method="POST", template="/store/vacuum", repeats=False, unhurried=True)
+
+
+def _log_stream(
+    run: str, rank: int, attempt: int | None, tail: int | None, after: str | None, read: Callable[[Any], Iterable[T]]
+) -> Feed[T]:
+    query = {"rank": rank, "attempt": attempt, "tail": tail}
+    return Feed(template="/runs/{run}/logs/stream", at={"run": run}, params=query, after=after, read=read)
+
+
+def _log_lines(data: JsonObject) -> list[LogLine]:
+    return [{"attempt": data["attempt"], "rank": data["rank"], "text": line} for line in data["lines"]]
 
 
 def _points(response: httpx.Response) -> Any:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from teragpt.prepare.documents import Recipe
     from teragpt.prepare.preparation import prepare
-    from teragpt.prepare.report import summary
+    from teragpt.prepare.report import read_report, summary
 
-__all__ = ["Recipe", "prepare", "summary"]
+__all__ = ["Recipe", "prepare", "read_report", "summary"]
 
-HOMES = {"Recipe": "documents", "prepare": "preparation", "summary": "report"}
+HOMES = {"Recipe": "documents", "prepare": "preparation", "read_report": "report", "summary": "report"}
 
 
 def __getattr__(name: str) -> Any:

@@ -59,10 +59,15 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     (folder / PICTURE).write_text(picture(report["lengths"]), "utf-8")
 
 
+def read_report(out: Path | str) -> dict[str, Any]:
+    """The report of the dataset at a path or URL. Raises OSError and ConfigError."""
+    found: dict[str, Any] = json.loads(folder_at(out, "out").read(REPORT))
+    return found
+
+
 def summary(out: Path | str) -> Iterator[str]:
     """What the dataset at a path or URL, just prepared, holds, in lines. Raises OSError and ConfigError."""
-    folder = folder_at(out, "out")
-    report = json.loads(folder.read(REPORT))
+    folder, report = folder_at(out, "out"), read_report(out)
     for name, split in load_manifest(folder.read(MANIFEST), f"{folder}/{MANIFEST}").splits.items():
         held = (split.documents, "document"), (split.tokens, "token"), (len(split.shards), "shard")
         yield f"{name}: " + ", ".join(f"{count:,} {what}" + "s" * (count != 1) for count, what in held)

@@ -34,7 +34,7 @@ def test_a_trained_tokenizer_is_the_same_every_time_and_gives_any_text_back(text
 
 def test_inspecting_tells_bytes_a_token_by_kind_and_what_is_unused(texts: Path, tmp_path: Path) -> None:
     tokenizer = train_tokenizer([texts], tmp_path / "made", 300, Recipe())
-    said = list(inspect(tokenizer, [texts], Recipe()))
+    said = list(inspect(tokenizer, [texts], Recipe()).lines())
     assert said[0].startswith("300 entries, separator <|end|> (")
     assert said[1] == f"fingerprint {tokenizer.fingerprint}"
     size, tokens = len((TEXT * 40).encode()), len(tokenizer.encode(TEXT * 40))
