@@ -66,7 +66,8 @@ class Traits:
     to pods, so that storage is folders; elsewhere it is claims and object stores. `audience`: of the service-account
     tokens by which pods prove who they are (`Cluster.authenticate`); without one, each attempt has a secret of its own.
     `gang`: an object's pods start together or not at all; where they do not, objects of several pods are made one at a
-    time. `quotas`: GPUs that runs of a namespace may hold at once, where the cluster itself does not see to that.
+    time, but for those of runs with a queue where there are `queues` (Kueue's). `quotas`: GPUs that runs of a namespace
+    may hold at once, where the cluster itself does not see to that.
     """
 
     namespace: str = "default"
@@ -76,6 +77,7 @@ class Traits:
     shared_folders: bool = True
     audience: str | None = None
     gang: bool = True
+    queues: bool = False
     quotas: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property

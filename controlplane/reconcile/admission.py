@@ -41,7 +41,8 @@ class Admission:
         traits = self._cluster.traits()
         elsewhere = {one.run_id for one in held}
         held += beyond_quotas(session, due, self._ours, elsewhere, traits.quotas, traits.namespace)
-        line = [] if traits.gang else in_line(session, due, self._ours, {one.run_id for one in held})
+        elsewhere = {one.run_id for one in held}
+        line = [] if traits.gang else in_line(session, due, self._ours, elsewhere, queues=traits.queues)
         self.contended = bool(line)
         held += line
         self._tell([one for one in held if one.news], now)

@@ -29,7 +29,16 @@ from controlplane.domain.phases import (
     Phase,
     Transition,
 )
-from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict, object_lost, quiet, succeeded, verdict_of
+from controlplane.reconcile.verdicts import (
+    HELD_BACK,
+    REQUEUED,
+    Handling,
+    Verdict,
+    object_lost,
+    quiet,
+    succeeded,
+    verdict_of,
+)
 from controlplane.store.tables import Attempt, Run
 
 PLACED_REASONS = frozenset(  # these pods have their node
@@ -217,6 +226,8 @@ def _requeued(look: Look, job: ObservedJob) -> Verdict | None:
     since, patience = look.attempt.submitted_at, look.patience_s
     waiting = _waiting(job)
     if patience is None or since is None or waiting is None or look.now - since <= patience or look.run.nodes == 1:
+        return None
+    if waiting.reason == HELD_BACK:
         return None
     told = f"no place for all {look.run.nodes} pods within {patience:g} s: others go first ({waiting.message})"
     return Verdict(REQUEUED, told, Handling.FREE)

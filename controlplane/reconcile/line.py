@@ -16,6 +16,8 @@ from sqlalchemy.orm import Session
 
 from controlplane.domain.phases import LIVE, Phase
 from controlplane.domain.priorities import rank
+from controlplane.domain.queues import DEFAULT_QUEUE
+from controlplane.reconcile.verdicts import HELD_BACK
 from controlplane.store.moves import CREATE
 from controlplane.store.tables import Attempt, Outbox, Run
 
@@ -35,13 +37,18 @@ class Held:
 
 
 def in_line(
-    session: Session, due: ColumnElement[bool], ours: ColumnElement[bool], elsewhere: Collection[str]
+    session: Session, due: ColumnElement[bool], ours: ColumnElement[bool], elsewhere: Collection[str], *, queues: bool
 ) -> list[Held]:
-    """The runs of several pods that are `due` and wait for another of `ours`; who waits `elsewhere` does not count."""
-    first = session.scalar(
-        select(Run.name).where(ours, Run.phase.in_([Phase.SUBMITTING, Phase.PENDING]), Run.nodes > 1).limit(1)
-    )
-    line = waiting(session, due, elsewhere, Run.nodes > 1, Run.phase != Phase.SUBMITTING)
+    """The runs of several pods that are `due` and wait for another of `ours`; who waits `elsewhere` does not count.
+
+    Nor do those with a queue of their own where the cluster has `queues`, nor those that such a queue holds back though
+    they name none (it may be the namespace's default): they hold no place.
+    """
+    placed = [Run.nodes > 1, *([Run.queue == DEFAULT_QUEUE] if queues else [])]
+    holds = func.coalesce(Run.reason, "") != HELD_BACK
+    finding = select(Run.name).where(ours, Run.phase.in_([Phase.SUBMITTING, Phase.PENDING]), *placed, holds)
+    first = session.scalar(finding.limit(1))
+    line = waiting(session, due, elsewhere, *placed, Run.phase != Phase.SUBMITTING)
     if first is None and line:
         first = line.pop(0).name
     held: list[Held] = []

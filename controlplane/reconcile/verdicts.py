@@ -15,6 +15,8 @@ from teragpt.termination import crash
 FINAL_CODES = {2: "ConfigError", 3: "Diverged"}
 STOPPED, KILLED = 143, 137
 INTERRUPTIONS = frozenset({"Preempted", "Evicted", "NodeLost", "Lost", "Shutdown", "ImagePull", "InitError"})
+HELD_BACK = "WaitingForQuota"  # by Kueue: the object has no pods
+SET_ASIDE = {HELD_BACK: "Preempted", "Suspended": "PodLost"}  # an object's pods are gone, and itself waits
 REQUEUED = "Requeued"
 KEPT_LINES = 50
 LONGEST_MESSAGE = 2000
@@ -52,6 +54,8 @@ def verdict_of(job: ObservedJob, known: Sequence[Mapping[str, Any]]) -> Verdict 
         return _of_pod(min(failed, key=_ended))
     finished = any(pod.role == "master" and pod.phase == "Succeeded" for pod in job.pods)
     if not finished and (lost := _replaced(job.pods, known)):
+        if held := next((pod for pod in job.pods if pod.reason in SET_ASIDE), None):
+            return Verdict(SET_ASIDE[str(held.reason)], f"pod {lost} was stopped: {held.message}", Handling.FREE)
         return Verdict("PodLost", f"pod {lost} is gone or was replaced", Handling.FREE)
     if job.deleting and not succeeded(job):
         return Verdict("ObjectLost", f"{job.name} is being deleted by someone else", Handling.FREE)
@@ -130,7 +134,7 @@ def _message(pod: ObservedPod, rank: int | None, code: int | None, name: str | N
     ended += f" with exit code {code}" if code is not None else ""
     ended += f" ({name})" if name else ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), None) or pod.message
-    last = pod.message if pod.reason == "OOMKilled" and pod.message else last
+    last = pod.message if pod.message and pod.reason in {"OOMKilled", *INTERRUPTIONS} else last
     return f"{ended}: {last}"[:LONGEST_MESSAGE] if last else ended
 
 

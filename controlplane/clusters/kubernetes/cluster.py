@@ -124,7 +124,8 @@ class KubernetesCluster:
             reasons=self._kinds.reasons,
             shared_folders=False,
             audience=self._audience,
-            gang=self._queues.there,
+            gang=False,
+            queues=self._queues.there,
             quotas={} if self._queues.there else self._quotas,
         )
 

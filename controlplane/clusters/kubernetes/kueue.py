@@ -19,6 +19,7 @@ from controlplane.clusters.kubernetes.resources import Resource
 
 GROUP = "kueue.x-k8s.io"
 QUOTA, ADMITTED, EVICTED, FINISHED = "QuotaReserved", "Admitted", "Evicted", "Finished"
+STUCK = frozenset({"Inadmissible", "Misconfigured", "Suspended", "OnHold"})  # no such queue, or one that is held
 EPOCH = when("1970-01-01T00:00:00+00:00")
 LONGEST = 1000
 
@@ -39,14 +40,16 @@ def read_workload(raw: Mapping[str, Any]) -> Workload:
     metadata, spec = raw["metadata"], raw.get("spec") or {}
     conditions = {one["type"]: one for one in (raw.get("status") or {}).get("conditions") or ()}
     true = {name for name, one in conditions.items() if one.get("status") == "True"}
-    told = [conditions[name].get("message", "") for name in (QUOTA, EVICTED) if name in conditions]
+    quota, evicted = conditions.get(QUOTA, {}), conditions.get(EVICTED, {})
+    told = (evicted, quota) if {QUOTA, EVICTED} <= true else (quota, evicted)  # it keeps its quota while its pods end
+    in_line = not ({QUOTA, ADMITTED, FINISHED} & true) and quota.get("reason") not in STUCK
     return Workload(
         owners=tuple(owner["uid"] for owner in metadata.get("ownerReferences") or ()),
         queue=spec.get("queueName", ""),
         priority=int(spec.get("priority") or 0),
         created=when(metadata.get("creationTimestamp")),
-        waits=not ({QUOTA, ADMITTED, FINISHED} & true) and spec.get("active", True),
-        message=next((message for message in told if message), "")[:LONGEST],
+        waits=in_line and spec.get("active", True),
+        message=next((one["message"] for one in told if one.get("message")), "")[:LONGEST],
     )
 
 

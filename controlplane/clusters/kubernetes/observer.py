@@ -21,6 +21,7 @@ from controlplane.clusters.kubernetes.nodes import Room
 from controlplane.clusters.kubernetes.records import NODE_SUFFIX, Key, ObjectRecord, PodRecord, pod_name, role_of
 from controlplane.clusters.kubernetes.waiting import TAKEN_UP, Wait
 
+PUT_OUT = frozenset({None, 137, 143})  # exit codes of pods that somebody stopped
 SETTLED = timedelta(seconds=5)  # pods of an object that failed may be seen later than its failure
 
 
@@ -282,6 +283,9 @@ class Observer:
             removed = job.kind == "PyTorchJob" and master_done and pod.index > 0 and pod.deleted is not None
             if removed and ending.phase == "Failed":
                 ending = replace(ending, phase="Succeeded", reason=None, message=None, exit_code=0, signal=None)
+            elif job.suspended and job.queue and ending.phase == "Failed" and ending.exit_code in PUT_OUT:
+                told = self._sources.admission(job.uid) or f"queue {job.queue}"
+                ending = replace(ending, reason="Preempted", message=f"Kueue suspended it ({told})")
             return _seen(pod)(**vars(ending))
         wait = waiting.placing(pod, self._sources.events(pod.name), self._room)
         return _seen(pod)("Pending", wait.reason, wait.message)

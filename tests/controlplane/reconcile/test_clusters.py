@@ -170,6 +170,14 @@ def test_each_cluster_has_a_line_of_its_own(plane: Plane) -> None:
     assert runs.get(plane.context, behind).reason == "WaitsForTurn"
 
 
+def test_runs_with_a_queue_of_the_clusters_own_stand_in_no_line_of_ours(plane: Plane) -> None:
+    plane.own.shown = Traits(shared_folders=False, gang=False, queues=True)
+    two = {"nodes": 2}
+    asked = [plane.ask(compute=two, scheduling=queue) for queue in ({"queue": "team"}, {"queue": "team"}, {}, {})]
+    plane.look()
+    assert [plane.phase(one) for one in asked] == ["pending", "pending", "pending", "queued"]
+
+
 def test_a_sweep_over_clusters_keeps_its_parallelism(plane: Plane) -> None:
     points = [{"compute": {"cluster": name}, "train": {"seed": seed}} for seed in (0, 1) for name in ("east", "memory")]
     asked = {"parallelism": 2, "spec": {"size": "tiny", "compute": {"nodes": 1}}, "points": points}

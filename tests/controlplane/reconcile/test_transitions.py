@@ -387,6 +387,20 @@ def test_18_a_run_that_finds_no_places_lets_the_others_go_first(stage: Stage) ->
     assert runs.get(stage.context, first.id).phase == "pending"
 
 
+def test_18_who_is_held_back_by_kueue_holds_up_nobody_and_is_not_put_back(stage: Stage) -> None:
+    """Its queue may be the namespace's default, that it does not name."""
+    stage.memory.shown = Traits(gang=False, queues=True)
+    two_pods = {"nodes": 2, "processes_per_node": 1}
+    first, second = (stage.ask(name=name, compute=two_pods) for name in ("first", "second"))
+    stage.look(2)
+    assert runs.get(stage.context, second.id).phase == "queued"
+    for index in (0, 1):
+        stage.memory.pod(object_of(stage, first.id), index, reason="WaitingForQuota")
+    stage.after(301)
+    stage.look(2)
+    assert [runs.get(stage.context, run.id).phase for run in (first, second)] == ["pending", "pending"]
+
+
 def test_a_run_alone_may_wait_for_its_places_as_long_as_it_takes(stage: Stage) -> None:
     stage.memory.shown = Traits(gang=False)
     stage.ask(compute={"nodes": 2, "processes_per_node": 1})

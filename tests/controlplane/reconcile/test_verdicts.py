@@ -128,3 +128,11 @@ def test_an_object_whose_pods_are_still_to_come_is_not_quiet() -> None:
     assert not quiet(job())
     assert quiet(job(deleting=True))
     assert not succeeded(job())
+
+
+@pytest.mark.parametrize(("word", "reason"), [("WaitingForQuota", "Preempted"), ("Suspended", "PodLost")])
+def test_pods_that_are_gone_while_their_object_waits_were_put_out(word: str, reason: str) -> None:
+    absent = ObservedPod("pod-0", "", "master", 0, "Pending", word, "queue q: the quota went to another")
+    found = verdict(absent, known=[{"name": "pod-0", "uid": "uid-0"}])
+    assert (found.reason, found.handling) == (reason, Handling.FREE)
+    assert found.message == "pod pod-0 was stopped: queue q: the quota went to another"

@@ -135,6 +135,18 @@ def test_news_of_kueue_is_news_of_what_it_holds_back(world: World) -> None:
     assert world.pods()[0].message == "place 2 of 3 in queue q"
 
 
+@pytest.mark.parametrize(("code", "word"), [(143, "Preempted"), (137, "Preempted"), (1, "Error"), (2, "Error")])
+def test_pods_that_end_as_kueue_suspends_their_object_were_preempted_unless_they_failed(
+    world: World, code: int, word: str
+) -> None:
+    world.admission = "queue q: Preempted to accommodate a workload"
+    world.observer.take_object("run-1", job(suspended=True, queue="q", nodes=1))
+    world.observer.take_pod("run-1-master-0", pod(phase="Failed", main=State("terminated", "Error", "", code)))
+    found = world.pods()[0]
+    assert (found.reason, found.exit_code) == (word, code)
+    assert (found.message == f"Kueue suspended it ({world.admission})") == (word == "Preempted")
+
+
 def test_someone_elses_suspension_is_said(world: World) -> None:
     world.observer.take_object("run-1", job(suspended=True))
     assert world.pods()[0].reason == "Suspended"
