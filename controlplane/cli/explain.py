@@ -47,4 +47,6 @@ def stacks(run: RunName, json: Json = False, url: Url = None, context: Context =
     for each in found["items"]:
         print(f"{each['file']}, {output.clock(each['time'])}\n\n{each['text'].rstrip()}\n")
     if not found["items"]:
-        print("no stacks were kept" if found["seen"] else f"only pods see {found['folder']}")
+        print(
+            "no stacks were kept" if found["seen"] else f"its ranks printed none, and only pods see {found['folder']}"
+        )

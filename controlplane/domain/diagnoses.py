@@ -149,8 +149,7 @@ ENDED = {  # why an attempt or a run is over, as the ranks themselves, the clust
     ),
     "HangDetected": Diagnosis(
         "No step and no line of output came for longer than limits.max_silence_s.",
-        "`teragpt stacks RUN`, on Kubernetes the end of the log, shows where every rank stood; a slow file system or "
-        "network is the usual cause.",
+        "`teragpt stacks RUN` shows where every rank stood; a slow file system or network is the usual cause.",
     ),
     "Requeued": Diagnosis(
         "Not all pods found a place while other runs waited, so others go first.",

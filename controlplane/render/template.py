@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from controlplane.domain.placement import PRODUCT_LABELS
 from controlplane.domain.storage import MOUNT
@@ -30,6 +31,8 @@ def pod_template(attempt: Attempt, container: str, variables: list[pod.EnvVar] |
     )
     if attempt.pod_overrides:
         template = patched(template, attempt.pod_overrides, TOKEN_VOLUME)
+        if (grace := template.spec.termination_grace_period_seconds) != attempt.grace_s:  # the launcher must know it
+            return pod_template(replace(attempt, grace_s=grace), container, variables)
     return _placed(template, attempt)
 
 

@@ -50,6 +50,12 @@ def logs(
     return LogChunk([*told, *of_rank(whole, rank)], offset + len(whole), ended and not full)
 
 
+def tail_of(context: Context, run: RunView, attempt: AttemptView, pod: str, wanted: int) -> list[str]:
+    """The last lines of one pod, of all its ranks, with their prefixes."""
+    ended = attempt.finished_at is not None
+    return _tail(runs.where(context, run), attempt.name, pod, None, wanted, ended=ended).lines
+
+
 def node_of(run: RunView, rank: int) -> int:
     """The node that a rank is on. Raises NotFound where the run has no such rank."""
     node: int = rank // run.resolved["processes_per_node"]

@@ -189,7 +189,9 @@ class KubernetesCluster:
     def stacks(self, name: str) -> Stacks:
         """See `Cluster.stacks`: pods are looked into by nobody but themselves."""
         del name
-        return Stacks(problem="pods are not looked into; ranks that do not stop in time print theirs into the log")
+        return Stacks(
+            problem="pods are not looked into; each rank that does not stop in time prints its own into the log"
+        )
 
     def forget(self, name: str) -> None:
         """See `Cluster.forget`."""

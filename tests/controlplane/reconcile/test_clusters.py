@@ -15,7 +15,7 @@ from controlplane.domain.spec import parse_spec
 from controlplane.domain.sweeps import SweepSpec
 from controlplane.reconcile.outbox import void_leases
 from controlplane.reconcile.reconciler import Reconciler
-from controlplane.services import attempts, changes, plans, purges, runs, state, sweeps
+from controlplane.services import attempts, changes, plans, purges, runs, stacks, state, sweeps
 from controlplane.services.context import Context, Place
 from controlplane.services.lists import Filter, list_runs
 from controlplane.services.logs import logs
@@ -168,6 +168,24 @@ def test_each_cluster_has_a_line_of_its_own(plane: Plane) -> None:
     plane.look()
     assert [plane.phase(one) for one in (here, behind, away)] == ["pending", "queued", "pending"]
     assert runs.get(plane.context, behind).reason == "WaitsForTurn"
+
+
+def test_stacks_that_ranks_printed_in_pods_are_read_from_their_logs(plane: Plane) -> None:
+    run = plane.ask(compute={"nodes": 2, "cluster": "east"})
+    plane.look()
+    plane.east.run(plane.object(run))
+    plane.look()
+    assert stacks.stacks(plane.context, run).items == []
+    dump = 'Current thread 0x00007f8d3b7fe700 (most recent call first):\n  File "step.py", line 58 in all_reduce\n'
+    master, worker = (pod.name for pod in attempts.attempt(plane.context, run).pods)
+    plane.east.written[f"{plane.object(run)}/{master}"] = f"step 1/9\n{dump}step 2/9\n".encode()
+    told = "".join(f"[rank 1] {line}\n" for line in dump.splitlines())
+    plane.east.written[f"{plane.object(run)}/{worker}"] = told.encode()
+    seen = stacks.stacks(plane.context, run)
+    assert [(one.file, one.text) for one in seen.items] == [
+        ("attempt-1-rank-0.log", dump),
+        ("attempt-1-rank-1.log", dump),
+    ]
 
 
 def test_runs_with_a_queue_of_the_clusters_own_stand_in_no_line_of_ours(plane: Plane) -> None:

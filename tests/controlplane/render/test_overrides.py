@@ -68,6 +68,12 @@ def test_both_roles_of_a_pytorchjob_are_patched() -> None:
     assert {specs[role]["template"]["spec"]["schedulerName"] for role in specs} == {"mine"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_launcher_is_told_the_grace_period_of_the_patch(kind: Kind) -> None:
+    made = overridden({"spec": {"terminationGracePeriodSeconds": 15}}, kind=kind)
+    assert {one["name"]: one.get("value") for one in container(made)["env"]}["TERAGPT_GRACE_S"] == "15"
+
+
 def test_a_user_number_of_the_platforms_own_choice_is_possible() -> None:
     security = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
     assert pod(overridden({"spec": {"securityContext": security}}))["securityContext"] == {
