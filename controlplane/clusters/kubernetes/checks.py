@@ -24,6 +24,7 @@ from controlplane.clusters.kubernetes.resources import (
     TOKEN_REVIEWS,
     Resource,
 )
+from controlplane.clusters.kubernetes.signatures import published
 from controlplane.render.models import MANAGED_BY
 
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
@@ -100,9 +101,21 @@ def _permissions(connection: Connection, wanted: str) -> Iterator[Check]:
         what = f"{verb} {resource.plural}{f'/{sub}' if sub else ''}"
         mend = "" if allowed else f"Add `{what}` to the control plane's Role in {connection.namespace}."
         yield Check(f"may {what}", ok=allowed, detail=f"to {purpose}", mend=mend)
-    allowed = may(connection, "create", TOKEN_REVIEWS, everywhere=True)
-    mend = "" if allowed else "Bind the control plane's account to the ClusterRole system:auth-delegator."
-    yield Check("may create tokenreviews", ok=allowed, detail="to know the pods that report metrics", mend=mend)
+    yield _known_by(connection)
+
+
+def _known_by(connection: Connection) -> Check:
+    """Whether pods that report metrics can be known: by reviews of their tokens, or by the signatures under them."""
+    name, detail, mend = "may create tokenreviews", "to know the pods that report metrics", ""
+    ok = may(connection, "create", TOKEN_REVIEWS, everywhere=True)
+    if not ok:
+        try:
+            ok = bool(published(connection)[1])
+            detail = "not needed: pods that report metrics are known by the API server's keys, which may be read"
+        except Refused as error:
+            mend = "Bind the control plane's account to the ClusterRole system:auth-delegator."
+            detail = f"{detail}; nor may it read the API server's keys: {error}"
+    return Check(name, ok=ok, detail=detail, mend=mend)
 
 
 def _operators(connection: Connection) -> Iterator[Check]:

@@ -1,4 +1,7 @@
-"""Who holds a token: TokenReview, with our audience, remembered for a minute at most; what users may do likewise."""
+"""Who holds a token: TokenReview, with our audience, remembered for a minute at most; what users may do likewise.
+
+Where the account may not create TokenReviews, pods are known by the API server's signatures under their tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,16 @@ from typing import Any, Generic, TypeVar
 from controlplane.clusters.base import Caller, Unavailable
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, SUBJECT_REVIEWS, TOKEN_REVIEWS, Resource
+from controlplane.clusters.kubernetes.signatures import Signatures
 
 T = TypeVar("T")
 KNOWN_S, UNKNOWN_S = 60.0, 10.0
 REMEMBERED = 4096
 POD_NAME, POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
+
+
+class Unallowed(Unavailable):
+    """The account may not ask this."""
 
 
 class Answers(Generic[T]):
@@ -56,6 +64,7 @@ class Callers:
         self._connection, self._audience = connection, audience
         self._accounts = tuple(f"system:serviceaccount:{namespace}:" for namespace in namespaces)
         self._answers = Answers[Caller](clock)
+        self._signatures = Signatures(connection, clock)
 
     def authenticate(self, token: str) -> Caller | None:
         """See `Cluster.authenticate`. Raises Unavailable."""
@@ -63,11 +72,24 @@ class Callers:
 
     def _ask(self, token: str) -> Caller | None:
         """The pod, where the token is good, for us, and of an account of our namespaces."""
-        user = _reviewed(self._connection, token, self._audience) or {}
+        try:
+            user = _reviewed(self._connection, token, self._audience) or {}
+        except Unallowed:
+            return self._signed(token)
         extra = user.get("extra") or {}
         ours = str(user.get("username", "")).startswith(self._accounts)
         names, uids = extra.get(POD_NAME) or [], extra.get(POD_UID) or []
         return Caller(str(names[0]), str(uids[0])) if ours and names and uids else None
+
+    def _signed(self, token: str) -> Caller | None:
+        """The same, by the signature under the token."""
+        try:
+            claims = self._signatures.claims(token, self._audience)
+        except (Trouble, Refused) as error:
+            raise Unavailable(f"tokens cannot be checked: {error}") from error
+        pod = (claims.get("kubernetes.io") or {}).get("pod") or {}
+        ours = str(claims.get("sub", "")).startswith(self._accounts)
+        return Caller(str(pod["name"]), str(pod["uid"])) if ours and pod else None
 
 
 class Users:
@@ -111,10 +133,11 @@ def _reviewed(connection: Connection, token: str, audience: str) -> Mapping[str,
 
 
 def _review(connection: Connection, resource: Resource, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the API server says. Raises Unavailable."""
+    """What the API server says. Raises Unavailable, and Unallowed of its kind."""
     body = {"apiVersion": resource.api_version, "kind": resource.kind, "spec": dict(spec)}
     try:
         answer = connection.call("POST", resource.path(), body)
     except (Trouble, Refused) as error:
-        raise Unavailable(f"tokens cannot be checked: {error}") from error
+        kind = Unallowed if isinstance(error, Refused) and error.status == 403 else Unavailable
+        raise kind(f"tokens cannot be checked: {error}") from error
     return answer.get("status") or {}

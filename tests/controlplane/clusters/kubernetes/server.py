@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from controlplane.clusters.kubernetes import signatures
+
 Raw = dict[str, Any]
 COLLECTION = re.compile(
     r"^(?P<api>/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
@@ -71,6 +73,7 @@ class ApiServer:
         self.logs: dict[str, list[bytes]] = {}  # lines with timestamps, by pod
         self.ended_logs: set[str] = set()
         self.forbidden: set[tuple[str, str]] = set()  # (verb, resource)
+        self.keys: list[Raw] = []  # that it signs tokens by; where there are none, they may not be read
         self.absent: set[str] = set()  # API groups that are not served
         self.page = 500
         self.ahead_s = 0.0  # its clock, of this machine's
@@ -313,6 +316,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _discovery(self, path: str) -> Answer:
         if path == "/version":
             return Answer(200, b'{"gitVersion": "v1.36.3"}')
+        if path in (signatures.ABOUT, signatures.KEYS):
+            if not self.server.api.keys:
+                return status(403, "Forbidden", f'User "x" cannot get path "{path}"')
+            told = {"issuer": "https://kubernetes.default.svc", "keys": self.server.api.keys}
+            return Answer(200, json.dumps(told).encode())
         versions = [one for one in KINDS if one.startswith(f"{path}/") and one not in self.server.api.absent]
         if versions:
             preferred = {"version": versions[0].rpartition("/")[2]}
@@ -326,10 +334,10 @@ class _Handler(BaseHTTPRequestHandler):
         api, name, sub = self.server.api, found["name"], found["sub"]
         where = f"{found['api']}/{found['namespace'] or ''}/{found['plural']}"
         verb = {"POST": "create", "PUT": "update", "DELETE": "delete"}.get(request.method, "get" if name else "list")
-        if found["plural"] in ("selfsubjectaccessreviews", "subjectaccessreviews", "tokenreviews"):
-            self._send(self._review(request.body))
-        elif (verb, found["plural"]) in api.forbidden:
+        if (verb, found["plural"]) in api.forbidden:
             self._send(status(403, "Forbidden", f'{found["plural"]} is forbidden: User "x" cannot {verb} it'))
+        elif found["plural"] in ("selfsubjectaccessreviews", "subjectaccessreviews", "tokenreviews"):
+            self._send(self._review(request.body))
         elif found["api"] in api.absent:
             self._send(status(404, "NotFound", "the server could not find the requested resource"))
         elif sub == "log":

@@ -106,6 +106,17 @@ def test_everything_that_lacks_says_how_it_is_mended(server: ApiServer, connecti
     assert found["kind Job"].ok  # it is not the one that is wanted
 
 
+def test_tokens_need_no_review_where_the_keys_that_sign_them_may_be_read(
+    server: ApiServer, connection: Connection
+) -> None:
+    server.forbidden = {("create", "tokenreviews")}
+    assert "nor may it read the API server's keys" in checks(connection)["may create tokenreviews"].detail
+    server.keys = [{"kid": "one", "kty": "RSA"}]
+    found = checks(connection)["may create tokenreviews"]
+    assert found.ok
+    assert "by the API server's keys" in found.detail
+
+
 def test_a_cluster_without_any_kind_lacks_the_one_that_every_cluster_has(
     server: ApiServer, connection: Connection
 ) -> None:
