@@ -80,7 +80,7 @@ def test_a_token_that_another_signed_names_nobody(connection: Connection, signer
     other = TestIssuer(ISSUER)
     other.add("one", "RS256")
     callers = Callers(connection, "teragpt", ["default"])
-    unsigned = jwt.encode({"iss": ISSUER, "aud": "teragpt"}, None, "none", headers={"kid": "one"})
+    unsigned = jwt.encode({"iss": ISSUER, "aud": "teragpt"}, "", "none", headers={"kid": "one"})
     public = str(signer.public("one")["n"]).ljust(64, "x")
     confused = jwt.encode({"iss": ISSUER, "aud": "teragpt"}, public, "HS256", headers={"kid": "one"})
     cut = token(signer).rpartition(".")[0] + "."
