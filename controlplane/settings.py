@@ -315,6 +315,11 @@ def _replaced(tree: Any, groups: tuple[str, ...], name: str, value: object) -> A
     return dataclasses.replace(tree, **{groups[0]: branch})
 
 
+def shown(value: object) -> str:
+    """A default as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message}; --help lists the options")
@@ -325,6 +330,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="teragpt up", description=about, allow_abbrev=False)
     for leaf in leaves():
         truth: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.field.metadata["read"] is switch else {}
-        text = f"{leaf.field.metadata['help']} [{leaf.variable}; default: {leaf.field.default}]"
+        text = f"{leaf.field.metadata['help']} [{leaf.variable}; default: {shown(leaf.field.default)}]"
         parser.add_argument(leaf.flag, dest=leaf.field.name, metavar="VALUE", help=text.replace("%", "%%"), **truth)
     return parser

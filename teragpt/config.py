@@ -27,6 +27,11 @@ ROWWISE_ON_CPU = (2, 15)  # the first torch whose scaled product takes a scale f
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
 
 
+def shown(value: object) -> str:
+    """A value as it is written where settings are: in JSON, not in Python."""
+    return "nothing" if value is None else json.dumps(value) if isinstance(value, bool) else repr(value)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One bad setting: its `field`, what was `given`, what is `allowed`."""
@@ -38,7 +43,7 @@ class Problem:
     @property
     def detail(self) -> str:
         """What was given and what is allowed, for who knows the field."""
-        return f"got {self.given!r}; allowed: {self.allowed}"
+        return f"got {shown(self.given)}; allowed: {self.allowed}"
 
     def __str__(self) -> str:
         return f"{self.field}: {self.detail}"
@@ -414,9 +419,10 @@ def parse(arguments: Iterable[str]) -> dict[str, object]:
             settings |= load(Path(value))
             continue
         if key == "set":
-            key, equals, value = value.partition("=")
-            if not equals:
-                raise ConfigError([Problem("set", key, "key=value")])
+            given = value
+            key, equals, value = given.partition("=")
+            if not key or not equals:
+                raise ConfigError([Problem("set", given, "key=value")])
         settings[key.replace("-", "_")] = literal(key.replace("-", "_"), value)
     return settings
 
@@ -434,7 +440,7 @@ def literal(name: str, value: str) -> object:
 def load(path: Path) -> dict[str, object]:
     """Settings from a JSON file. Raises ConfigError that names the file."""
     try:
-        return parse_spec(path.read_text("utf-8"), str(path))
+        return parse_spec(path.read_text("utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem("config", str(path), f"a readable JSON file ({error})")]) from None
 

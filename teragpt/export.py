@@ -53,9 +53,17 @@ def export(run: Path | str, out: Path | str) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError([Problem("out", str(out), "a folder that does not exist yet, or an empty one")])
     described = describe(run)
+    openable(described[-1])
     with appearing(target, "the model") as folder:
         write_all(run, *described, folder)
     return target
+
+
+def openable(config: Config) -> None:
+    """Raise ConfigError for a shape that transformers refuses to open as what it is."""
+    if KINDS.get(config.model) is LLAMA and config.dim % config.heads:
+        allowed = f"a multiple of heads {config.heads}, which transformers' Llama has to have"
+        raise ConfigError([Problem("dim", config.dim, allowed)])
 
 
 def write_all(run: Path | str, checkpoint: Checkpoint, tokenizer: Tokenizer, config: Config, folder: Path) -> None:

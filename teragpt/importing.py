@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from teragpt.checkpoint import META, as_json
-from teragpt.config import Config, ConfigError, Problem, resolve
+from teragpt.config import Config, ConfigError, Problem, resolve, shown
 from teragpt.export import KINDS, configuration
 from teragpt.rope import ORIGINAL, SCALINGS, checked
 from teragpt.sizes import TINY
@@ -126,7 +126,7 @@ def config_of(folder: Path, tokenizer: Tokenizer) -> Config:
     except KeyError as error:
         raise ConfigError([Problem("config.json", str(folder), f"a configuration with {error}")]) from None
     problems = [
-        Problem(name, said[name], f"{value!r}, as this model has it")
+        Problem(name, said[name], f"{shown(value)}, as this model has it")
         for name, value in configuration(config, tokenizer).items()
         if said.get(name) is not None and name not in FREE and said[name] != value
     ]

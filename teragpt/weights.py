@@ -139,6 +139,11 @@ def files(folder: Path) -> list[Path]:
         if not found or any(Path(name).name != name for name in found):
             allowed = "a `weight_map` from weights to files of the same folder"
             raise ConfigError([Problem("weights", str(folder / INDEX), allowed)])
+    elif not (folder / "model.safetensors").exists():
+        pickled = any(folder.glob("*.bin"))
+        why = "those in .bin are pickles, which run code as they are read: have transformers open and save the model"
+        allowed = f"a file of safetensors ({why if pickled else 'there is none'})"
+        raise ConfigError([Problem("weights", str(folder / "model.safetensors"), allowed)])
     return [folder / name for name in sorted(found)]
 
 

@@ -12,14 +12,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args, get_origin
 
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from controlplane.api.problems import FieldProblem, Refusal, invalid, pointer, shorten, suggest
+from controlplane.api.problems import FieldProblem, Refusal, invalid, pointer, suggest
+from controlplane.domain.complaints import shorten
+
+if TYPE_CHECKING:
+    from fastapi._compat import ModelField
 
 DEEPEST = 32  # levels of nesting; a run's spec has four
 LARGEST_INTEGER = (1 << 63) - 1
@@ -35,11 +39,14 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, given our request."""
         handler = super().get_route_handler()
-        known = [*_query(self.dependant)]
+        known = {each.alias: _is_list(each.field_info.annotation) for each in _query(self.dependant)}
 
         async def handle(request: Request) -> Response:
             if unknown := [name for name in request.query_params if name not in known]:
-                raise invalid([_unknown_parameter(name, known) for name in unknown])
+                raise invalid([_unknown_parameter(name, list(known)) for name in unknown])
+            times = Counter(name for name, _ in request.query_params.multi_items())
+            if repeated := [name for name, count in times.items() if count > 1 and not known[name]]:
+                raise invalid([_repeated_parameter(name, times[name]) for name in repeated])
             if odd := [*_odd_parameters(request)]:
                 raise invalid(odd)
             ours = JsonRequest(request.scope, request.receive)
@@ -103,11 +110,16 @@ class JsonRequest(Request):
         return body
 
 
-def _query(dependant: Dependant) -> Iterator[str]:
+def _query(dependant: Dependant) -> Iterator[ModelField]:
     """The query parameters of a route and of what it depends on."""
-    yield from (parameter.alias for parameter in dependant.query_params)
+    yield from dependant.query_params
     for each in dependant.dependencies:
         yield from _query(each)
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a parameter of this type may come several times."""
+    return get_origin(annotation) is list or any(_is_list(each) for each in get_args(annotation))
 
 
 def _odd_parameters(request: Request) -> Iterator[FieldProblem]:
@@ -122,6 +134,10 @@ def _odd_parameters(request: Request) -> Iterator[FieldProblem]:
 def _unknown_parameter(name: str, known: Sequence[str]) -> FieldProblem:
     detail = f"there is no such parameter; {suggest(name, known)}"
     return FieldProblem(pointer=f"?{shorten(name)}", code="unknown_parameter", detail=detail)
+
+
+def _repeated_parameter(name: str, times: int) -> FieldProblem:
+    return FieldProblem(pointer=f"?{name}", code="repeated_parameter", detail=f"got it {times} times; allowed: once")
 
 
 def parse(body: bytes) -> Any:

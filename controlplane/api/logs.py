@@ -15,6 +15,7 @@ from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem, Refusal, invalid
 from controlplane.api.streams import Batch, EventStream, Message, Position, Source, parse_position, stream_responses
 from controlplane.api.views import LastEventId, RunRef, Services, Streams, View
+from controlplane.domain.fields import WORDS
 from controlplane.domain.phases import Phase
 from controlplane.services import attempts, log_search, runs
 from controlplane.services.context import Context
@@ -59,6 +60,8 @@ class LogMatches(View):
     searched_bytes: int = Field(description="Bytes looked through for this page, about.", examples=[77_824])
 
 
+ONE_LINE = r"^[^\r\n]*$"
+WORDS[ONE_LINE] = "text of one line"
 Search = Annotated[
     str | None,
     Query(
@@ -67,7 +70,7 @@ Search = Annotated[
         examples=["loss 3.12"],
         min_length=1,
         max_length=500,
-        pattern=r"^[^\r\n]*$",
+        pattern=ONE_LINE,
     ),
 ]
 IgnoreCase = Annotated[

@@ -11,6 +11,7 @@ from controlplane.api.body import JsonRoute
 from controlplane.api.streams import Batch, EventStream, Message, Position, Source, parse_position, stream_responses
 from controlplane.api.views import Authorization, LastEventId, RunRef, Services, Streams, View, bearer
 from controlplane.domain.errors import Unauthorized
+from controlplane.domain.fields import WORDS
 from controlplane.domain.phases import Phase
 from controlplane.services import attempts, metrics, runs
 
@@ -20,6 +21,9 @@ LARGEST, LATEST = (1 << 63) - 1, 1e11
 MOST_POINTS = 5000  # of one report
 EXAMPLE = {"seq": 120, "step": 120, "time": 1795518320.5, "loss": 3.12, "lr": 0.0041, "tokens_per_s": 35120.0}
 NAME = r"[A-Za-z_][A-Za-z0-9_.]{0,63}"
+KEYS = f"^{NAME}(,{NAME}){{0,63}}$"
+WORDS[f"^{NAME}$"] = "a letter or '_', then up to 63 letters, digits, '_' and '.'"
+WORDS[KEYS] = "up to 64 names of values, such as loss, with commas between"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
@@ -34,9 +38,7 @@ Number = Annotated[Any, AfterValidator(_number), WithJsonSchema({"type": ["numbe
 Keys = Annotated[
     str | None,
     Query(
-        description="Values to show, with commas between; all unless given.",
-        examples=["loss,val_loss"],
-        pattern=f"^{NAME}(,{NAME}){{0,63}}$",
+        description="Values to show, with commas between; all unless given.", examples=["loss,val_loss"], pattern=KEYS
     ),
 ]
 Downsample = Annotated[

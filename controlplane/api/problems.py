@@ -21,11 +21,11 @@ from starlette.routing import Match
 
 from controlplane.api.addresses import named
 from controlplane.domain import errors
+from controlplane.domain.complaints import said
 from controlplane.domain.fields import BadField
 
 MEDIA_TYPE = "application/problem+json"
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came from
 
 CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, and those of HTTP
     "invalid_json": (400, "The body is not JSON"),
@@ -56,30 +56,6 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "unavailable": (503, "The control plane cannot do this now"),
     "cluster_unavailable": (503, "The cluster does not answer"),
     "issuer_unavailable": (503, "The issuer of tokens does not answer"),
-}
-
-ALLOWED = {  # pydantic's kinds of errors, in our words
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "dict_type": "an object",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "list_type": "a list",
-    "literal_error": "{expected}",
-    "model_attributes_type": "an object",
-    "model_type": "an object",
-    "string_too_long": "at most {max_length} characters",
-    "string_too_short": "{min_length} or more characters",
-    "string_type": "text",
-    "too_long": "at most {max_length} entries",
-    "too_short": "{min_length} or more entries",
 }
 
 
@@ -220,29 +196,9 @@ def field_problem(entry: Mapping[str, Any], body: type[BaseModel] | None = None)
     return FieldProblem(pointer=pointer(path), code=code, detail=detail)
 
 
-def said(entry: Mapping[str, Any]) -> str:
-    """What was given and what is allowed, from one of pydantic's errors."""
-    code, told = str(entry["type"]), str(entry["msg"])
-    if code == "value_error":  # a validator of ours has said it
-        return told.removeprefix("Value error, ")
-    if code in ALLOWED:
-        return f"got {echo(entry)}; allowed: {ALLOWED[code].format(**entry.get('ctx', {}))}"
-    return f"{told}; got {echo(entry)}"
-
-
 def pointer(path: Sequence[str | int]) -> str:
     """The JSON pointer (RFC 6901) of a path into a body."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
-
-
-def echo(entry: Mapping[str, Any]) -> str:
-    """The value that was given, shortened."""
-    return shorten(json.dumps(entry.get("input"), default=str, ensure_ascii=False))
-
-
-def shorten(text: str) -> str:
-    """What is shown of a text that came from outside."""
-    return text if len(text) <= LONGEST_ECHO else text[: LONGEST_ECHO - 1] + "…"
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

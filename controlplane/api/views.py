@@ -13,6 +13,7 @@ from starlette.types import Scope
 from controlplane.api.addresses import named
 from controlplane.api.streams import Hub
 from controlplane.domain.errors import Unauthorized
+from controlplane.domain.fields import WORDS
 from controlplane.services.context import Context
 from controlplane.services.runs import LOCAL
 
@@ -59,6 +60,9 @@ RunRef = Annotated[
     Path(description="A run's id, or its name while it lives.", examples=[RUN_ID], min_length=1, max_length=128),
     AfterValidator(named),
 ]
+KEYS, ETAGS = f"^{KEY}$", r'^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$'
+WORDS[KEYS] = f"1 to {LONGEST_KEY} printable characters of ASCII without spaces"
+WORDS[ETAGS] = """the ETag of a reply, such as "1", several with commas between, or *"""
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -66,7 +70,7 @@ IdempotencyKey = Annotated[
         examples=["0f4c7b52a1"],
         min_length=1,
         max_length=LONGEST_KEY,
-        pattern=f"^{KEY}$",
+        pattern=KEYS,
     ),
 ]
 IfMatch = Annotated[
@@ -75,7 +79,7 @@ IfMatch = Annotated[
         description="ETags of the run as its caller knows it: with another the run stays as it is (412). `*` is any.",
         examples=['"1"'],
         max_length=1024,
-        pattern=r'^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$',
+        pattern=ETAGS,
     ),
 ]
 LastEventId = Annotated[

@@ -45,7 +45,9 @@ def demo(
     settings: Annotated[str, typer.Option("--train", help="Trainer settings as JSON.", hidden=True)] = "{}",
 ) -> None:
     """Train, sample and stop, from nothing."""
-    spec = {**SPEC, **({"train": train} if (train := json.loads(settings)) else {})}
+    from teragpt.config import parse_spec
+
+    spec = {**SPEC, **({"train": train} if (train := parse_spec(settings, "--train")) else {})}
     home = home.absolute()
     with stoppable(), serving(home, choose(port)) as client:
         run = train_one(client, spec, home)

@@ -313,7 +313,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     from teragpt.config import decode
 
     try:
-        spec = decode(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8"))
+        spec = decode(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8-sig"))
     except OSError as error:
         raise CliError(f"--config: {path} cannot be read ({error.strerror})", Code.BAD_INPUT) from None
     except ValueError as error:
@@ -369,7 +369,7 @@ def some(values: dict[str, Any]) -> dict[str, Any]:
 def pairs(option: str, texts: list[str] | None) -> list[tuple[str, str]]:
     """`key=value` texts apart. Raises CliError."""
     for each in texts or []:
-        if not each.partition("=")[1]:
+        if each.find("=") < 1:
             raise CliError(f"{option}: got {each!r}; allowed: key=value", Code.BAD_INPUT)
     return [
         (key.replace("-", "_") if option == "--set" else key, value)

@@ -13,6 +13,25 @@ SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z
 RESOURCE = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 BYTES = r"^[1-9][0-9]{0,14}(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+SECRET_KEY = r"^[-._a-zA-Z0-9]{1,253}$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
+IMAGE = r"^[!-~]{1,1024}$"
+
+ENDS = "letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+DNS = "small letters, digits and '-', with a letter or digit at both ends"
+UNITS = "k, M, G, T, P, Ki, Mi, Gi, Ti or Pi"
+WORDS = {  # what each pattern allows, for people
+    LABEL_KEY: f"1 to 63 {ENDS}; before it, if at all, a DNS name and '/'",
+    LABEL_VALUE: f"up to 63 {ENDS}",
+    NAMESPACE: f"1 to 63 {DNS}",
+    SUBDOMAIN: f"words of up to 63 {DNS}, with dots between them",
+    RESOURCE: "the name of a resource with its domain, such as nvidia.com/gpu",
+    QUANTITY: f"a number such as 0.5, with m, {UNITS} behind it or nothing",
+    BYTES: f"a number of bytes such as 512Mi: a whole number, with {UNITS} behind it or nothing",
+    SECRET_KEY: "1 to 253 letters, digits, '-', '.' and '_'",
+    VARIABLE: "a letter or '_', then up to 127 letters, digits and '_'",
+    IMAGE: "an image such as registry.example.com/team/teragpt:1.0, up to 1024 characters without spaces",
+}
 
 
 class Section(BaseModel):
@@ -47,7 +66,7 @@ Word = Annotated[str, StringConstraints(pattern=LABEL_VALUE, min_length=1)]  # a
 Subdomain = Annotated[str, StringConstraints(pattern=SUBDOMAIN, max_length=253)]  # DNS-1123: most objects' names
 Namespace = Annotated[str, StringConstraints(pattern=NAMESPACE)]
 Resource = Annotated[str, StringConstraints(pattern=RESOURCE, max_length=317)]  # an extended resource
-SecretKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
-Image = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,1024}$")]
+SecretKey = Annotated[str, StringConstraints(pattern=SECRET_KEY)]
+Image = Annotated[str, StringConstraints(pattern=IMAGE)]
 Quantity = Annotated[str, StringConstraints(pattern=QUANTITY)]
 Bytes = Annotated[str, StringConstraints(pattern=BYTES)]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from controlplane.domain.fields import (
+    WORDS,
     BadField,
     Bytes,
     Image,
@@ -32,7 +33,9 @@ TOLD = frozenset({"gpu_numbers", "link", "node_link"})  # what asks nothing of a
 Kind = Literal["PyTorchJob", "TrainJob", "Job"]
 
 
-RuntimeName = Annotated[str, Field(pattern=r"^((Cluster)?TrainingRuntime/)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+RUNTIME = r"^((Cluster)?TrainingRuntime/)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+WORDS[RUNTIME] = "the name of a runtime, or ClusterTrainingRuntime/NAME, or TrainingRuntime/NAME"
+RuntimeName = Annotated[str, Field(pattern=RUNTIME)]
 
 
 class Rdma(Section):

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
+from controlplane.domain.complaints import said
 from controlplane.domain.errors import InvalidSpec, Problem
-from controlplane.domain.fields import BadField, Cpus, LabelKey, LabelValue, Namespace, Section, Text
+from controlplane.domain.fields import VARIABLE, BadField, Cpus, LabelKey, LabelValue, Namespace, Section, Text
 from controlplane.domain.placement import Kubernetes, Placement, Scheduling, SecretRef
 from teragpt.config import FIELDS
 from teragpt.sizes import SIZES, TINY
@@ -241,9 +242,9 @@ class Limits(Section):
 class Variable(Section):
     """One environment variable of every pod: its value, or the secret that holds it."""
 
-    name: Annotated[
-        str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"), AfterValidator(_free_variable)
-    ] = Field(description="The variable's name.", examples=["HF_HUB_OFFLINE"])
+    name: Annotated[str, StringConstraints(pattern=VARIABLE), AfterValidator(_free_variable)] = Field(
+        description="The variable's name.", examples=["HF_HUB_OFFLINE"]
+    )
     value: Annotated[str, StringConstraints(max_length=32_768)] | None = Field(
         default=None, description="Its value; everybody who sees the run sees it.", examples=["1"]
     )
@@ -350,7 +351,7 @@ def problems_of(error: ValidationError) -> list[Problem]:
 
 
 def _problem(one: dict[str, Any]) -> Problem:
-    where, kind, said = list(one["loc"]), str(one["type"]), str(one["msg"]).removeprefix("Value error, ")
+    where, kind = list(one["loc"]), str(one["type"])
     cause = one.get("ctx", {}).get("error")
     if isinstance(cause, BadField):
         where.append(cause.field)
@@ -359,8 +360,7 @@ def _problem(one: dict[str, Any]) -> Problem:
         return Problem(pointer, "unknown_field", f"there is no field {where[-1]!r} here")
     if kind == "missing":
         return Problem(pointer, "missing", f"{where[-1]} is required")
-    given = "" if kind == "value_error" else f"got {short(one['input'])}; "
-    return Problem(pointer, kind, f"{given}{said}")
+    return Problem(pointer, kind, said(one))
 
 
 def pointer_to(*where: str | int) -> str:

@@ -7,6 +7,7 @@ segment or two of a file. It must not know where files lie. Formats' libraries a
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -116,6 +117,8 @@ def line_segments(name: str, file: Any, recipe: Recipe) -> Iterator[Segment]:
     """Whole lines. Of one longer than LINE_BYTES nothing is kept, and it is told."""
     del recipe
     number, rest, overlong = 1, b"", False
+    first = file.read(len(codecs.BOM_UTF8))
+    rest = b"" if first == codecs.BOM_UTF8 else first
     while chunk := file.read(READ_BYTES):
         held = rest + chunk
         cut = held.rfind(b"\n") + 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teragpt.config import FIELDS, TYPES, Config, ConfigError, check, parse, resolve
+from teragpt.config import FIELDS, TYPES, Config, ConfigError, check, parse, resolve, shown
 from teragpt.sizes import SIZES
 
 
@@ -57,7 +57,7 @@ def test_the_vocabulary_is_the_datasets_or_the_references() -> None:
 def test_numbers_that_are_none_or_out_of_range_are_refused_by_name(name: str, value: object) -> None:
     problem = check(name, value)
     assert problem is not None
-    assert str(problem).startswith(f"{name}: got {value!r}; allowed: ")
+    assert str(problem).startswith(f"{name}: got {shown(value)}; allowed: ")
     assert refused({name: value})[name] == str(problem)
 
 
@@ -118,7 +118,8 @@ def test_a_command_line_reaches_every_setting(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["steps"], "steps: got 'steps'"),
-        (["--steps"], "steps: got None; allowed: a value after it"),
+        (["--set", "=1"], "set: got '=1'; allowed: key=value"),
+        (["--steps"], "steps: got nothing; allowed: a value after it"),
         (["--set", "steps"], "set: got 'steps'; allowed: key=value"),
         (["--config", "nowhere.json"], "config: got 'nowhere.json'"),
     ],
@@ -138,3 +139,8 @@ def test_a_settings_file_that_is_no_object_is_refused(tmp_path: Path, content: s
 
 def test_text_that_is_no_number_is_refused_by_its_setting() -> None:
     assert "steps: got 'ten'" in refused(parse(["--steps", "ten"]))["steps"]
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"steps": 7}', "utf-8-sig")
+    assert parse(["--config", str(tmp_path / "config.json")]) == {"steps": 7}

@@ -51,7 +51,7 @@ def test_an_imported_model_is_exported_bit_by_bit_and_trained_on(model: Path, tm
         ({"head_dim": 128}, r"q_proj.weight: got \[32, 32\]; allowed: a weight of \[256, 32\]"),
         ({"head_dim": 15}, "head_dim: got 15; allowed: an even number"),
         ({"num_key_value_heads": 3}, "kv_heads: got 3; allowed: a divisor of heads 2"),
-        ({"attention_bias": True}, "attention_bias: got True; allowed: False"),
+        ({"attention_bias": True}, "attention_bias: got true; allowed: false"),
         ({"rope_scaling": {"type": "yarn", "factor": 0.5}}, "rope_scaling: got .*allowed: factor of 1 or more"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: got .*allowed: with yarn factor, original_max"),
         ({"rope_scaling": {"type": "yarn", "factor": "4"}}, "rope_scaling: got .*allowed: numbers, as which factor"),
@@ -70,7 +70,7 @@ def test_an_imported_model_is_exported_bit_by_bit_and_trained_on(model: Path, tm
         ({"rope_theta": 1e6}, "rope_theta: got .1000000.0, 10000.0.; allowed: one number"),
         ({"rope_theta": None}, "rope_theta: got .None, 10000.0.; allowed: one number"),
         ({"layer_types": ["sliding_attention"]}, "layer_types: got .*'full_attention' in every layer"),
-        ({"use_sliding_window": True}, "use_sliding_window: got True; allowed: none: attention here is full"),
+        ({"use_sliding_window": True}, "use_sliding_window: got true; allowed: none: attention here is full"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: got .*floating-point numbers"),
         ({"hidden_act": "gelu"}, "hidden_act: got 'gelu'; allowed: 'silu'"),
         ({"vocab_size": 300}, "vocab_size: got 300; allowed: at least the tokenizer's"),
@@ -117,6 +117,16 @@ def test_a_folder_without_a_model_or_a_vocabulary_is_refused_by_name(copy: Path,
         import_model(copy, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"model: got .*none'; allowed: a folder that transformers saved"):
         import_model(tmp_path / "none", tmp_path / "run")
+
+
+def test_pickled_weights_are_refused_with_what_to_do(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"those in .bin are pickles, which run code as they are read: have"):
+        import_model(copy, tmp_path / "run")
+    (copy / "pytorch_model.bin").unlink()
+    with pytest.raises(ConfigError, match=r"allowed: a file of safetensors \(there is none\)"):
+        import_model(copy, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])

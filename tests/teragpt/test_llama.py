@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from teragpt.config import ConfigError
-from teragpt.export import LLAMA, export
+from teragpt.config import ConfigError, resolve
+from teragpt.export import LLAMA, export, openable
 from teragpt.generate import Sampling
 from teragpt.importing import import_model
 from teragpt.llama import Llama
@@ -135,8 +135,8 @@ def test_every_mesh_has_one_ranks_gradients(tmp_path: Path) -> None:
             {"rope_parameters": {**LLAMA3, "low_freq_factor": 4.0}},
             "rope_parameters: got .*allowed: a low_freq_factor below high_freq_factor",
         ),
-        ({"attention_bias": True}, "attention_bias: got True; allowed: False"),
-        ({"mlp_bias": True}, "mlp_bias: got True; allowed: False"),
+        ({"attention_bias": True}, "attention_bias: got true; allowed: false"),
+        ({"mlp_bias": True}, "mlp_bias: got true; allowed: false"),
     ],
 )
 def test_what_other_llamas_have_is_refused(theirs: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -145,3 +145,15 @@ def test_what_other_llamas_have_is_refused(theirs: Path, tmp_path: Path, change:
     (copy / "config.json").write_text(json.dumps({**config, **change}), "utf-8")
     with pytest.raises(ConfigError, match=said):
         import_model(copy, tmp_path / "run")
+
+
+def test_a_shape_that_transformers_refuses_is_not_exported() -> None:
+    from huggingface_hub.errors import StrictDataclassClassValidationError
+    from transformers import LlamaConfig
+
+    with pytest.raises(StrictDataclassClassValidationError, match="hidden size"):
+        LlamaConfig(hidden_size=72, num_attention_heads=5, head_dim=16)
+    shape = {"dim": 72, "heads": 5, "kv_heads": 5, "head_dim": 16, "context": 64}
+    with pytest.raises(ConfigError, match="dim: got 72; allowed: a multiple of heads 5"):
+        openable(resolve({"model": "teragpt.llama:Llama", **shape}))
+    openable(resolve(shape))

@@ -212,5 +212,5 @@ def test_a_chat_in_the_terminal_remembers_until_it_begins_anew(
 
 
 def test_a_chat_without_a_template_is_refused(sampler: Sampler) -> None:
-    with pytest.raises(ConfigError, match="chat_template: got None"):
+    with pytest.raises(ConfigError, match="chat_template: got nothing"):
         chat(sampler, Sampling())

@@ -342,7 +342,7 @@ def test_no_message_can_forge_the_end_of_itself(chatty: Tokenizer) -> None:
 
 
 def test_without_a_template_and_with_a_broken_one_a_chat_is_refused(chatty: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match="chat_template: got None"):
+    with pytest.raises(ConfigError, match="chat_template: got nothing"):
         trained_once().encode_chat([{"role": "user", "content": "x"}])
     with pytest.raises(ConfigError, match=r"messages: got \['user'\]; allowed: what the tokenizer's .*no users"):
         chatty.encode_chat([{"role": "user", "content": "x"}], "{{ raise_exception('no users') }}")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.api.body import DEEPEST, LARGEST_INTEGER, oddities, parse
-from controlplane.api.problems import LONGEST_ECHO, Refusal
+from controlplane.api.problems import Refusal
+from controlplane.domain.complaints import LONGEST_ECHO
 
 JSON = st.recursive(
     st.none()

@@ -9,6 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from controlplane.api.problems import CODES
+from controlplane.api.usage import BY as USAGE_BY
+from controlplane.domain.fields import WORDS
 from tests.controlplane.plane import BASE, Plane, opened
 
 API = Path(__file__).parents[3] / "docs" / "api.md"
@@ -39,6 +41,21 @@ def test_the_documentation_needs_no_internet(client: TestClient) -> None:
         assert reply.status_code == 200
         assert len(reply.content) > 100
     assert client.get("/docs/other.js").status_code == 404
+
+
+def patterns(part: object) -> Iterator[str]:
+    """Every regular expression in a part of the API's description, those of values that it makes itself left out."""
+    if isinstance(part, dict):
+        if isinstance(part.get("pattern"), str):
+            yield part["pattern"]
+        yield from (found for each in part.values() for found in patterns(each))
+    elif isinstance(part, list):
+        yield from (found for each in part for found in patterns(each))
+
+
+def test_what_a_pattern_allows_is_said_in_words(document: dict[str, Any]) -> None:
+    own = {USAGE_BY.pattern}  # its validator says what it allows
+    assert set(patterns(document)) - own <= WORDS.keys()
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 
 from controlplane.api import problems
 from controlplane.api.body import JsonRoute
-from controlplane.api.problems import CODES, LONGEST_ECHO, MEDIA_TYPE, Refusal, translate
+from controlplane.api.problems import CODES, MEDIA_TYPE, Refusal, translate
 from controlplane.domain import errors
+from controlplane.domain.complaints import LONGEST_ECHO
 from controlplane.domain.spec import RunSpec
 from controlplane.settings import Settings
 
@@ -127,6 +128,11 @@ def test_a_bad_query_parameter_and_a_bad_header_are_pointed_at(client: TestClien
     reply = client.post("/runs", json={"size": "tiny"}, headers={"key": "too long"})
     assert reply.json()["errors"][0]["pointer"] == "header:key"
     assert client.get("/runs/x").json()["errors"][0]["pointer"] == "path:number"
+
+
+def test_a_query_parameter_that_is_no_list_comes_once(client: TestClient) -> None:
+    (error,) = client.get("/runs?limit=1&limit=2&steps=1&steps=2").json()["errors"]
+    assert (error["pointer"], error["detail"]) == ("?limit", "got it 2 times; allowed: once")
 
 
 def test_an_unknown_query_parameter_is_told_what_is_allowed_and_what_was_probably_meant(client: TestClient) -> None:

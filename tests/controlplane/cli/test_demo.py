@@ -91,6 +91,14 @@ def test_a_control_plane_that_cannot_start_is_one_sentence(home: Path) -> None:
     assert printed.count("\n") == 1
 
 
+def test_settings_that_cannot_be_read_are_one_sentence(home: Path) -> None:
+    command = [sys.executable, "-m", "controlplane.cli", "demo", "--home", str(home), "--train", "{"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: config: got '--train'; allowed: a JSON object of settings (")
+    assert not home.exists()
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     process = demo(tmp_path / "file/demo", "--port", "0", steps=1, cwd=tmp_path)

@@ -26,7 +26,7 @@ def test_an_evaluation_is_told_kept_and_compared(teragpt: Teragpt, finished: str
 def test_a_chat_reads_lines_and_writes_replies(
     teragpt: Teragpt, finished: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "chat_template: got None" in teragpt("chat", finished, code=2)
+    assert "chat_template: got nothing" in teragpt("chat", finished, code=2)
     template = tmp_path / "template.jinja"
     assert "cannot be read" in teragpt("chat", finished, "--chat-template", str(template), code=2)
     template.write_text(TEMPLATE, "utf-8")

@@ -176,6 +176,8 @@ def test_settings_that_name_what_is_here_are_seen_from_anywhere(
         (["show", "a\udcff"], "got 'a\\udcff'; allowed: text in UTF-8"),
         (["runs", "--query", "a\udcff"], "got 'a\\udcff'; allowed: text in UTF-8"),
         (["plan", "5g"], "/size: got '5g'"),
+        (["run", "tiny", "--set", "=1"], "--set: got '=1'; allowed: key=value"),
+        (["run", "tiny", "--label", "=1"], "--label: got '=1'; allowed: key=value"),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_field(teragpt: Teragpt, arguments: list[str], sentence: str) -> None:

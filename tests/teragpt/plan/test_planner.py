@@ -255,7 +255,7 @@ def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() ->
         ({"gpu": "h100:memory_gb=much", "gpus": 8}, r"gpu.memory_gb: got 'much'; allowed: a number above 0"),
         ({"gpu": "h100:memory_gb=-1", "gpus": 8}, r"gpu.memory_gb: got -1.0"),
         ({"gpu": "h100:per_node=1.5", "gpus": 8}, r"gpu.per_node: got 1.5; allowed: a whole number"),
-        ({"gpu": "mine:memory_gb=48", "gpus": 8}, r"gpu.bf16_tflops: got None; .*gpu.bandwidth_gbs: got None"),
+        ({"gpu": "mine:memory_gb=48", "gpus": 8}, r"gpu.bf16_tflops: got nothing; .*gpu.bandwidth_gbs: got nothing"),
         ({"gpu": {"memory_gb": 1, "memory_gib": 1}, "gpus": 8}, r"gpu.memory_gib: got 1; allowed: without memory_gb"),
         ({"gpu": '{"memory_gb": 48', "gpus": 8}, r"gpu: got .*; allowed: a name, NAME:memory_gb=48"),
         ({"gpu": "h100", "gpus": 0}, "gpus: got 0; allowed: a whole number from 1"),

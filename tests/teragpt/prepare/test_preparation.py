@@ -457,3 +457,12 @@ def test_a_held_lock_refuses_and_a_freed_one_does_not(tmp_path: Path) -> None:
         pass
     with locked(tmp_path / LOCK, wait=False):
         pass
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name, marked in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', marked)
+        prepare([tmp_path / f"{name}.jsonl"], tmp_path / name, tokenizer, Recipe(validation=0), progress=False)
+    assert [list(one) for one in stored(tmp_path / "marked", "train")] == [
+        list(one) for one in stored(tmp_path / "plain", "train")
+    ]
