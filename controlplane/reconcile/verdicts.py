@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from controlplane.clusters.base import ObservedJob, ObservedPod
+from controlplane.clusters.pods import not_running
 from teragpt.termination import crash
 
 FINAL_CODES = {2: "ConfigError", 3: "Diverged"}
@@ -49,10 +50,11 @@ def verdict_of(job: ObservedJob, known: Sequence[Mapping[str, Any]]) -> Verdict 
 
     `known` are the pods as they were stored at the last look.
     """
-    failed = [pod for pod in job.pods if pod.phase == "Failed" and not _swept(pod, job)]
+    others = not_running(job.pods)
+    failed = [pod for pod in others if pod.phase == "Failed" and not _swept(pod, job)]
     if failed:
         return _of_pod(min(failed, key=_ended))
-    finished = any(pod.role == "master" and pod.phase == "Succeeded" for pod in job.pods)
+    finished = any(pod.role == "master" and pod.phase == "Succeeded" for pod in others)
     if not finished and (lost := _replaced(job.pods, known)):
         if held := next((pod for pod in job.pods if pod.reason in SET_ASIDE), None):
             return Verdict(SET_ASIDE[str(held.reason)], f"pod {lost} was stopped: {held.message}", Handling.FREE)
@@ -90,7 +92,7 @@ def _ended(pod: ObservedPod) -> tuple[datetime, int]:
 
 def _replaced(pods: Iterable[ObservedPod], known: Sequence[Mapping[str, Any]]) -> str | None:
     """A pod that was there at the last look and is not now, or is another one."""
-    now = {pod.name: pod.uid for pod in pods}
+    now = {pod.name: pod.uid for pod in pods} if known else {}
     return next((str(pod["name"]) for pod in known if pod["uid"] and now.get(str(pod["name"])) != pod["uid"]), None)
 
 

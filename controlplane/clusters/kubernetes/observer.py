@@ -7,11 +7,11 @@ moment that has come. All others are kept: thousands of objects that wait cost a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from controlplane.clusters.base import ObservedJob, ObservedPod, PodPhase
 from controlplane.clusters.kubernetes import waiting
@@ -20,6 +20,7 @@ from controlplane.clusters.kubernetes.events import EventRecord
 from controlplane.clusters.kubernetes.nodes import Room
 from controlplane.clusters.kubernetes.records import NODE_SUFFIX, Key, ObjectRecord, PodRecord, pod_name, role_of
 from controlplane.clusters.kubernetes.waiting import TAKEN_UP, Wait
+from controlplane.clusters.pods import Pods, RunningPod
 
 PUT_OUT = frozenset({None, 137, 143})  # exit codes of pods that somebody stopped
 SETTLED = timedelta(seconds=5)  # pods of an object that failed may be seen later than its failure
@@ -31,39 +32,6 @@ class Sources(NamedTuple):
     events: Callable[..., list[EventRecord]]
     room: Callable[[], Room | None]
     admission: Callable[[str], str]
-
-
-class Pods(Sequence[ObservedPod]):
-    """An object's pods as they are seen. Of those that just run the record is kept: thousands of them do, for days."""
-
-    __slots__ = ("kept",)
-
-    def __init__(self, kept: tuple[ObservedPod | PodRecord, ...]) -> None:
-        self.kept = kept
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    @overload
-    def __getitem__(self, index: int) -> ObservedPod: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ObservedPod]: ...
-    def __getitem__(self, index: int | slice) -> ObservedPod | list[ObservedPod]:
-        if isinstance(index, slice):
-            return [_shown(one) for one in self.kept[index]]
-        return _shown(self.kept[index])
-
-    def __iter__(self) -> Iterator[ObservedPod]:
-        return map(_shown, self.kept)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        theirs = other.kept if isinstance(other, Pods) else other
-        return all(one is two or _shown(one) == _shown(two) for one, two in zip(self.kept, theirs, strict=True))
-
-    def __hash__(self) -> int:
-        return hash(len(self.kept))
 
 
 class Observer:
@@ -107,7 +75,7 @@ class Observer:
         with self._lock:
             if (before := self._pods.pop(name, None)) is not None:
                 others = self._of[before.key]
-                others.remove(before)
+                del others[next(at for at, one in enumerate(others) if one is before)]  # to compare them takes long
                 self._touch(before.key, name)
                 if not others:
                     del self._of[before.key]
@@ -215,13 +183,15 @@ class Observer:
 
         What it looked like `before` is kept of pods that are there and not in `news`; None: of none.
         """
+        if before is not None and news is not None and (seen := self._in_place(job, before, news)) is not None:
+            return seen, None
         pods = by_index(self._of.get(job.key, ()))
         known = before.pods.kept if before is not None and isinstance(before.pods, Pods) else ()
         master = ending_of(pods[0], now) if 0 in pods else None
         master_done = job.succeeded or (master is not None and master.phase == "Succeeded")
         if master_done and before is not None and before.pods and before.pods[0].phase != "Succeeded":
             news = None  # that changes what the others' ends mean
-        views: list[ObservedPod | PodRecord] = []
+        views: list[ObservedPod | RunningPod] = []
         several = max(job.nodes, max(pods, default=-1) + 1)
         absent = self._absent(job, len(pods), now, master_done=master_done) if len(pods) < several else None
         for index in range(several):
@@ -251,6 +221,27 @@ class Observer:
                 *([job.failed.since + SETTLED] if job.failed and job.failed.since else []),
             ]
         return seen, min((at for at in moments if at >= now), default=None)
+
+    def _in_place(self, job: ObjectRecord, before: ObservedJob, news: set[str]) -> ObservedJob | None:
+        """The object with these pods seen anew; None where more than that may look otherwise.
+
+        Before and now each of its pods is there once, and none of them has ended or is about to.
+        """
+        there = self._of.get(job.key, ())
+        if not (isinstance(before.pods, Pods) and len(there) == len(before.pods) == job.nodes):
+            return None
+        views = list(before.pods.kept)
+        ended = any(pod.phase != "Pending" for pod in before.pods.not_running)
+        if ended or job.succeeded or not all(view.uid for view in views) or [pod for pod in there if pod.deleted]:
+            return None
+        for name in news:
+            pod = self._pods.get(name)
+            if pod is None or pod.index >= len(views) or ending_of(pod, self._now()) is not None:
+                return None
+            if (views[pod.index].name, views[pod.index].uid) != (name, pod.uid):
+                return None
+            views[pod.index] = pod if _runs(pod) else self._present(job, pod, None, master_done=False)
+        return replace(before, pods=Pods(tuple(views)))
 
     def _absent(
         self, job: ObjectRecord, there: int, now: datetime, *, master_done: bool
@@ -293,14 +284,6 @@ class Observer:
 
 def _runs(pod: PodRecord) -> bool:
     return pod.main is not None and pod.main.what == "running"
-
-
-def _shown(one: ObservedPod | PodRecord) -> ObservedPod:
-    if isinstance(one, ObservedPod):
-        return one
-    role, number = role_of(one.index)
-    started = one.main.started if one.main else None
-    return ObservedPod(one.name, one.uid, role, number, "Running", started_at=started, node=one.node or None)
 
 
 def _seen(pod: PodRecord) -> Callable[..., ObservedPod]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
-from controlplane.clusters.base import Kind, PodRole
+from controlplane.clusters.base import Kind, ObservedPod, PodRole
 from controlplane.render.models import ATTEMPT, RUN_ID, SPEC_HASH
 
 INSTANCE = "teragpt.io/instance"
@@ -108,6 +108,12 @@ class PodRecord:
     deleted: datetime | None  # when its grace period ends
     owner: Owner | None = None
 
+    def observed(self) -> ObservedPod:
+        """The pod as the protocol shows it, while it just runs."""
+        role, number = role_of(self.index)
+        started = self.main.started if self.main else None
+        return ObservedPod(self.name, self.uid, role, number, "Running", started_at=started, node=self.node or None)
+
 
 def key_of(labels: Mapping[str, str]) -> Key | None:
     """Whose attempt these labels name; None where they name none."""
@@ -185,7 +191,7 @@ def read_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         index=index,
         phase=shared(status.get("phase", "Pending")),
         created=shared(_required(metadata.get("creationTimestamp"))),
-        node=spec.get("nodeName", ""),
+        node=shared(spec.get("nodeName", "")),
         container=shared(container["name"]),
         image=shared(container.get("image", "")),
         asks=shared(tuple(sorted(asked.items()))),

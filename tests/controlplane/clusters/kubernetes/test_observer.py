@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from controlplane.clusters.base import Kind, ObservedPod
 from controlplane.clusters.kubernetes.events import EventRecord, read_event
 from controlplane.clusters.kubernetes.nodes import Room, read_node
-from controlplane.clusters.kubernetes.observer import Observer, Pods, Sources
+from controlplane.clusters.kubernetes.observer import Observer, Sources
 from controlplane.clusters.kubernetes.records import (
     Condition,
     Key,
@@ -23,6 +24,7 @@ from controlplane.clusters.kubernetes.records import (
     read_object,
     read_pod,
 )
+from controlplane.clusters.pods import Pods
 from tests.controlplane.clusters.kubernetes.hands import manifest
 
 T0 = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -296,6 +298,53 @@ def test_of_many_pods_only_the_one_with_news_is_made_anew(world: World) -> None:
     after = world.pods()
     assert [now == then for now, then in zip(after, before, strict=True)] == [True, False, True]
     assert after[1].exit_code == 1
+
+
+STATES = (
+    None,
+    State("waiting", "ContainerCreating"),
+    State("running", started=T0),
+    State("running", started=T0 + timedelta(seconds=1)),
+    State("terminated", exit_code=0, finished=T0),
+    State("terminated", "Error", exit_code=137, finished=T0),
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_seen_piece_by_piece_is_what_is_seen_at_once(seed: int) -> None:
+    chance, several, there = random.Random(seed), 4, dict[str, PodRecord]()
+    world = World()
+    world.observer.take_object("run-1", job(nodes=several))
+    for _ in range(40):
+        for _ in range(chance.randint(1, 3)):
+            index = chance.randrange(several)
+            name = pod_name("PyTorchJob", "run-1", index) + chance.choice(("", "", "", "-b"))
+            if chance.random() < 0.1:
+                there.pop(name, None)
+            else:
+                before = there.get(name) or pod(index, name=name, uid=f"{name}-{chance.random()}")
+                state = chance.choice(STATES[1:4] if index == 0 or chance.random() < 0.8 else STATES)
+                deleted = T0 + timedelta(seconds=chance.randint(-30, 30)) if index and chance.random() < 0.1 else None
+                there[name] = replace(before, main=state, deleted=deleted)
+            world.observer.take_pod(name, there.get(name))
+        world.now += timedelta(seconds=chance.choice((0, 0, 5, 90)))
+        fresh = World()
+        fresh.now = world.now
+        fresh.observer.take_object("run-1", job(nodes=several))
+        for name, record in there.items():
+            fresh.observer.take_pod(name, record)
+        assert world.pods() == fresh.pods()
+
+
+def test_news_of_one_pod_leaves_the_moment_at_which_another_is_overdue(world: World) -> None:
+    world.observer.take_object("run-1", job())
+    world.observer.take_pod("run-1-master-0", pod(main=State("running", started=T0)))
+    world.observer.take_pod("run-1-worker-0", pod(1, main=State("running", started=T0), deleted=T0))
+    assert [found.phase for found in world.pods()] == ["Running", "Running"]
+    world.observer.take_pod("run-1-master-0", pod(main=State("running", started=T0 + timedelta(seconds=1))))
+    assert [found.phase for found in world.pods()] == ["Running", "Running"]
+    world.now += timedelta(seconds=61)
+    assert [found.phase for found in world.pods()] == ["Running", "Failed"]
 
 
 def test_of_pods_that_run_no_view_is_kept(world: World) -> None:
