@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import ColumnElement, Text, bindparam, func, update
 
+from controlplane.domain.names import compact
 from controlplane.domain.phases import FAILURE, RESTART, Phase
 from controlplane.faults import fault
-from controlplane.reconcile.decide import Decision, Look
+from controlplane.reconcile.decide import Decision, Look, stored
 from controlplane.reconcile.pace import Pace
 from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict
 from controlplane.runfolder import last_checkpoint, metric_lines
@@ -32,6 +33,8 @@ from controlplane.store.tables import Attempt, Run
 from controlplane.store.writer import Transaction
 
 BATCH = 2000  # leftover points of one transaction
+IN_PLACE = 16  # pods of an attempt, at most, that are stored without the others
+T = TypeVar("T")
 
 
 class Stale(Exception):
@@ -51,15 +54,19 @@ def apply(store: Ledger, pace: Pace, look: Look, decision: Decision) -> bool:
     return True
 
 
-def apply_simple(store: Ledger, seen: Sequence[tuple[Look, Decision]]) -> None:
-    """Store simple decisions together, each if it is still valid. Raises StoreUnavailable, with nothing stored."""
-    _write(store, lambda transaction: _store_simple(transaction, seen))
+def apply_simple(store: Ledger, seen: Sequence[tuple[Look, Decision]]) -> list[Look]:
+    """Store simple decisions together, each if it is still valid; of which looks they were.
+
+    Raises StoreUnavailable, with nothing stored.
+    """
+    return _write(store, lambda transaction: _store_simple(transaction, seen))
 
 
-def _write(store: Ledger, job: Callable[[Transaction], None]) -> None:
+def _write(store: Ledger, job: Callable[[Transaction], T]) -> T:
     fault("decision made")
-    store.write(job)
+    result = store.write(job)
     fault("decision stored")
+    return result
 
 
 def read_leftovers(store: Ledger, run: Run, attempt: Attempt) -> None:
@@ -110,7 +117,7 @@ def _tell_of_logs(transaction: Transaction, attempt: Attempt, pods: list[dict[st
             add_event(transaction, attempt.run_id, "log", told, now, data={"pod": pod["name"], "first_byte": first})
 
 
-def _store_simple(transaction: Transaction, seen: Sequence[tuple[Look, Decision]]) -> None:
+def _store_simple(transaction: Transaction, seen: Sequence[tuple[Look, Decision]]) -> list[Look]:
     rows = locked(transaction, [look.run.id for look, _ in seen])
     now_at = {row.id: (row.phase, row.desired, row.attempt) for row in rows}
     valid = [
@@ -118,25 +125,61 @@ def _store_simple(transaction: Transaction, seen: Sequence[tuple[Look, Decision]
         for look, decision in seen
         if now_at.get(look.run.id) == (look.run.phase, look.run.desired, look.run.attempt)
     ]
-    changes: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    changes: dict[tuple[tuple[str, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
     moves: list[Move] = []
     for look, decision in valid:
         new: dict[str, Any] = {}
-        if decision.pods is not None:
-            _tell_of_logs(transaction, look.attempt, decision.pods, look.now)
-            new["pods"] = decision.pods
+        replaced = dict[str, str]()
+        if decision.pods is not None and _in_place(transaction, look):
+            replaced = _replaced(look, decision.pods)
+        elif decision.pods is not None:
+            new["pods"] = _all_pods(transaction, look, decision.pods)
         if decision.transition is not None:
             began = _began(look, decision)
             new |= {"phase": decision.transition.target, "started_at": began or look.attempt.started_at}
             started = {"started_at": look.run.started_at or began}
             moves.append(Move(look.run.id, decision.transition, decision.reason, decision.message, started))
-        changes.setdefault(tuple(new), []).append({"run": look.run.id, "of": look.attempt.number, **_new(new)})
+        row = {"run": look.run.id, "of": look.attempt.number, **_new(new), **replaced}
+        changes.setdefault((tuple(new), tuple(replaced)), []).append(row)
     which = (Attempt.run_id == bindparam("run"), Attempt.number == bindparam("of"))
-    for names, given in changes.items():
+    for (names, parts), given in changes.items():
         values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+        if parts:
+            values["pods"] = func.json_replace(Attempt.pods, *map(_part, parts))
         transaction.session.connection().execute(update(Attempt.__table__).where(*which).values(values), given)  # type: ignore[arg-type]
     if moves:
         move_all(transaction, moves, valid[0][0].now)
+    return [look for look, _ in valid]
+
+
+def _in_place(transaction: Transaction, look: Look) -> bool:
+    """Whether what is new of an attempt's pods is stored without the others."""
+    few = look.news is not None and len(look.news) <= IN_PLACE
+    return few and transaction.session.connection().dialect.name == "sqlite"
+
+
+def _replaced(look: Look, pods: list[dict[str, Any]]) -> dict[str, str]:
+    """What is put in place of what is stored of these pods: for each where that is, and the pod."""
+    assert look.news is not None
+    given = dict[str, str]()
+    for number, (place, pod) in enumerate(zip(look.news, pods, strict=True)):
+        given |= {f"place_{number}": f"$[{place}]", f"pod_{number}": compact(pod)}
+    return given
+
+
+def _part(name: str) -> ColumnElement[Any]:
+    """One of these in the statement."""
+    value = bindparam(name, type_=Text())
+    return func.json(value) if name.startswith("pod_") else value
+
+
+def _all_pods(transaction: Transaction, look: Look, pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All pods of the attempt as they are to be stored; where it is not known how they were, lost logs are told of."""
+    if look.news is None:
+        _tell_of_logs(transaction, look.attempt, pods, look.now)
+        return pods
+    assert look.job is not None
+    return [stored(pod) for pod in look.job.pods]
 
 
 def _new(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,8 +190,8 @@ def _began(look: Look, decision: Decision) -> float | None:
     """When the attempt began to run, if it has by this decision."""
     if decision.transition is None or decision.transition.target is not Phase.RUNNING:
         return None
-    pods = look.attempt.pods if decision.pods is None else decision.pods
-    return look.attempt.started_at or _first_start(pods) or look.now
+    starts = [pod.started_at for pod in look.job.pods if pod.started_at] if look.job else []
+    return look.attempt.started_at or (min(starts).timestamp() if starts else look.now)
 
 
 def _step(transaction: Transaction, run: Run, attempt: Attempt, decision: Decision, now: float) -> None:

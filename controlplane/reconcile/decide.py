@@ -5,10 +5,12 @@ Whoever applies it writes it in one transaction, guarded; what was stored meanwh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from controlplane.clusters.base import ObservedJob, ObservedPod
+from controlplane.clusters.pods import not_running
 from controlplane.domain.chains import BROKEN, broken_words
 from controlplane.domain.phases import (
     CANCELLED,
@@ -63,7 +65,8 @@ class Look:
 
     `absent`: the object was missing in that many looks in a row. `patience_s`: how long its pods may take to find their
     places while others wait for that; None where nobody does. `heard_at`: when its first pod last wrote something, as
-    far as that was looked at. `upstream`: the run that must succeed first, if there is one.
+    far as that was looked at. `upstream`: the run that must succeed first, if there is one. `news`: the pods, by place,
+    that are not as they are stored, where that is known though `attempt.pods` was not read; none was replaced.
     """
 
     run: Run
@@ -74,6 +77,7 @@ class Look:
     patience_s: float | None = None
     heard_at: float = 0.0
     upstream: Upstream | None = None
+    news: Mapping[int, ObservedPod] | None = None
 
     @property
     def silent_s(self) -> float:
@@ -100,6 +104,12 @@ class Look:
         return self.job is None and self.absent >= 2
 
     @property
+    def goes_on(self) -> bool:
+        """Whether nothing is meant for the run but that it goes on as its pods do."""
+        meant = self.run.phase in ON_CLUSTER and self.run.desired == Desired.RUNNING
+        return meant and self.attempt.reason is None and self.job is not None
+
+    @property
     def quiet(self) -> bool:
         """Whether no pod of the attempt works any more."""
         return quiet(self.job) if self.job is not None else self.gone
@@ -110,7 +120,7 @@ class Decision:
     """What to store: a `transition` with its reason, a new `verdict`, the attempt's end, its object's deletion.
 
     `ends`: the attempt is over, and what follows from its verdict (restart or failure) is to be worked out, unless a
-    transition says it. `resumes`: the run goes on with its next attempt.
+    transition says it. `resumes`: the run goes on with its next attempt. `pods`: all, or of a look with `news` those.
     """
 
     transition: Transition | None = None
@@ -199,7 +209,7 @@ def _follow(look: Look, phase: Phase) -> Decision | None:
         return _end(look, object_lost(look.attempt.object_name)) if look.gone else None
     if succeeded(job):
         return Decision(SUCCESS, ends=True, deletes=True, pods=_changed(look))
-    if verdict := verdict_of(job, look.attempt.pods) or _late(look, job):
+    if verdict := verdict_of(job, look.attempt.pods if look.news is None else ()) or _late(look, job):
         return _end(look, verdict)
     return _progress(look, job, phase)
 
@@ -246,10 +256,10 @@ def _progress(look: Look, job: ObservedJob, phase: Phase) -> Decision | None:
     pods = _changed(look)
     if waiting := _waiting(job):
         wanted, reason, message = WAITING, waiting.reason, waiting.message
-    elif all(pod.phase != "Pending" for pod in job.pods):
-        wanted, reason, message = RUNS, None, None
+    elif starting := next((pod for pod in not_running(job.pods) if pod.phase == "Pending"), None):
+        wanted, reason, message = PLACED, starting.reason, None
     else:
-        wanted, reason, message = PLACED, next((pod.reason for pod in job.pods if pod.phase == "Pending"), None), None
+        wanted, reason, message = RUNS, None, None
     same = (phase, look.run.reason, look.run.message) == (wanted.target, reason, message)
     if not same and phase in wanted.sources:
         return Decision(wanted, reason, message, pods=pods)
@@ -258,18 +268,22 @@ def _progress(look: Look, job: ObservedJob, phase: Phase) -> Decision | None:
 
 def _waiting(job: ObservedJob) -> ObservedPod | None:
     """A pod that has not found its place."""
-    return next((pod for pod in job.pods if pod.phase == "Pending" and pod.reason not in PLACED_REASONS), None)
+    pending = (pod for pod in not_running(job.pods) if pod.phase == "Pending")
+    return next((pod for pod in pending if pod.reason not in PLACED_REASONS), None)
 
 
 def _changed(look: Look) -> list[dict[str, Any]] | None:
-    """The pods as they are to be stored, where they differ from what is."""
+    """The pods as they are to be stored, where they differ from what is: see `Decision.pods`."""
     if look.job is None:
         return None
-    seen = [_stored(pod) for pod in look.job.pods]
+    if look.news is not None:
+        return [stored(pod) for pod in look.news.values()] or None
+    seen = [stored(pod) for pod in look.job.pods]
     return seen if seen != look.attempt.pods else None
 
 
-def _stored(pod: ObservedPod) -> dict[str, Any]:
+def stored(pod: ObservedPod) -> dict[str, Any]:
+    """What is stored of a pod."""
     return {
         "name": pod.name,
         "uid": pod.uid,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from controlplane.clusters.base import Cluster
-from controlplane.store.tables import Attempt
+from controlplane.clusters.base import Cluster, ObservedJob
 
 
 class Listener:
@@ -13,17 +12,17 @@ class Listener:
         self._cluster = cluster
         self._ends: dict[str, tuple[int, float]] = {}
 
-    def heard_at(self, attempt: Attempt) -> float:
-        """When the attempt was last heard; 0 where nobody listened."""
-        return self._ends.get(attempt.object_name, (0, 0.0))[1]
+    def heard_at(self, name: str) -> float:
+        """When the attempt of that object was last heard; 0 where nobody listened."""
+        return self._ends.get(name, (0, 0.0))[1]
 
-    def listen(self, attempt: Attempt, now: float) -> float:
+    def listen(self, name: str, job: ObservedJob | None, now: float) -> float:
         """Look for new output; when the attempt was last heard. Raises ClusterError."""
-        pod = next((str(pod["name"]) for pod in attempt.pods if pod["rank"] == 0), None)
-        end, heard = self._ends.get(attempt.object_name, (0, 0.0))
-        if pod is not None and (there := self._cluster.log_extent(attempt.object_name, pod).end) > end:
+        pod = next((pod.name for pod in job.pods if pod.rank == 0), None) if job is not None else None
+        end, heard = self._ends.get(name, (0, 0.0))
+        if pod is not None and (there := self._cluster.log_extent(name, pod).end) > end:
             end, heard = there, now
-        self._ends[attempt.object_name] = (end, heard)
+        self._ends[name] = (end, heard)
         return heard
 
     def keep(self, names: set[str]) -> None:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TypeAlias
 
 from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import defer
+from sqlalchemy.sql.base import ExecutableOption
 
-from controlplane.clusters.base import Cluster, ClusterError, ObservedJob
+from controlplane.clusters.base import Cluster, ClusterError, ObservedJob, ObservedPod
+from controlplane.clusters.pods import changed, not_running
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
 from controlplane.faults import fault
@@ -31,14 +35,16 @@ from controlplane.store.tables import Attempt, Outbox, Run
 from controlplane.tracing import of_run
 
 log = logging.getLogger(__name__)
+News: TypeAlias = Mapping[int, ObservedPod]
+PRESENT = and_(Attempt.run_id == Run.id, Attempt.number == Run.attempt)
 HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
 OUTBOX_S = 1.0  # of each look, at most, for the outbox
 WHOLE_S = 120.0  # from one whole look to the next, at most
 WHOLE_SHARE = 500.0  # else so many times what the last one, or the one before, took of a processor
-REST_S, REST_SHARE = 0.5, 8.0  # after each look, at most; else so many times what it took: what comes is gathered
+REST_S, REST_SHARE = 0.3, 8.0  # after each look, at most; else so many times what it took: what comes is gathered
 TOGETHER = 256  # decisions of one transaction
 MOST_APART = 1000  # objects and runs that are looked at apart from the others
-AT_A_TIME = 1000  # nodes of runs that are in memory with all that is stored of them
+AT_A_TIME = 1000  # nodes of runs that are in memory with all that is stored of their pods
 FOLLOW_UPS = 8  # decisions about one run in one look, at most
 
 
@@ -67,6 +73,7 @@ class Reconciler:
         self._listener = Listener(cluster)
         self._absent: dict[str, int] = {}  # looks in a row that missed a live attempt's object
         self._seen: dict[str, ObservedJob] = {}  # by name, at the last look
+        self._stored: dict[str, Sequence[ObservedPod]] = {}  # by object, its pods as they were last stored
         self._lost = True  # whether changes since the last whole look may be unknown
         self._alive, self._more, self._whole_at = True, False, float("-inf")
         self._took = 0.0  # of a processor, by the last whole look: the very first one has much to load
@@ -109,6 +116,8 @@ class Reconciler:
             self._work.set()
         began, touched = time.thread_time(), self._news.take()
         whole, self._lost = whole or self._lost or touched is None, True  # until this look has come to its end
+        if whole:
+            self._stored.clear()  # all that is stored is read anew
         try:
             observed = self._cluster.observe()
         except ClusterError as error:
@@ -122,13 +131,13 @@ class Reconciler:
         self._seen = jobs
         wanted, ours, several = set[str](), set[str](), 0
         before, self._absent = self._absent, {}
-        for live in self._live() if whole else self._live(names, touched or set()):
+        for live, news in self._live(jobs, names, None if whole else touched):
             several += sum(run.phase != Phase.SUSPENDED for run, _ in live)
             there = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
             self._absent |= {name: before.get(name, 0) + 1 for name in there - jobs.keys()}
             wanted |= there
             ours |= {attempt.object_name for _, attempt in live}
-            self._look_at(live, jobs)
+            self._look_at(live, jobs, news)
         left = (jobs.keys() if whole else jobs.keys() & names) - ours
         self._sweep([jobs[name] for name in left if not jobs[name].deleting])
         if whole:
@@ -139,20 +148,27 @@ class Reconciler:
         self._lost, self._alive = False, self._alive or bool(ours)
         return self._alive or self._outbox_waits()
 
-    def _look_at(self, live: list[tuple[Run, Attempt]], jobs: dict[str, ObservedJob]) -> None:
+    def _look_at(self, live: list[tuple[Run, Attempt]], jobs: dict[str, ObservedJob], news: dict[str, News]) -> None:
         """Decide about these runs."""
         upstreams = self._upstreams(live)
         simple: list[tuple[Look, Decision]] = []
         for run, attempt in live:
             job = jobs.get(attempt.object_name)
-            job = replace(job, pods=tuple(job.pods)) if job is not None else None  # they are read again and again
-            self._reconcile_one(run, attempt, job, upstreams.get(run.after_id), simple)
+            known = news.get(attempt.object_name)
+            if known is None and job is not None:
+                job = replace(job, pods=tuple(job.pods))  # they are read again and again
+            absent, upstream = self._absent.get(attempt.object_name, 0), upstreams.get(run.after_id)
+            self._reconcile_one(Look(run, attempt, job, absent, 0.0, upstream=upstream, news=known), simple)
         for first in range(0, len(simple), TOGETHER):
             some = simple[first : first + TOGETHER]
             with ExitStack() as traces:
                 for look, _ in some:
                     traces.enter_context(of_run("reconcile", look.run.id, look.attempt.number))
-                apply_simple(self._store, some)
+                done = apply_simple(self._store, some)
+            for look, _ in some:
+                self._stored.pop(look.attempt.object_name, None)
+            for look in done:
+                self._remember(look)
 
     def _run(self) -> None:
         work, busy = self._work, True
@@ -176,25 +192,54 @@ class Reconciler:
                 self._stopping.wait(min(REST_S, REST_SHARE * (time.monotonic() - began)))
 
     def _live(
-        self, names: set[str] | None = None, touched: Collection[str] = ()
-    ) -> Iterator[list[tuple[Run, Attempt]]]:
+        self, jobs: Mapping[str, ObservedJob], names: set[str], touched: Collection[str] | None
+    ) -> Iterator[tuple[list[tuple[Run, Attempt]], dict[str, News]]]:
         """Live runs, each with its present attempt: all, or those of objects and of runs, and who waits for these.
 
-        A part at a time: what is stored of thousands of pods takes a kilobyte of memory each.
+        Those of the objects come first. With them comes by object what is new of their pods, where that is known: what
+        is stored of these is not read. The others come a part at a time: that takes a kilobyte of memory for each pod.
         """
         ours = and_(Run.phase.in_([*LIVE]), Run.cluster == self._of)
-        if names is not None and len(names) + len(touched) <= MOST_APART:
+        if touched is not None and len(names) + len(touched) <= MOST_APART:
             if not (names or touched):
                 return
             ours = and_(ours, or_(Run.id.in_(self._runs_of(names) | {*touched}), Run.after_id.in_(touched)))
+        wanted = select(Run.nodes, Attempt.object_name).join(Attempt, PRESENT).where(ours).order_by(Run.id)
         with self._store.read() as session:
-            found = session.execute(select(Run.id, Run.nodes).where(ours).order_by(Run.id)).all()
-        for part in _parts([(row.id, row.nodes) for row in found]):
-            wanted = select(Run, Attempt).join(Attempt, (Attempt.run_id == Run.id) & (Attempt.number == Run.attempt))
-            wanted = wanted.where(Run.id.in_(part), Run.phase.in_([*LIVE])).order_by(Run.id)
-            with self._store.read() as session:
-                live = [(run, attempt) for run, attempt in session.execute(wanted)]
-            yield live
+            found = sorted(session.execute(wanted), key=lambda row: row.object_name not in names)
+        news = {row.object_name: self._news_of(row.object_name, jobs.get(row.object_name)) for row in found}
+        known = {name: new for name, new in news.items() if new is not None}
+        for part in _parts([(name, 1) for name in known], TOGETHER):
+            yield self._read(part, defer(Attempt.pods, raiseload=True)), known
+        rest = [(row.object_name, row.nodes) for row in found if row.object_name not in known]
+        for part in _parts(rest, AT_A_TIME):
+            yield self._read(part), {}
+
+    def _read(self, names: Collection[str], *options: ExecutableOption) -> list[tuple[Run, Attempt]]:
+        """The live runs whose present attempt has one of these objects."""
+        wanted = select(Run, Attempt).join(Attempt, PRESENT).order_by(Run.id).options(*options)
+        wanted = wanted.where(Attempt.object_name.in_(names), Run.phase.in_([*LIVE]))
+        with self._store.read() as session:
+            return [(run, attempt) for run, attempt in session.execute(wanted)]
+
+    def _news_of(self, name: str, job: ObservedJob | None) -> News | None:
+        """The pods of an object that are not as they are stored, by place.
+
+        None where that is not known, and where more follows from how they are than that they wait or run.
+        """
+        before = self._stored.get(name)
+        if before is None or job is None or job.deleting or len(before) != len(job.pods):
+            return None
+        if any(pod.phase != "Pending" for pod in not_running(job.pods)):
+            return None
+        news = changed(job.pods, before)
+        same = all(_identity(pod) == _identity(before[place]) for place, pod in news.items())
+        return news if same else None
+
+    def _remember(self, look: Look) -> None:
+        """The pods are stored as they were seen in this look."""
+        if look.goes_on:
+            self._stored[look.attempt.object_name] = self._seen[look.attempt.object_name].pods
 
     def _runs_of(self, names: set[str]) -> set[str]:
         with self._store.read() as session:
@@ -221,54 +266,48 @@ class Reconciler:
             log.info("cluster %s answers again", self._cluster.name)
         self._trouble = trouble
 
-    def _reconcile_one(
-        self,
-        run: Run,
-        attempt: Attempt,
-        job: ObservedJob | None,
-        upstream: Upstream | None,
-        simple: list[tuple[Look, Decision]],
-    ) -> None:
+    def _reconcile_one(self, look: Look, simple: list[tuple[Look, Decision]]) -> None:
         """One run's trouble is not another's; the store's is everyone's."""
-        with about(run=run.id, attempt=attempt.number):
+        with about(run=look.run.id, attempt=look.attempt.number):
             try:
-                self._reconcile(run, attempt, job, upstream, simple)
+                self._reconcile(look, simple)
             except StoreError:
                 raise
             except Exception:
                 log.exception("it could not be reconciled; the next look tries again")
+                self._stored.pop(look.attempt.object_name, None)
 
-    def _reconcile(
-        self,
-        run: Run,
-        attempt: Attempt,
-        job: ObservedJob | None,
-        upstream: Upstream | None,
-        simple: list[tuple[Look, Decision]],
-    ) -> None:
+    def _reconcile(self, look: Look, simple: list[tuple[Look, Decision]]) -> None:
         """Decide about a run until nothing is left to decide on this observation; a `simple` decision is the last."""
-        absent = self._absent.get(attempt.object_name, 0)
+        name, now = look.attempt.object_name, look if look.news is None or look.goes_on else self._reread(look)
         for _ in range(FOLLOW_UPS):
-            patience = self._pace.patience_s if self._worker.contended else None
-            look = Look(run, attempt, job, absent, self._clock(), patience, self._listener.heard_at(attempt), upstream)
+            if now is None:
+                return
+            patience, heard = self._pace.patience_s if self._worker.contended else None, self._listener.heard_at(name)
+            look = replace(now, now=self._clock(), patience_s=patience, heard_at=heard)
             if look.silent_s > look.longest_silence_s / 2:
-                look = replace(look, heard_at=self._listener.listen(attempt, look.now))
+                look = replace(look, heard_at=self._listener.listen(name, look.job, look.now))
             decision = decide(look)
             if decision is None:
+                self._remember(look)
                 return
             if decision.simple:
                 simple.append((look, decision))
                 return
-            with of_run("reconcile", run.id, attempt.number):
-                valid = apply(self._store, self._pace, look, witnessed(self._cluster, look, decision))
-            if not valid:
-                return
-            with self._store.read() as session:
-                run = session.get_one(Run, run.id)
-                attempt_now = session.get_one(Attempt, (run.id, run.attempt))
-            if run.phase not in LIVE or attempt_now.number != attempt.number:
-                return
-            attempt = attempt_now
+            self._stored.pop(name, None)
+            if look.news is None:
+                with of_run("reconcile", look.run.id, look.attempt.number):
+                    if not apply(self._store, self._pace, look, witnessed(self._cluster, look, decision)):
+                        return
+            now = self._reread(look)
+
+    def _reread(self, look: Look) -> Look | None:
+        """The look with all that is stored of the run now; None where that has ended or is at another attempt."""
+        found = self._read([look.attempt.object_name])
+        if not found:
+            return None
+        job = replace(look.job, pods=tuple(look.job.pods)) if look.job is not None else None
+        return replace(look, run=found[0][0], attempt=found[0][1], job=job, news=None)
 
     def _sweep(self, jobs: list[ObservedJob]) -> None:
         """End objects whose attempt has ended, as after a creation that came late; leave strangers alone."""
@@ -294,14 +333,19 @@ class Reconciler:
             log.warning("object %s could not be ended yet: %s", job.name, error)
 
 
-def _parts(runs: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
-    """Runs, given with their nodes, in parts of so many nodes at most, or of one run."""
+def _identity(pod: ObservedPod) -> tuple[str, str, int]:
+    """What is told or judged by more than the pod itself where it changes."""
+    return pod.name, pod.uid, pod.log_from
+
+
+def _parts(objects: Iterable[tuple[str, int]], most: int) -> Iterator[list[str]]:
+    """Objects, given with how many each counts for, in parts of so many at most, or of one object."""
     part, several = list[str](), 0
-    for run_id, nodes in runs:
-        if part and several + nodes > AT_A_TIME:
+    for name, counted in objects:
+        if part and several + counted > most:
             yield part
             part, several = [], 0
-        part.append(run_id)
-        several += nodes
+        part.append(name)
+        several += counted
     if part:
         yield part
