@@ -1,14 +1,16 @@
-"""Nodes and pods that nobody runs, on a real API server: an operator that makes pods, a kubelet that has their logs.
+"""Nodes and pods that nobody runs, on a real API server: an operator that makes pods, kwok as all their kubelets.
 
-Pods are what the API server has of them; a kubelet's part of that is patched in. Their logs are a few lines that do not
-grow, served as a kubelet serves them, since the API server asks for them there.
+kwok has pods run as soon as they have a node, and removes those that are deleted; what happens to one later is patched
+in. Their logs are a few lines that do not grow, served as a kubelet serves them, since it is asked for them.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import json
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,12 +22,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.cluster.chaos.api import JOBS, PODS, Down, Server
+from tests.cluster import programs
+from tests.cluster.chaos.api import JOBS, PODS, Down, Server, config, free_port
+from tests.cluster.layout import BIN
+from tests.cluster.plane import LEASH
 
 ROLE, INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
 ROOM = {"cpu": "1000", "memory": "4000Gi", "pods": "1000", "nvidia.com/gpu": "8000"}
 PODS_OF_A_NODE = 100
+NODES = 200  # that the stand-in has
 AT_ONCE = 8
+PLAYED = "kwok.x-k8s.io/node"
+STAGES = ("node/fast/node-initialize", "pod/fast/pod-ready", "pod/fast/pod-delete")
 LOOK_S = 0.2
 FOLLOWED_S = 30.0  # that a followed log is kept open for, with nothing in it
 LINES = 20
@@ -76,10 +84,11 @@ class _Logs(BaseHTTPRequestHandler):
 
 
 class Fleet:
-    """Works until `close`. `names` are those of the pods that run."""
+    """Works until `close`, with its files in `folder`. `names` are those of the pods that were made."""
 
-    def __init__(self, server: Server, keys: Path, pods: int) -> None:
-        self._server, self._kubelet = server, Kubelet(keys)
+    def __init__(self, server: Server, folder: Path, pods: int) -> None:
+        self._server, self._kubelet = server, Kubelet(folder / "pki")
+        self._kwok = self._play(folder)
         self._pool = ThreadPoolExecutor(AT_ONCE, "fleet")
         self.names: list[str] = []
         self._had: set[str] = set()
@@ -106,17 +115,25 @@ class Fleet:
         self._pool.shutdown()
         self._kubelet.shutdown()
         self._kubelet.server_close()
+        self._kwok.kill()
+        self._kwok.wait()
+
+    def _play(self, folder: Path) -> subprocess.Popen[bytes]:
+        programs.provide(["kwok"])
+        known = folder / "kwok.config"
+        known.write_text(
+            json.dumps(config(f"https://{self._server.address}", self._server.token, folder / "pki/ca.crt"))
+        )
+        argv = [str(BIN / "kwok"), f"--kubeconfig={known}", f"--manage-nodes-with-annotation-selector={PLAYED}=fake"]
+        argv += [f"--config={programs.manifests('kwok') / 'stage' / stage}.yaml" for stage in STAGES]
+        argv += ["--node-ip=127.0.0.1", f"--node-port={self._kubelet.server_address[1]}", "--v=WARN"]
+        argv += [f"--server-address=127.0.0.1:{free_port()}"]  # else it would serve logs there itself
+        with (folder / "kwok.log").open("wb") as log:
+            return subprocess.Popen([*LEASH, *argv], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def _join(self, node: str) -> None:
-        self._server.call("POST", "/api/v1/nodes", {"metadata": {"name": node}})
-        status = {
-            "allocatable": ROOM,
-            "capacity": ROOM,
-            "conditions": [{"type": "Ready", "status": "True"}],
-            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
-            "daemonEndpoints": {"kubeletEndpoint": {"Port": self._kubelet.server_address[1]}},
-        }
-        self._server.call("PATCH", f"/api/v1/nodes/{node}/status", {"status": status})
+        named = {"metadata": {"name": node, "annotations": {PLAYED: "fake"}}}
+        self._server.call("POST", "/api/v1/nodes", {**named, "status": {"allocatable": ROOM, "capacity": ROOM}})
         self._server.call("PATCH", f"/api/v1/nodes/{node}", {"spec": {"taints": None}})
 
     def _work(self) -> None:
@@ -129,15 +146,15 @@ class Fleet:
                         self._operate(job)
 
     def _operate(self, job: Any) -> None:
-        """Make the object's pods, and have them run."""
+        """Make the object's pods, which run once they are there."""
         self.names += self._pool.map(self._run, pods_of(job))
         self._had.add(job["metadata"]["uid"])
 
     def _run(self, pod: Any) -> str:
-        name, status = str(pod["metadata"]["name"]), pod.pop("status")
+        name = str(pod["metadata"]["name"])
+        del pod["status"]
         pod["spec"]["nodeName"] = self._nodes[hash(name) % len(self._nodes)]
         self._server.call("POST", PODS, pod)
-        self._server.call("PATCH", f"{PODS}/{name}/status", {"status": status})
         return name
 
     def _collect(self, job: Any) -> None:
@@ -167,7 +184,8 @@ def pods_of(job: Any) -> Iterator[dict[str, Any]]:
                     "labels": labels,
                     "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
                 },
-                "spec": copy.deepcopy(template["spec"]) | {"restartPolicy": "Never", "nodeName": f"node-{name[-20:]}"},
+                "spec": copy.deepcopy(template["spec"])
+                | {"restartPolicy": "Never", "nodeName": f"node-{hash(name) % NODES}"},
                 "status": {
                     "phase": "Running",
                     "conditions": [{"type": kind, "status": "True", "lastTransitionTime": now()} for kind in kinds],

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from benchmarks.kubernetes.fleet import LOG, ROOM, container, now, pods_of
+from benchmarks.kubernetes.fleet import LOG, NODES, ROOM, container, now, pods_of
 from tests.cluster.plane import LEASH
 
 KINDS = {
@@ -32,7 +32,6 @@ PATH = re.compile(r"(/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/[^/]+)?/([a-z]+)(?
 BOOKMARK_S = 60.0
 FOLLOWED_S = 30.0
 KEPT = 100_000  # events
-NODES = 200
 ABSENT = {"reason": "NotFound", "code": 404}
 
 
