@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from controlplane.domain.fields import LabelKey, LabelValue, Section, Subdomain
+from controlplane.domain.fields import LabelValue, OwnLabel, Section, Subdomain
 from controlplane.domain.spec import YEAR, Notes
 
 MOST_LABELS = 64
@@ -43,7 +43,7 @@ class ChangedScheduling(Section):
 class RunChanges(Section):
     """What to change of a run. What is left out stays; null takes a value away."""
 
-    labels: Annotated[dict[LabelKey, LabelValue | None], Field(max_length=2 * MOST_LABELS)] | None = Field(
+    labels: Annotated[dict[OwnLabel, LabelValue | None], Field(max_length=2 * MOST_LABELS)] | None = Field(
         default_factory=dict,
         description="Labels to set, and with null to take away; null: none. Pods keep those that they began with.",
         examples=[{"team": "lm", "draft": None}],

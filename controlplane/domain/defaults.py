@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field, ValidationError
 
 from controlplane.domain.errors import InvalidSpec
-from controlplane.domain.fields import LabelKey, LabelValue, Section
+from controlplane.domain.fields import LabelValue, OwnLabel, Section
 from controlplane.domain.placement import Placement, Scheduling
 from controlplane.domain.spec import RunSpec, Variable, problems_of, shallow
 
@@ -21,7 +21,7 @@ class RunDefaults(Section):
     compute: Placement = Field(default_factory=Placement)
     scheduling: Scheduling = Field(default_factory=Scheduling)
     env: Annotated[list[Variable], Field(max_length=256)] = Field(default_factory=list)
-    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = Field(default_factory=dict)
+    labels: Annotated[dict[OwnLabel, LabelValue], Field(max_length=64)] = Field(default_factory=dict)
     pod_overrides: Annotated[dict[str, Any], AfterValidator(shallow)] = Field(default_factory=dict)
 
     def under(self, spec: RunSpec) -> RunSpec:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from controlplane.domain.complaints import said
 from controlplane.domain.errors import InvalidSpec, Problem
-from controlplane.domain.fields import VARIABLE, BadField, Cpus, LabelKey, LabelValue, Namespace, Section, Text
+from controlplane.domain.fields import NO_NUL, VARIABLE, BadField, Cpus, LabelValue, Namespace, OwnLabel, Section, Text
 from controlplane.domain.placement import Kubernetes, Placement, Scheduling, SecretRef
 from teragpt.config import FIELDS
 from teragpt.sizes import SIZES, TINY
@@ -245,7 +245,7 @@ class Variable(Section):
     name: Annotated[str, StringConstraints(pattern=VARIABLE), AfterValidator(_free_variable)] = Field(
         description="The variable's name.", examples=["HF_HUB_OFFLINE"]
     )
-    value: Annotated[str, StringConstraints(max_length=32_768)] | None = Field(
+    value: Annotated[str, StringConstraints(max_length=32_768, pattern=NO_NUL)] | None = Field(
         default=None, description="Its value; everybody who sees the run sees it.", examples=["1"]
     )
     secret_ref: SecretRef | None = Field(
@@ -291,7 +291,7 @@ class Asked(Section):
         description="Environment variables of every pod.",
         examples=[[{"name": "HF_HUB_OFFLINE", "value": "1"}]],
     )
-    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=64)] = Field(
+    labels: Annotated[dict[OwnLabel, LabelValue], Field(max_length=64)] = Field(
         default_factory=dict, description="Labels to find it by; also on its pods.", examples=[{"team": "lm"}]
     )
     notes: Notes | None = Field(

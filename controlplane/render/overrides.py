@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from controlplane.domain.errors import Problem
+from controlplane.domain.fields import reserved_label
 from controlplane.domain.spec import RESERVED_ENV, pointer_to, short
 from controlplane.render import models
 from controlplane.render.attempt import RESERVED_VARIABLES
-from controlplane.render.pod import Container, EnvVar, PodTemplate
+from controlplane.render.pod import PORT_NAME, Container, EnvVar, PodTemplate
 
 KEYS = {
     "containers": "name",
@@ -114,9 +115,14 @@ def _taken(before: PodTemplate, after: PodTemplate) -> Iterable[Problem]:
     for label in OURS:
         if after.metadata.labels.get(label) != before.metadata.labels[label]:
             yield _problem(("metadata", "labels", label), after.metadata.labels.get(label), "TeraGPT's own value")
+    for label, value in after.metadata.labels.items():
+        if label not in OURS and reserved_label(label) and before.metadata.labels.get(label) != value:
+            yield _problem(("metadata", "labels", label), value, "keys that the cluster's controllers do not set")
     ours, made = before.spec.containers[0], after.spec.containers[0]
     if made.command is None:
         yield _problem(("spec", "containers", 0, "command"), None, "a command")
+    if [port.name for port in made.ports or []].count(PORT_NAME) != 1:
+        yield _problem(("spec", "containers", 0, "ports"), None, f"ports with names of their own, beside {PORT_NAME}")
     if _reserved(made) != _reserved(ours):
         changed = [one.name for one in _reserved(made) if one not in _reserved(ours)] or "one left out"
         yield _problem(("spec", "containers", 0, "env"), changed, "names that TeraGPT does not set itself")

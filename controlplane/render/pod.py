@@ -84,7 +84,7 @@ class EnvFrom(Shape):
 class Port(Shape):
     """A port that the container listens on; never one of the host's."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?$")] | None = PORT_NAME
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?$")] | None = None
     container_port: PortNumber = PORT
     protocol: Literal["TCP", "UDP", "SCTP"] | None = None
 

@@ -95,7 +95,7 @@ def _container(attempt: Attempt, name: str, variables: list[pod.EnvVar]) -> pod.
         image=attempt.image,
         command=[_plain(word) for word in attempt.command],
         env=[*_environment(attempt), *variables],
-        ports=[pod.Port()],
+        ports=[pod.Port(name=pod.PORT_NAME)],
         resources=_resources(attempt),
         security_context=pod.ContainerSecurity(read_only_root_filesystem=True),
         volume_mounts=[mount for _, mount in _volumes(attempt)],

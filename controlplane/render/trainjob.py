@@ -216,7 +216,7 @@ def _unsayable(template: pod.PodTemplate, attempt: Attempt) -> set[str]:
     said = {*PodPatch.model_fields, "automount_service_account_token", "enable_service_links", "priority_class_name"}
     fields = {name for name in pod.PodSpec.model_fields if getattr(spec, name) is not None} - said
     held = {*Trainer.model_fields, *ContainerPatch.model_fields, "resources"}
-    plain = pod.Container(name=CONTAINER, image=IMAGE, ports=[pod.Port()])
+    plain = pod.Container(name=CONTAINER, image=IMAGE, ports=[pod.Port(name=pod.PORT_NAME)])
     fields |= {
         f"containers[0].{name}"
         for name in pod.Container.model_fields

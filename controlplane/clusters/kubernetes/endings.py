@@ -69,8 +69,7 @@ def _terminated(pod: PodRecord, main: State) -> Ending:
     code = main.exit_code
     termination = termination_of(main.message)
     interruption = interrupted(pod) if code != 0 else None
-    why = pod.message or (pod.disrupted.message if pod.disrupted else "")
-    text = (why if interruption else None if termination is not None else main.message) or None
+    text = (_why(pod) if interruption else None if termination is not None else main.message) or None
     return Ending(
         phase="Succeeded" if code == 0 else "Failed",
         reason=interruption or (None if code == 0 else _word(pod, main)),
@@ -83,6 +82,12 @@ def _terminated(pod: PodRecord, main: State) -> Ending:
     )
 
 
+def _why(pod: PodRecord) -> str:
+    """Why it was interrupted, in the cluster's words, and on which node."""
+    why = pod.message or (pod.disrupted.message if pod.disrupted else "")
+    return f"node {pod.node}: {why}" if pod.node and why else why
+
+
 def _word(pod: PodRecord, main: State) -> str:
     """The container's own reason; the pod's, where that says more ("DeadlineExceeded")."""
     if main.reason == "OOMKilled":
@@ -93,8 +98,7 @@ def _word(pod: PodRecord, main: State) -> str:
 def _never_ran(pod: PodRecord) -> Ending:
     """A failed pod whose container was never started."""
     if word := interrupted(pod):
-        why = pod.message or (pod.disrupted.message if pod.disrupted else "")
-        return Ending("Failed", word, why or None)
+        return Ending("Failed", word, _why(pod) or None)
     for name, state in pod.init:
         if state.what == "terminated" and state.exit_code != 0:
             told = f"init container {name} ended with exit code {state.exit_code}"

@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from controlplane.clusters.base import Kind, Manifest, NameConflict, Refusal, Rejected, Unavailable
@@ -31,6 +32,8 @@ LATE_S = 2.0  # for how long a creation may still be carried out after whoever a
 MADE = "object.json"
 ENSURED_S = 5.0  # for how long a companion that was there is taken for there
 CONFLICT, NOT_FOUND = 409, 404
+WRONG = (400, 422)
+AS_MASTER = "spec.template", "spec.pytorchReplicaSpecs.Master.template"
 BROKEN = frozenset({500, 502, 504})  # who answers so may have lost the answer of another
 
 
@@ -97,6 +100,8 @@ class Submission:
             raise
         if made is None:
             self._adopt(manifest)
+        if manifest["kind"] == "PyTorchJob":
+            self._look_at_pods(manifest)
 
     def delete(self, kind: Kind, name: str, uid: str) -> None:
         """Ask for the object's end; its pods first. Raises Unavailable."""
@@ -119,6 +124,31 @@ class Submission:
     def forget(self, name: str) -> None:
         """The attempt will not be asked for again."""
         self._patience.forget(name)
+
+    def _look_at_pods(self, manifest: Manifest) -> None:
+        """Have the server look at the pods of an object whose kind's schema says nothing of them: as those of a Job.
+
+        Only what is wrong with the pod counts: Jobs may be forbidden to us, or denied by rules of their own.
+        """
+        template = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+        spec = {"template": {**template, "spec": {**template["spec"], "restartPolicy": "Never"}}, "suspend": True}
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": manifest["metadata"]["name"]},
+            "spec": spec,
+        }
+        try:
+            self._post(self._placed(job), DRY)
+        except Unavailable:
+            return
+        except Rejected as error:
+            cause = error.__cause__
+            if isinstance(cause, Refused) and cause.status in WRONG and "denied" not in cause.message:
+                problems = [replace(one, path=one.path.replace(*AS_MASTER)) for one in error.problems]
+                raise Rejected(problems) from error
+        finally:
+            self._patience.forget(manifest["metadata"]["name"])
 
     def _get(self, manifest: Mapping[str, Any]) -> Manifest | None:
         """The object of that name. Raises Unavailable."""

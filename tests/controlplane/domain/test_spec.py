@@ -338,6 +338,20 @@ def test_what_is_left_out_of_compute_follows_from_the_machine(
         (tiny(kubernetes={"kind": "Job", "runtime": "x"}), "/kubernetes/runtime", "with kind TrainJob alone"),
         (tiny(pod_overrides=[]), "/pod_overrides", "an object"),
         (tiny(labels={"a b": "c"}), "/labels/a b/[key]", 'got "a b"'),
+        (tiny(labels={"teragpt.io/run-id": "x"}), "/labels/teragpt.io~1run-id/[key]", "do not set themselves"),
+        (
+            tiny(labels={"kueue.x-k8s.io/queue-name": "q"}),
+            "/labels/kueue.x-k8s.io~1queue-name/[key]",
+            "allowed: keys that",
+        ),
+        (
+            tiny(labels={"training.kubeflow.org/replica-index": "3"}),
+            "/labels/training.kubeflow.org~1replica-index/[key]",
+            "got",
+        ),
+        (tiny(labels={"job-name": "x"}), "/labels/job-name/[key]", "got 'job-name'"),
+        (tiny(env=[{"name": "A", "value": "a\0b"}]), "/env/0/value", "text without NUL"),
+        (tiny(env=[{"name": "A", "secret_ref": {"name": "s", "key": ".."}}]), "/env/0/secret_ref/key", 'got ".."'),
         (tiny(labels={"a/b": "c d"}), "/labels/a~1b", 'got "c d"'),
     ],
 )

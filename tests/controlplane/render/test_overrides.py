@@ -68,6 +68,16 @@ def test_both_roles_of_a_pytorchjob_are_patched() -> None:
     assert {specs[role]["template"]["spec"]["schedulerName"] for role in specs} == {"mine"}
 
 
+def test_a_port_more_is_one_more_and_ours_stays() -> None:
+    ports = [{"containerPort": 9100}, {"containerPort": 9200, "name": "more"}]
+    made = container(overridden({"spec": {"containers": [{"name": "pytorch", "ports": ports}]}}))["ports"]
+    assert [(one["containerPort"], one.get("name")) for one in made] == [
+        (23456, "pytorchjob-port"),
+        (9100, None),
+        (9200, "more"),
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_launcher_is_told_the_grace_period_of_the_patch(kind: Kind) -> None:
     made = overridden({"spec": {"terminationGracePeriodSeconds": 15}}, kind=kind)
@@ -124,6 +134,13 @@ RIGHTS: dict[str, dict[str, Any]] = {
     },
     f"{MAIN}/ports/0/hostPort": {
         "spec": {"containers": [{"name": "pytorch", "ports": [{"containerPort": 23456, "hostPort": 1}]}]}
+    },
+    f"{MAIN}/ports": {"spec": {"containers": [{"name": "pytorch", "ports": None}]}},
+    "/pod_overrides/metadata/labels/training.kubeflow.org~1replica-index": {
+        "metadata": {"labels": {"training.kubeflow.org/replica-index": "3"}}
+    },
+    "/pod_overrides/metadata/labels/kueue.x-k8s.io~1queue-name": {
+        "metadata": {"labels": {"kueue.x-k8s.io/queue-name": "q"}}
     },
     f"{MAIN}/command": {"spec": {"containers": [{"name": "pytorch", "command": None}]}},
     f"{MAIN}/env": {"spec": {"containers": [{"name": "pytorch", "env": [{"name": "PET_NNODES", "value": "9"}]}]}},

@@ -198,6 +198,7 @@ def test_who_ended_a_pod_that_did_not_end_by_itself(world: World, reason: str, s
     world.observer.take_pod("run-1-master-0", pod(main=ended, reason=status_reason, disrupted=disrupted))
     found = world.pods()[0]
     assert (found.phase, found.reason, found.exit_code, found.signal) == ("Failed", word, 143, "SIGTERM")
+    assert found.message == ("node node-a: told" if reason and word != "Error" else None)
 
 
 def test_an_interruption_of_a_pod_that_succeeded_changes_nothing(world: World) -> None:
