@@ -23,10 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -148,15 +146,6 @@ def pages(url: str) -> dict[str, float]:
     }
 
 
-def counted(url: str) -> None:
-    """Have Postgres count its rows now."""
-    if url:
-        import psycopg
-
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("ANALYZE")
-
-
 class Arm:
     """One of the two servers, and what was seen of it: requests a second of each turn, and its processor seconds."""
 
@@ -181,11 +170,8 @@ class Arm:
         return 1000 * self.seconds / self.requests
 
 
-def measure(ours: Arm, bare: Arm, runs: int, settled: Callable[[], object]) -> dict[str, float]:
-    """Post to both in turn until there are so many runs; what LIMITS bounds, and what that is made of.
-
-    `settled` is called before the last look: Postgres' autovacuum counts rows a minute later, and plans go by that.
-    """
+def measure(ours: Arm, bare: Arm, runs: int) -> dict[str, float]:
+    """Post to both in turn until there are so many runs; what LIMITS bounds, and what that is made of."""
     for arm in (ours, bare):
         posted(arm.url, range(FIRST))
     before, at = pages(ours.url), FIRST
@@ -195,7 +181,6 @@ def measure(ours: Arm, bare: Arm, runs: int, settled: Callable[[], object]) -> d
         last += ours.turn(range(at, at + each))
         bare.turn(range(at, at + each))
         at += each
-    settled()
     after = pages(ours.url)
     return {
         "posts_a_second": median(ours.rates),
@@ -224,7 +209,7 @@ def main(runs: int, url: str) -> int:
             stack.callback(arm.terminate)
             assert arm.stdout is not None
             arms.append(Arm(arm.stdout.readline().strip(), arm.pid))
-        found = measure(arms[0], arms[1], runs, partial(counted, url))
+        found = measure(arms[0], arms[1], runs)
     load = f"load {os.getloadavg()[0]:.1f}"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {load}"
     shown = {name: round(value, 3) for name, value in found.items()}

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, or_, select
+from sqlalchemy import CompoundSelect, Connection, Select, bindparam, delete, func, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from controlplane.domain.errors import FolderInUse, KeyReused, NameInUse
@@ -34,11 +34,12 @@ Answer = tuple[str, dict[str, Any] | None]
 
 
 @lru_cache
-def _of_keys(count: int) -> Select[str, str, str, str]:
-    """The keys among so many, of as many askers."""
+def _of_keys(count: int) -> CompoundSelect[str, str, str, str]:
+    """The keys of so many pairs of asker and key, each looked up by itself: one asker may have very many."""
     key = IdempotencyKey
     wanted = select(key.principal, key.key, key.run_id, key.body_hash)
-    return wanted.where(key.principal.in_(several("principal", count, str)), key.key.in_(several("key", count, str)))
+    pairs = zip(several("principal", count, str), several("key", count, str), strict=True)
+    return union_all(*(wanted.where(key.principal == principal, key.key == name) for principal, name in pairs))
 
 
 @lru_cache
@@ -121,10 +122,11 @@ class _Taken:
 
     def __init__(self, session: Session, requests: Sequence[Request]) -> None:
         connection = session.connection()
-        keys = [request.key for request in requests if request.key is not None]
+        keys = [(request.principal, request.key) for request in requests if request.key is not None]
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}
         if keys:
-            count, values = given(principal=sorted({request.principal for request in requests}), key=keys)
+            principals, names = zip(*keys, strict=True)
+            count, values = given(principal=principals, key=names)
             found = connection.execute(_of_keys(count), values)
             self._keys = {(one.principal, one.key): (one.run_id, one.body_hash) for one in found}
         count, values = given(name=[one.name for one in requests], folder=[one.folder for one in requests])

@@ -37,6 +37,10 @@ LIMITS = {  # milliseconds
     "lock_timeout": 10_000,
     "idle_in_transaction_session_timeout": 5_000,
 }
+PLANS = {  # what is kept of a plan made while a table was nearly empty must serve it when it is large
+    "enable_seqscan": "off",
+    "jit": "off",  # takes a plan that must read a whole table for a dear one, and compiles it for longer than it runs
+}
 
 
 def address(url: str) -> URL:
@@ -52,7 +56,7 @@ def open_engines(url: str, connections: int) -> tuple[Engine, Engine]:
 
 def _engine(url: str, connections: int) -> Engine:
     place = address(url)
-    options = " ".join(f"-c {name}={value}" for name, value in LIMITS.items())
+    options = " ".join(f"-c {name}={value}" for name, value in (LIMITS | PLANS).items())
     given = place.query.get("options", "")
     arguments = {name: value for name, value in CONNECTING.items() if name not in place.query}
     return create_engine(

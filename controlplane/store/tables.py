@@ -1,18 +1,19 @@
 """The tables, as typed rows. Times are seconds since the epoch, UTC. A change here needs a migration beside it.
 
-The same tables serve SQLite and Postgres; one index is SQLite's alone.
+The same tables serve SQLite and Postgres; the index that lists are read in is each one's own.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Float, ForeignKey, Index, LargeBinary, MetaData, false
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, LargeBinary, MetaData, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from controlplane.store.columns import json_value, prose, words
 
 LISTED = ("id", "deleted_at", "task_of", "phase", "size", "pinned", "created_at", "search", "cluster")
+SHOWN = "task_of IS NULL AND deleted_at IS NULL"
 
 
 class Base(DeclarativeBase):
@@ -168,7 +169,11 @@ class Run(Base):
     measured: Mapped[dict[str, Any] | None] = mapped_column(json_value(), deferred=True)
 
     # SQLite's rows carry their JSON with them: what filters look at lies in an index, so that a list reads no other row
-    __table_args__ = (Index("ix_runs_listed", *LISTED).ddl_if(dialect="sqlite"),)
+    # Postgres' hold it apart: there an index of what lists show, in their order, is the best whatever was counted
+    __table_args__ = (
+        Index("ix_runs_listed", *LISTED).ddl_if(dialect="sqlite"),
+        Index("ix_runs_shown", "id", postgresql_where=text(SHOWN)).ddl_if(dialect="postgresql"),
+    )
 
 
 class Label(Base):

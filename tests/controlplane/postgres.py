@@ -18,13 +18,18 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import SelectBase
+from sqlalchemy.dialects.postgresql import psycopg as driver
 
+from controlplane.store.store import Store
 from controlplane.store.tables import Base
 
 ON_SQLITE = pytest.mark.parametrize("store", ["sqlite"], indirect=True)  # of SQLite's own, or long and no different
+ON_POSTGRES = pytest.mark.parametrize("store", ["postgres"], indirect=True)
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
 NEEDED = os.environ.get("TERAGPT_NEED_POSTGRES") == "1"  # .ci/run installs it
 USER = "teragpt"
+DIALECT = driver.dialect()  # type: ignore[no-untyped-call]
 SETTINGS = {"fsync": "off", "shared_buffers": "32MB", "max_connections": "80", "autovacuum": "off"}
 START_S = 60.0
 
@@ -131,6 +136,15 @@ def empty(url: str) -> None:
         for (name,) in found:
             if name not in known:
                 connection.execute(f"DROP TABLE {name}".encode())
+
+
+def planned(store: Store, statement: SelectBase) -> str:
+    """How Postgres would run a statement as the store asks it; "x" stands for each text that is not given."""
+    compiled = statement.compile(dialect=DIALECT)
+    given = {name: "x" for name, bind in compiled.binds.items() if bind.value is None}
+    text = statement.params(given).compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
+    with store.read() as session:
+        return "\n".join(row[0] for row in session.connection().exec_driver_sql(f"EXPLAIN {text}".replace("%", "%%")))
 
 
 def _somebody() -> dict[str, Any]:

@@ -17,11 +17,12 @@ from controlplane.domain.errors import FolderInUse, KeyReused, NameInUse
 from controlplane.domain.spec import parse_spec
 from controlplane.services import ground, runs
 from controlplane.services.context import Context
-from controlplane.services.insertion import Answer, Request, insert
+from controlplane.services.insertion import Answer, Request, _holders, _of_keys, insert
 from controlplane.services.runs import Asker, request_of
 from controlplane.store.tables import Attempt, Event, Label, Outbox, Run
 from controlplane.store.writer import Transaction
 from tests.controlplane.memory_cluster import MemoryCluster
+from tests.controlplane.postgres import ON_POSTGRES, planned
 
 TABLES = (Run, Attempt, Outbox, Event, Label)
 
@@ -82,6 +83,16 @@ def test_one_key_makes_one_run_also_twice_in_a_moment_and_never_another(context:
     assert isinstance(reused, KeyReused)
     (later,) = stored(context, asked(context, key="k", name="one"))
     assert later == (first.id, None)
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize("count", [1, 16, 64])
+def test_keys_and_names_are_looked_up_one_by_one_also_by_plans_of_an_empty_table(context: Context, count: int) -> None:
+    keys = planned(context.store, _of_keys(count))
+    assert keys.count("Index Cond: ((principal = 'x'::text) AND (key = 'x'::text))") == count, keys
+    holders = planned(context.store, _holders(count))
+    assert "uq_runs_live_name" in holders
+    assert "uq_runs_live_folder" in holders
 
 
 def test_one_that_the_database_refuses_spoils_none_of_its_moment(context: Context) -> None:

@@ -16,7 +16,7 @@ from controlplane.services import changes, runs
 from controlplane.services.context import Context
 from controlplane.services.lists import Filter, list_runs, page_of
 from tests.controlplane.memory_cluster import Clock
-from tests.controlplane.postgres import ON_SQLITE
+from tests.controlplane.postgres import ON_POSTGRES, ON_SQLITE, planned
 
 
 def ask(context: Context, **spec: Any) -> str:
@@ -126,6 +126,21 @@ def test_a_page_is_found_in_indexes_in_the_order_of_the_list(
         plan = [row.detail for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}")]
     assert plan[0] == first
     assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize(
+    "conditions",
+    [{}, {"query": "lm", "phases": ["failed"]}, {"labels": {"team": "lm"}, "sizes": ["tiny"]}],
+    ids=["all", "searched", "labelled"],
+)
+def test_a_page_is_in_the_order_of_an_index_before_postgres_has_counted_any_row(
+    context: Context, conditions: dict[str, Any]
+) -> None:
+    ask(context, labels={"team": "lm"})
+    plan = planned(context.store, page_of(Filter(**conditions), "run_Z", 51))
+    assert "Index" in plan
+    assert not any(step in plan for step in ("Sort", "Seq Scan")), plan
 
 
 def test_changed_labels_are_searched_and_filtered(context: Context) -> None:

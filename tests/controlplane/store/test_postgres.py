@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, select, text
+from sqlalchemy import func, inspect, select, text
 
 from controlplane.domain.errors import NameInUse, NewerStore, StoreUnavailable
 from controlplane.domain.spec import parse_spec
@@ -53,6 +53,7 @@ def test_processes_that_start_at_once_make_the_tables_once(tmp_path: Path, postg
         stores = [*pool.map(lambda number: Store(tmp_path / str(number), url), range(3))]
         with stores[0].read() as session:
             assert session.scalar(select(func.count()).select_from(Installation)) == 1
+            assert "ix_runs_shown" in [one["name"] for one in inspect(session.connection()).get_indexes("runs")]
             found = compare_metadata(MigrationContext.configure(session.connection()), Base.metadata)
             assert [(what, index.name) for what, index in found] == [("add_index", "ix_runs_listed")]  # SQLite's alone
         for store in stores:

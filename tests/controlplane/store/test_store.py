@@ -66,7 +66,8 @@ def test_a_new_folder_gets_the_tables_of_this_version(tmp_path: Path) -> None:
         connection = session.connection()
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        found = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+        assert [(what, index.name) for what, index in found] == [("add_index", "ix_runs_shown")]  # Postgres' alone
     store.close()
 
 
