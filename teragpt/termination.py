@@ -26,6 +26,7 @@ SIGNS = {
     "OutOfMemory": r"OutOfMemoryError|out of memory|MemoryError|[Cc]annot allocate memory|can't allocate memory",
     "DiskFull": r"No space left on device|Disk quota exceeded|ENOSPC",
     "DiskReadOnly": r"Read-only file system|EROFS",
+    "DatasetBusy": r"no other process is preparing at this moment",
     "PortInUse": r"EADDRINUSE|[Aa]ddress already in use",
     "MissingPackage": r"ModuleNotFoundError|No module named|ImportError: (lib\S+|cannot import name)",
     "CollectiveTimeout": r"Watchdog caught collective op\w+ timeout|Timed out waiting \d+ms for|no step in \S+ s: ",

@@ -52,6 +52,10 @@ ENDED = {  # why an attempt or a run is over, as the ranks themselves, the clust
         "Another process listened on the port at which the ranks meet.",
         "End what a former job left on the node; a restart takes another port where this machine is the cluster.",
     ),
+    "DatasetBusy": Diagnosis(
+        "Another process prepares the same dataset: most often the pod of an earlier attempt, on a node that was lost.",
+        "Nothing has to be done: it is tried again; if it comes again, find and end the other process.",
+    ),
     "MissingPackage": Diagnosis(
         "The image, or this machine's environment, lacks a package that the trainer imports.",
         "Install the extra that the last lines name (`pip install '.[train]'`), or run an image of this version.",

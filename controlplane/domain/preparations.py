@@ -16,6 +16,8 @@ from controlplane.domain.storage import HERE, URL, BadStorage, Place, place_of
 from teragpt.config import ConfigError
 from teragpt.prepare.documents import SHARD_TOKENS, Recipe
 
+PREPARE = "prepare"  # the task of a run that makes a dataset
+LEAST_SILENCE_S = 60
 NAME = re.compile(r"[A-Za-z0-9][-\w.]{0,99}")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 ON_MACHINE = (
@@ -86,17 +88,21 @@ class PreparationSpec(Asked):
 
     def unheeded(self) -> Iterator[Problem]:
         """What has no effect on one pod that trains nothing: refused, so that nobody waits for it."""
-        compute, limits = self.compute, self.limits
+        compute, silence_s = self.compute, self.limits.max_silence_s
         there = (
             ("/compute/nodes", compute.nodes, {None, 1}),
             ("/compute/gpus_per_node", compute.gpus_per_node, {None, 0}),
             ("/compute/processes_per_node", compute.processes_per_node, {None, 1}),
-            ("/limits/max_silence_s", limits.max_silence_s, {None}),
         )
         for pointer, value, usual in there:
             if value not in usual:
-                detail = f"got {value}; allowed: nothing, since one pod without a GPU prepares and reports no steps"
+                detail = f"got {value}; allowed: nothing, since one pod without a GPU prepares"
                 yield Problem(pointer, "not_of_a_preparation", detail)
+        if silence_s is not None and silence_s < LEAST_SILENCE_S:
+            detail = (
+                f"got {silence_s}; allowed: at least {LEAST_SILENCE_S}, since it tells every ten seconds how far it is"
+            )
+            yield Problem("/limits/max_silence_s", "too_small", detail)
 
 
 def source_of(text: str, *, shared_folders: bool) -> Place:

@@ -31,6 +31,7 @@ from controlplane.domain.phases import (
     Phase,
     Transition,
 )
+from controlplane.domain.preparations import PREPARE
 from controlplane.reconcile.verdicts import (
     HELD_BACK,
     REQUEUED,
@@ -49,6 +50,7 @@ PLACED_REASONS = frozenset(  # these pods have their node
 
 HUNG = "HangDetected"
 SILENCE_S, SILENT_STEPS = 600.0, 100
+PREPARATION_SILENCE_S = 3600.0
 
 
 class Upstream(NamedTuple):
@@ -81,18 +83,30 @@ class Look:
 
     @property
     def silent_s(self) -> float:
-        """For how long the attempt has neither reported a step nor written a line; 0 for one that never reported."""
+        """For how long the attempt has neither reported a step nor written a line; 0 for one that never reported.
+
+        A preparation reports no steps: its lines alone count, from its start on.
+        """
         reported = (self.run.progress or {}).get("time") or 0.0
         began = self.attempt.started_at
-        if self.run.phase != Phase.RUNNING or began is None or reported <= began:
+        if self.run.phase != Phase.RUNNING or began is None:
+            return 0.0
+        if self.run.task == PREPARE:
+            return self.now - max(began, self.heard_at)
+        if reported <= began:
             return 0.0
         return self.now - max(reported, self.heard_at)
 
     @property
     def longest_silence_s(self) -> float:
-        """How long it may be silent: what its user gave, else what 100 of its steps take, 10 minutes at least."""
+        """How long it may be silent: what its user gave, else what 100 of its steps take, 10 minutes at least.
+
+        An hour for a preparation, which tells every ten seconds how far it is, but for a file that comes slowly.
+        """
         if self.run.max_silence_s is not None:
             return float(self.run.max_silence_s)
+        if self.run.task == PREPARE:
+            return PREPARATION_SILENCE_S
         known = self.run.progress or {}
         left = (known.get("steps") or 0) - (known.get("step") or 0)
         each = (known.get("eta_s") or 0.0) / left if left > 0 else 0.0

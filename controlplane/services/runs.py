@@ -18,7 +18,7 @@ from controlplane.domain.changes import merged
 from controlplane.domain.errors import InvalidSpec, NotAlive, NotFound, NotTraining, Problem, StillRunning
 from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, object_name
 from controlplane.domain.phases import Desired, Phase
-from controlplane.domain.preparations import PreparationSpec
+from controlplane.domain.preparations import PREPARE, PreparationSpec
 from controlplane.domain.queues import DEFAULT_QUEUE
 from controlplane.domain.resolve import ANEW, ResolvedRun, Start
 from controlplane.domain.spec import RunSpec, parse_spec, short
@@ -34,7 +34,6 @@ from controlplane.store.writer import Transaction
 from controlplane.tracing import span
 
 LOCAL = "local"  # the principal where nobody has to say who they are
-PREPARE = "prepare"  # the task of a run that makes a dataset
 EMPTY = dict.fromkeys(Run.__table__.columns.keys())
 OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the place of its checkpoints
 

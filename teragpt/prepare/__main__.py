@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from teragpt.config import ConfigError
+from teragpt.prepare.assembly import Busy
 from teragpt.prepare.documents import Recipe
 from teragpt.prepare.preparation import prepare
 from teragpt.prepare.report import summary
@@ -16,7 +17,7 @@ from teragpt.tokenizer import Tokenizer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare a dataset: 0, or 2 for input that cannot be used."""
+    """Prepare a dataset: 0, 2 for input that cannot be used, or 1 while another process prepares the same one."""
     parser = argparse.ArgumentParser("python -m teragpt.prepare", description="Turn text into a dataset.")
     parser.add_argument("sources", nargs="+", help="files, folders, glob patterns, URLs, - for standard input")
     parser.add_argument("-o", "--out", required=True, help="the dataset's folder or URL, which must not exist yet")
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare(given.sources, given.out, Tokenizer(given.tokenizer), recipe, workers=given.workers)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, Busy) else 2
     for line in summary(given.out):
         print(line)
     return 0

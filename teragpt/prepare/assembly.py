@@ -15,16 +15,18 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from teragpt.config import ConfigError, Problem
 from teragpt.dataset_files import MANIFEST, TOKENIZER_FOLDER, TRAIN, VALIDATION, File, Manifest, fail
 from teragpt.prepare.documents import BLOCK_BYTES, Document, Dropped, Recipe
 from teragpt.prepare.duplicates import EXACT, KEPT, NEAR, find_duplicates
 from teragpt.prepare.parts import Part, batches, make_part
-from teragpt.prepare.report import Tally, write_report
+from teragpt.prepare.report import Tally, Tell, untold, write_report
 from teragpt.shards import SplitWriter, entropy, write_digests
 from teragpt.storage import Bucket, folder_at, locked
 from teragpt.tokenizer import Tokenizer
@@ -33,6 +35,10 @@ LOCK, RECIPE, PARTS, CODES = ".lock", "recipe.json", "parts", "dropped.bin"
 CLAIM = "preparing"  # in a store: who puts a dataset there, until it is whole
 AT_ONCE = 8  # files; one stream to a store is slow
 DUPLICATES = {EXACT: "exact duplicate", NEAR: "near duplicate"}
+
+
+class Busy(ConfigError):
+    """Another process prepares the same dataset: what is refused now may be right later."""
 
 
 def write(documents: Iterable[Document], out: Path, tokenizer: Tokenizer, recipe: Recipe) -> Manifest:
@@ -50,13 +56,13 @@ def write(documents: Iterable[Document], out: Path, tokenizer: Tokenizer, recipe
 # --- parts to shards ------------------------------------------------------------------------------------------------
 
 
-def finish(parts: Sequence[Part], draft: Path, tokenizer: Tokenizer, recipe: Recipe) -> Manifest:
+def finish(parts: Sequence[Part], draft: Path, tokenizer: Tokenizer, recipe: Recipe, tell: Tell = untold) -> Manifest:
     """Find duplicates, cut shards, and leave in the draft what a dataset consists of. Raises OSError, ConfigError."""
     documents = sum(len(part.read("lengths")) for part in parts)
     codes = np.memmap(draft / CODES, np.uint8, "w+", shape=(max(1, documents),))[:documents]
-    find_duplicates(parts, recipe, codes)
+    find_duplicates(parts, recipe, codes, tell)
     tally = Tally()
-    splits = fill(parts, codes, draft, tokenizer, recipe, tally)
+    splits = fill(tell(parts, "documents written"), codes, draft, tokenizer, recipe, tally)
     if not splits[TRAIN].tokens:
         shutil.rmtree(draft / PARTS)
         why = ", ".join(f"{one['documents']} {reason}" for reason, one in tally.dropped.reasons.items()) or "all empty"
@@ -70,7 +76,7 @@ def finish(parts: Sequence[Part], draft: Path, tokenizer: Tokenizer, recipe: Rec
         tokenizer_files=tuple(File.of(draft, path) for path in files),
         unigram_entropy=entropy(splits[TRAIN].counts),
         splits=written,
-        blocks=write_digests(draft, (shard for split in written.values() for shard in split.shards)),
+        blocks=write_digests(draft, tell([*chain(*(split.shards for split in written.values()))], "shards summed up")),
     )
     write_report(tally.report(manifest), draft)
     shutil.rmtree(draft / PARTS)
@@ -114,15 +120,15 @@ def fill(
 
 
 @contextmanager
-def publication(out: Path | str, tokenizer: Tokenizer, recipe: Recipe) -> Generator[Path]:
+def publication(out: Path | str, tokenizer: Tokenizer, recipe: Recipe, tell: Tell = untold) -> Generator[Path]:
     """A draft with the tokenizer and room for parts, which becomes `out` when the block ends. Raises ConfigError."""
     place = folder_at(out, "out")
     try:
-        with uploaded(place) if isinstance(place, Bucket) else published(Path(out).absolute()) as draft:
+        with uploaded(place, tell) if isinstance(place, Bucket) else published(Path(out).absolute()) as draft:
             settle_recipe(draft, tokenizer, recipe)
             yield draft
     except BlockingIOError:
-        raise fail("out", out, "a folder that no other process is preparing at this moment") from None
+        raise Busy([Problem("out", str(out), "a folder that no other process is preparing at this moment")]) from None
     except OSError as error:
         said = error.strerror or str(error)
         raise fail("out", out, f"a folder that can be written, with room for the tokens ({said})") from None
@@ -153,7 +159,7 @@ def published(out: Path) -> Generator[Path]:
 
 
 @contextmanager
-def uploaded(store: Bucket) -> Generator[Path]:
+def uploaded(store: Bucket, tell: Tell = untold) -> Generator[Path]:
     """A folder of this machine to write into: it is put into the store when the block ends, unless the block fails.
 
     What a killed one has put there gives way. Raises BlockingIOError if another process has begun meanwhile,
@@ -169,7 +175,7 @@ def uploaded(store: Bucket) -> Generator[Path]:
         draft = Path(scratch)
         try:
             yield draft
-            put(draft, store, mine)
+            put(draft, store, mine, tell)
         except BaseException:
             if MANIFEST not in store.entries() and store.read(CLAIM) == mine:
                 clear(store, ())
@@ -178,7 +184,7 @@ def uploaded(store: Bucket) -> Generator[Path]:
     store.discard(CLAIM)
 
 
-def put(draft: Path, store: Bucket, mine: bytes) -> None:
+def put(draft: Path, store: Bucket, mine: bytes, tell: Tell = untold) -> None:
     """Put all files of a folder into a store, `dataset.json` last, where nothing else stays. Raises OSError.
 
     BlockingIOError if the claim is not `mine` any more.
@@ -186,8 +192,9 @@ def put(draft: Path, store: Bucket, mine: bytes) -> None:
     names = [path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()]
     names.remove(MANIFEST)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda name: store.upload(draft / name, name), names):
-            pass
+        sent = pool.map(lambda name: store.upload(draft / name, name), names)
+        for _ in tell(names, "files uploaded"):
+            next(sent)
     clear(store, names)
     if store.read(CLAIM) != mine:
         raise BlockingIOError

@@ -14,23 +14,26 @@ import numpy.typing as npt
 from teragpt.prepare.documents import Recipe
 from teragpt.prepare.minhash import bands_for
 from teragpt.prepare.parts import Part
+from teragpt.prepare.report import Tell, untold
 
 KEPT, EXACT, NEAR = 0, 1, 2
 KEYS_AT_ONCE = 1 << 23  # documents; some 40 bytes each while they are sorted
 Codes = npt.NDArray[np.uint8]
 
 
-def find_duplicates(parts: Sequence[Part], recipe: Recipe, codes: Codes) -> None:
+def find_duplicates(parts: Sequence[Part], recipe: Recipe, codes: Codes, tell: Tell = untold) -> None:
     """Write EXACT and NEAR to the `codes` of all documents, which are KEPT, in the parts' order. Raises OSError."""
     if recipe.exact_duplicates == "drop":
-        for repeated in repetitions(parts, "digests", len(codes)):
+        for repeated in repetitions(parts, "digests", len(codes), tell):
             codes[repeated] = EXACT
     for band in range(bands_for(recipe.near_duplicates)[0] if recipe.near_duplicates else 0):
-        for repeated in repetitions(parts, f"band{band}", len(codes)):
+        for repeated in repetitions(parts, f"band{band}", len(codes), tell):
             codes[repeated] = np.where(codes[repeated] == KEPT, NEAR, codes[repeated])
 
 
-def repetitions(parts: Sequence[Part], name: str, documents: int) -> Iterator[npt.NDArray[np.int64]]:
+def repetitions(
+    parts: Sequence[Part], name: str, documents: int, tell: Tell = untold
+) -> Iterator[npt.NDArray[np.int64]]:
     """The places of documents whose key, the array of that name, an earlier one has too.
 
     Keys go by their value into as many groups as memory asks for, each read and sorted alone.
@@ -38,7 +41,7 @@ def repetitions(parts: Sequence[Part], name: str, documents: int) -> Iterator[np
     groups = documents // KEYS_AT_ONCE + 1
     for group in range(groups):
         found, places, start = [], [], 0
-        for part in parts:
+        for part in tell(parts, f"duplicates looked for by {name}"):
             keys = part.read(name)
             keys = keys.reshape(len(keys), -1)
             mine = np.flatnonzero(keys[:, -1] % np.uint64(groups) == group)

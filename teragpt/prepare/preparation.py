@@ -22,12 +22,12 @@ from teragpt.dataset_files import Manifest, fail
 from teragpt.prepare.assembly import PARTS, finish, publication
 from teragpt.prepare.documents import BLOCK_BYTES, Recipe
 from teragpt.prepare.minhash import signature_class
+from teragpt.prepare.report import TOLD_EVERY_S, told, untold
 from teragpt.prepare.sources import find_sources
 from teragpt.prepare.workers import Workers, make_parts
 from teragpt.tokenizer import Tokenizer
 
 DEFAULT = Recipe()
-TOLD_EVERY_S = 10.0
 
 
 def prepare(
@@ -60,13 +60,14 @@ def prepare(
         raise fail("sources", ", ".join(map(str, sources)), "at least one file that is not empty")
     small = total is not None and total <= BLOCK_BYTES
     workers = 1 if small else workers or len(os.sched_getaffinity(0))
-    with publication(out, tokenizer, recipe) as draft:
+    tell = told if progress and not sys.stderr.isatty() else untold
+    with publication(out, tokenizer, recipe, tell) as draft:
         with (
             closing(shown(total) if progress else tqdm(disable=True)) as bar,
             Workers(workers, draft / PARTS, tokenizer, recipe) as pool,
         ):
             parts = make_parts(found, pool, bar)
-        return finish(parts, draft, tokenizer, recipe)
+        return finish(parts, draft, tokenizer, recipe, tell)
 
 
 def shown(total: int | None) -> tqdm[NoReturn] | Lines:

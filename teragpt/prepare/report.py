@@ -7,9 +7,11 @@ it says nothing that differs between two preparations of the same text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,34 @@ from teragpt.dataset_files import MANIFEST, Manifest, load_manifest
 from teragpt.prepare.documents import Dropped
 from teragpt.storage import folder_at
 
+T = TypeVar("T")
+TOLD_EVERY_S = 10.0
 REPORT, PICTURE = "report.json", "report.svg"
 BAR, HEIGHT, MARGIN = 36, 160, 40  # pixels
+
+
+def told(things: Sequence[T], what: str) -> Iterator[T]:
+    """The things, one after the other, of which `what` is done; a log is told every ten seconds how many are."""
+    last = time.monotonic()
+    for done, thing in enumerate(things):
+        if (now := time.monotonic()) - last >= TOLD_EVERY_S:
+            last = now
+            print(f"prepare: {what}, {done:,} of {len(things):,} done", file=sys.stderr, flush=True)
+        yield thing
+
+
+def untold(things: Sequence[T], what: str) -> Iterator[T]:
+    """As `told`, without a word."""
+    del what
+    return iter(things)
+
+
+class Tell(Protocol):
+    """Either of the two."""
+
+    def __call__(self, things: Sequence[T], what: str, /) -> Iterator[T]:
+        """The things."""
+        ...
 
 
 class Tally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_a_plain_name_lies_in_the_installations_storage(client: TestClient, plan
         ({"compute": {"nodes": 2}}, "/compute/nodes", "got 2; allowed: nothing"),
         ({"compute": {"gpus_per_node": 1}}, "/compute/gpus_per_node", "got 1; allowed: nothing"),
         ({"compute": {"cpus_per_node": 4000}}, "/compute/cpus_per_node", "allowed: what fits"),
-        ({"limits": {"max_silence_s": 60}}, "/limits/max_silence_s", "reports no steps"),
+        ({"limits": {"max_silence_s": 30}}, "/limits/max_silence_s", "got 30; allowed: at least 60"),
         ({"compute": {"cluster": "none"}}, "/compute/cluster", "allowed: the installation's clusters"),
         ({"size": "tiny"}, "/size", "there is no such field"),
     ],
@@ -139,6 +140,42 @@ def test_a_preparation_that_failed_is_tried_again_as_it_was(client: TestClient, 
     assert container(client, again["id"])["command"] == container(client, made["id"])["command"]
     reply = client.post(f"/v1/runs/{made['id']}/clone", json={})
     assert (reply.status_code, reply.json()["code"]) == (409, "not_training")
+
+
+@pytest.mark.usefixtures("afar")
+def test_one_that_finds_its_predecessor_still_at_it_is_tried_again(client: TestClient, plane: Plane) -> None:
+    made = ask(client)
+    name = plane.start(made["id"])
+    said = "error: out: got '/mnt/x'; allowed: a folder that no other process is preparing at this moment"
+    plane.cluster.pod(name, phase="Failed", exit_code=1, reason="Error", message=said)
+    plane.reconciler.step()
+    plane.reconciler.step()
+    attempts = client.get(f"/v1/runs/{made['id']}/attempts").json()["items"]
+    assert attempts[0]["reason"] == "DatasetBusy"
+    assert client.get(f"/v1/runs/{made['id']}").json()["phase"] == "restarting"
+    assert "DatasetBusy" in client.get(f"/v1/runs/{made['id']}/explanation").text
+
+
+@pytest.mark.usefixtures("afar")
+@pytest.mark.parametrize(
+    ("limits", "longest"), [({}, 3600), ({"max_silence_s": 60}, 60)], ids=["unless_given", "given"]
+)
+def test_one_that_writes_no_line_for_long_is_ended_and_tried_again(
+    client: TestClient, plane: Plane, limits: dict[str, Any], longest: float
+) -> None:
+    made = ask(client, limits=limits)
+    name = plane.start(made["id"])
+    now = time.time()
+    plane.reconciler._clock = lambda: now
+    for _ in range(4):
+        now += 0.8 * longest
+        plane.write(name, "prepare: 1.0 MB, 0.10 MB/s\n")
+        plane.reconciler.step()
+        assert client.get(f"/v1/runs/{made['id']}").json()["phase"] == "running"
+    now += 1.2 * longest
+    plane.reconciler.step()
+    (attempt,) = client.get(f"/v1/runs/{made['id']}/attempts").json()["items"]
+    assert attempt["reason"] == "HangDetected"
 
 
 def test_here_what_is_not_on_this_machine_and_a_place_that_is_taken_are_refused(

@@ -11,11 +11,12 @@ import pytest
 from teragpt.config import ConfigError
 from teragpt.data import open_dataset
 from teragpt.dataset_files import MANIFEST
-from teragpt.prepare import assembly, preparation, prepare
+from teragpt.prepare import assembly, preparation, prepare, report
 from teragpt.prepare.__main__ import main
 from teragpt.prepare.assembly import CLAIM
 from teragpt.prepare.documents import Recipe
 from teragpt.storage import Bucket
+from teragpt.termination import crash
 from teragpt.tokenizer import Tokenizer, train_bpe
 from tests.teragpt import stores
 
@@ -106,6 +107,18 @@ def test_a_url_that_nothing_opens_is_refused(text: Path, tokenizer: Tokenizer) -
         prepare([text], "pvc://claim/x", tokenizer, progress=False)
 
 
+def test_one_that_another_is_preparing_is_to_be_tried_again(
+    text: Path, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.save(tmp_path / "tokenizer")
+    command = [str(text), f"--out={tmp_path / 'out'}", f"--tokenizer={tmp_path / 'tokenizer'}", "--workers=1"]
+    with assembly.published(tmp_path / "out"):
+        assert main(command) == 1
+    said = capsys.readouterr().err
+    assert crash(said) == "DatasetBusy", said
+    assert [main(command), main(command)] == [0, 2]
+
+
 def test_a_log_is_told_how_far_a_preparation_is(
     text: Path,
     tmp_path: Path,
@@ -113,11 +126,15 @@ def test_a_log_is_told_how_far_a_preparation_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(preparation, "TOLD_EVERY_S", 0.0)
+    for module in (preparation, report):
+        monkeypatch.setattr(module, "TOLD_EVERY_S", 0.0)
     prepare([text], tmp_path / "told", tokenizer, Recipe())
-    first, *_, last = capsys.readouterr().err.splitlines()
+    first, last, *more = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"prepare: 0\.0 of 0\.0 MB \(100%\), [\d.]+ MB/s, 0\.0 min left", first)
     assert last == "prepare: all text is read; writing the dataset"
+    assert more == ["prepare: documents written, 0 of 1 done"] + [
+        f"prepare: shards summed up, {done} of 2 done" for done in range(2)
+    ]
     lines = preparation.Lines(None)
     lines.update(3_000_000)
     assert "prepare: 3.0 MB, " in capsys.readouterr().err
