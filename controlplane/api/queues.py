@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path
 from pydantic import Field
 
 from controlplane.api.body import JsonRoute
-from controlplane.api.views import CREATED, Services, View
+from controlplane.api.views import CREATED, Services, User, View
 from controlplane.domain.queues import QueueChange, QueueState
 from controlplane.services import queues
 
@@ -45,22 +45,32 @@ def list_queues(context: Services) -> Queues:
 
 
 @router.post("/queues/{queue}/pause", summary="Pause a queue")
-def pause(queue: QueueRef, context: Services, change: QueueChange = QueueChange()) -> Queue:  # noqa: B008 - it is frozen
+def pause(
+    queue: QueueRef,
+    context: Services,
+    user: User,
+    change: QueueChange = QueueChange(),  # noqa: B008 - it is frozen
+) -> Queue:
     """Begin no attempt more, restarts included, until it is resumed; what runs goes on."""
-    return _set(context, queue, QueueState.PAUSED, change)
+    return _set(context, queue, QueueState.PAUSED, change, user)
 
 
 @router.post("/queues/{queue}/drain", summary="Drain a queue")
-def drain(queue: QueueRef, context: Services, change: QueueChange = QueueChange()) -> Queue:  # noqa: B008 - it is frozen
+def drain(
+    queue: QueueRef,
+    context: Services,
+    user: User,
+    change: QueueChange = QueueChange(),  # noqa: B008 - it is frozen
+) -> Queue:
     """Begin no run more until it is resumed; those that have begun go on to their ends, over restarts."""
-    return _set(context, queue, QueueState.DRAINING, change)
+    return _set(context, queue, QueueState.DRAINING, change, user)
 
 
 @router.post("/queues/{queue}/resume", summary="Resume a queue")
-def resume(queue: QueueRef, context: Services) -> Queue:
+def resume(queue: QueueRef, context: Services, user: User) -> Queue:
     """Begin its runs again."""
-    return _set(context, queue, QueueState.OPEN, QueueChange())
+    return _set(context, queue, QueueState.OPEN, QueueChange(), user)
 
 
-def _set(context: Services, queue: str, state: QueueState, change: QueueChange) -> Queue:
-    return Queue.model_validate(queues.set_state(context, queue, state, note=change.note))
+def _set(context: Services, queue: str, state: QueueState, change: QueueChange, user: str) -> Queue:
+    return Queue.model_validate(queues.set_state(context, queue, state, note=change.note, actor=user))

@@ -11,7 +11,19 @@ from pydantic import Field
 from controlplane import tracing
 from controlplane.api.body import JsonRoute
 from controlplane.api.plans import Resolved
-from controlplane.api.views import CREATED, OBJECT, RUN_ID, STARTED, IdempotencyKey, RunRef, Services, User, View
+from controlplane.api.views import (
+    CREATED,
+    OBJECT,
+    RUN_ID,
+    STARTED,
+    IdempotencyKey,
+    IfMatch,
+    RunRef,
+    Services,
+    User,
+    View,
+    revisions,
+)
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.spec import RunSpec
 from controlplane.services import runs
@@ -134,21 +146,21 @@ def get(run: RunRef, response: Response, context: Services) -> Run:
 
 
 @router.post("/runs/{run}/cancel", status_code=202, summary="Cancel a run")
-def cancel(run: RunRef, context: Services, user: User) -> Run:
+def cancel(run: RunRef, context: Services, user: User, if_match: IfMatch = None) -> Run:
     """Ask for the run's end. It writes a checkpoint first; a run that has ended stays as it is."""
-    return show(runs.cancel_run(context, run, actor=user))
+    return show(runs.cancel_run(context, run, revisions=revisions(if_match), actor=user))
 
 
 @router.post("/runs/{run}/suspend", status_code=202, summary="Suspend a run")
-def suspend(run: RunRef, context: Services, user: User) -> Run:
+def suspend(run: RunRef, context: Services, user: User, if_match: IfMatch = None) -> Run:
     """Stop the run for now: it writes a checkpoint, gives back what it holds, and can be resumed."""
-    return show(runs.suspend_run(context, run, actor=user))
+    return show(runs.suspend_run(context, run, revisions=revisions(if_match), actor=user))
 
 
 @router.post("/runs/{run}/resume", status_code=202, summary="Resume a run")
-def resume(run: RunRef, context: Services, user: User) -> Run:
+def resume(run: RunRef, context: Services, user: User, if_match: IfMatch = None) -> Run:
     """Let a suspended run go on from its last checkpoint."""
-    return show(runs.resume_run(context, run, actor=user))
+    return show(runs.resume_run(context, run, revisions=revisions(if_match), actor=user))
 
 
 @router.post("/runs/{run}/retry", status_code=201, summary="Try a run again", responses=MADE)

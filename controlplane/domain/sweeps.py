@@ -72,7 +72,8 @@ class SweepSpec(Section):
             return Problem(f"/points/{at}{problem.pointer}", problem.code, problem.detail)
         for pointer, values in self.grid.items():
             if f"{problem.pointer}/".startswith(f"{pointer}/"):
-                value = values.index(_leaf(patch, pointer))
+                given = fingerprint(_leaf(patch, pointer))  # 1 and true are equal to Python
+                value = next(place for place, one in enumerate(values) if fingerprint(one) == given)
                 return Problem(pointer_to("grid", pointer, value), problem.code, problem.detail)
         if _given(self.spec, problem.pointer):
             return Problem(f"/spec{problem.pointer}", problem.code, problem.detail)

@@ -7,6 +7,7 @@ backoff, for a day. A receiver knows repetitions by `webhook-id`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -103,9 +104,10 @@ class Notifier(Background):
         session.execute(delete(Delivery).where(Delivery.created_at < now - KEPT_S))
 
     def _deliver_all(self, rows: Sequence[Delivery]) -> None:
-        """One destination's; after one that was not taken the others wait for the next look."""
+        """One destination's; after one that was not taken, or was long in coming, the others wait for the next look."""
+        began = time.monotonic()
         for row in rows:
-            if self._stopping.is_set() or not self._deliver(row):
+            if self._stopping.is_set() or not self._deliver(row) or time.monotonic() > began + self._timeout_s:
                 return
 
     def _deliver(self, row: Delivery) -> bool:
@@ -164,10 +166,18 @@ class Notifier(Background):
 
 
 def _post(url: str, headers: dict[str, str], body: bytes, timeout_s: float) -> tuple[bool, str]:
+    """Its status is the answer: no redirect is followed, and no body is read, which may never end."""
     import httpx  # where there is a destination
 
+    async def asked() -> httpx.Response:
+        client = httpx.AsyncClient(timeout=timeout_s, trust_env=False)
+        async with client, client.stream("POST", url, content=body, headers=headers) as reply:
+            return reply
+
     try:
-        reply = httpx.post(url, content=body, headers=headers, timeout=timeout_s, trust_env=False)
+        reply = asyncio.run(asyncio.wait_for(asked(), timeout_s))  # each of httpx's own limits begins anew with a byte
+    except TimeoutError:
+        return False, f"no answer within {timeout_s:g} s"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return False, str(error) or type(error).__name__
     return reply.is_success, f"{reply.status_code} {reply.reason_phrase}"

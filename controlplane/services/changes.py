@@ -5,13 +5,12 @@ A change that names the revision it was made from is refused where somebody else
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import delete
 
 from controlplane.domain.changes import MOST_LABELS, ChangedLimits, RunChanges, merged
-from controlplane.domain.errors import BeingPurged, Changed, InvalidSpec, NotAlive, NotFound, Problem, StillRunning
+from controlplane.domain.errors import BeingPurged, InvalidSpec, NotAlive, NotFound, Problem, StillRunning
 from controlplane.domain.names import search_text
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.placement import Scheduling
@@ -20,12 +19,11 @@ from controlplane.domain.spec import Limits, RunSpec
 from controlplane.faults import fault
 from controlplane.services import removals, runs
 from controlplane.services.context import Context
+from controlplane.services.runs import Revisions, ensure_at
 from controlplane.services.views import RunView
 from controlplane.store.moves import add_event, get_attempt, get_run, priority_of
 from controlplane.store.tables import Label, Run
 from controlplane.store.writer import Transaction
-
-Revisions = Collection[int] | None  # those that a change may be made from; None: any
 
 
 def change_run(
@@ -99,8 +97,7 @@ def _known(transaction: Transaction, run_id: str, revisions: Revisions) -> Run:
     run = get_run(transaction, run_id)
     if run.deleted_at is not None:
         raise NotFound("run", run_id)
-    if revisions is not None and run.revision not in revisions:
-        raise Changed(run_id, run.revision)
+    ensure_at(run, revisions)
     return run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,7 +16,7 @@ from sqlalchemy.orm import undefer
 
 from controlplane.domain.chains import AFTER, WAITS_FOR_RUN, cannot_follow, does_not_fit, waits_for_run
 from controlplane.domain.changes import merged
-from controlplane.domain.errors import InvalidSpec, NotAlive, NotFound, NotTraining, Problem, StillRunning
+from controlplane.domain.errors import Changed, InvalidSpec, NotAlive, NotFound, NotTraining, Problem, StillRunning
 from controlplane.domain.names import RUN_ID, default_name, fingerprint, new_run_id, object_name
 from controlplane.domain.phases import Desired, Phase
 from controlplane.domain.preparations import PREPARE, PreparationSpec
@@ -34,6 +35,7 @@ from controlplane.store.writer import Transaction
 from controlplane.tracing import span
 
 LOCAL = "local"  # the principal where nobody has to say who they are
+Revisions = Collection[int] | None  # those that a change may be made from; None: any
 EMPTY = dict.fromkeys(Run.__table__.columns.keys())
 OWN = ("name", "notes", "pinned")  # what a clone does not take over, beside the place of its checkpoints
 
@@ -116,12 +118,19 @@ def get(context: Context, run_id: str) -> RunView:
     return view_of(context, _seen(by_id=bool(RUN_ID.fullmatch(run_id))), run_id)
 
 
-def cancel_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
-    """Want the run's end; a run that has ended, or is being cancelled, stays as it is. Raises NotFound."""
+def ensure_at(run: Run, revisions: Revisions) -> None:
+    """Raises Changed for a run that is at none of the revisions that a change may be made from."""
+    if revisions is not None and run.revision not in revisions:
+        raise Changed(run.id, run.revision)
+
+
+def cancel_run(context: Context, run_id: str, *, revisions: Revisions = None, actor: str = LOCAL) -> RunView:
+    """Want the run's end; a run that has ended, or is being cancelled, stays as it is. Raises NotFound and Changed."""
     run_id = get(context, run_id).id
 
     def job(transaction: Transaction) -> None:
         run = get_run(transaction, run_id)
+        ensure_at(run, revisions)
         if Phase(run.phase).terminal or run.desired == Desired.CANCELLED:
             return
         run.desired, run.revision = Desired.CANCELLED, run.revision + 1
@@ -136,21 +145,25 @@ def cancel_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
     return get(context, run_id)
 
 
-def suspend_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
-    """Want the run to stop for now, with a checkpoint, and to give back what it holds. Raises NotFound and NotAlive."""
-    return _want(context, run_id, Desired.SUSPENDED, "suspended", actor)
+def suspend_run(context: Context, run_id: str, *, revisions: Revisions = None, actor: str = LOCAL) -> RunView:
+    """Want the run to stop for now, with a checkpoint, and to give back what it holds.
+
+    Raises NotFound, Changed and NotAlive.
+    """
+    return _want(context, run_id, Desired.SUSPENDED, "suspended", revisions, actor)
 
 
-def resume_run(context: Context, run_id: str, *, actor: str = LOCAL) -> RunView:
-    """Want a suspended run to go on from its last checkpoint. Raises NotFound and NotAlive."""
-    return _want(context, run_id, Desired.RUNNING, "resumed", actor)
+def resume_run(context: Context, run_id: str, *, revisions: Revisions = None, actor: str = LOCAL) -> RunView:
+    """Want a suspended run to go on from its last checkpoint. Raises NotFound, Changed and NotAlive."""
+    return _want(context, run_id, Desired.RUNNING, "resumed", revisions, actor)
 
 
-def _want(context: Context, run_id: str, desired: Desired, verb: str, actor: str) -> RunView:
+def _want(context: Context, run_id: str, desired: Desired, verb: str, revisions: Revisions, actor: str) -> RunView:
     run_id = get(context, run_id).id
 
     def job(transaction: Transaction) -> None:
         run = get_run(transaction, run_id)
+        ensure_at(run, revisions)
         if Phase(run.phase).terminal or run.desired == Desired.CANCELLED:
             raise NotAlive(run_id, run.phase if Phase(run.phase).terminal else "being cancelled", verb)
         if run.desired != desired:

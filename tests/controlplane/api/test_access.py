@@ -209,6 +209,9 @@ def test_whatever_a_user_does_to_a_run_bears_their_name(plane: Plane, caplog: py
         assert done[0] == ("created", "ada")
         assert ("cancel", "eve") in done
         assert {actor for kind, actor in done if kind != "created"} == {"eve"}
+    for verb in ("pause", "drain", "resume"):
+        changed = client.post(f"/queues/default/{verb}", headers=eve).json()
+        assert changed["changed_by"] == "eve"
     plane.reconciler.step()
     assert client.delete(f"/runs/{made}", headers=eve).status_code == 204
     with caplog.at_level("INFO"):

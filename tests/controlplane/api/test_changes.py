@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from tests.controlplane.plane import Plane
@@ -57,6 +58,17 @@ def test_a_bad_change_is_pointed_at_and_changes_nothing(client: TestClient, run:
         found = refused(client.patch(f"/runs/{run['id']}", json=body), 422, "invalid_request")
         assert sorted(found) == where, body
     assert client.get(f"/runs/{run['id']}").json() == run
+
+
+@pytest.mark.parametrize("verb", ["suspend", "resume", "cancel"])
+def test_what_is_wanted_of_a_run_is_refused_where_another_change_came_first(
+    client: TestClient, run: dict[str, Any], verb: str
+) -> None:
+    path = f"/runs/{run['id']}"
+    changed = client.patch(path, json={"notes": "mine"}).json()
+    refused(client.post(f"{path}/{verb}", headers={"if-match": '"1"'}), 412, "changed")
+    assert client.get(path).json() == changed
+    assert client.post(f"{path}/{verb}", headers={"if-match": '"2"'}).status_code == 202
 
 
 def test_an_if_match_that_is_none_is_refused(client: TestClient, run: dict[str, Any]) -> None:

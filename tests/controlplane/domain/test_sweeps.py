@@ -77,6 +77,8 @@ def test_a_point_that_is_there_already_is_refused_by_its_place() -> None:
 def test_a_bad_run_is_blamed_on_the_field_that_made_it_so() -> None:
     grid = SweepSpec(spec={"size": "tiny", "limits": {"max_restarts": -1}}, grid={"/compute/nodes": [1, 0, 2]})
     assert blamed(grid, 1) == ["/grid/~1compute~1nodes/1", "/spec/limits/max_restarts"]
+    alike = SweepSpec(spec=SPEC, grid={"/compute/nodes": [1, True]})
+    assert blamed(alike, 1) == ["/grid/~1compute~1nodes/1"]
     listed = SweepSpec(spec={}, points=[{"compute": {"nodes": 0}}])
     assert blamed(listed, 0) == ["/points/0", "/points/0/compute/nodes"]  # the size is nowhere
     assert blamed(SweepSpec(spec=SPEC, points=[{"name": "mine"}]), 0) == ["/points/0/name"]

@@ -6,9 +6,12 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.received: list[tuple[dict[str, str], bytes]] = []
-        self.status = 200
+        self.status, self.location = 200, ""
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -40,6 +43,7 @@ class Receiver:
                 receiver.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
                 self.send_response(receiver.status)
                 self.send_header("content-length", "0")
+                self.send_header("location", receiver.location)
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
@@ -123,6 +127,66 @@ def test_what_is_not_taken_is_tried_again_under_the_same_id_later_each_time(stag
     assert told(stage)[0].state == "delivered"
     assert len(receiver.received) == 4
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
+
+
+class Dripping:
+    """A receiver that answers `begun`, and then one byte after the other for as long as somebody reads."""
+
+    def __init__(self, begun: bytes) -> None:
+        self._begun, self._over = begun, threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/hook"
+        self._thread = threading.Thread(target=self._answer)
+        self._thread.start()
+
+    def _answer(self) -> None:
+        with suppress(OSError):
+            connection, _ = self._listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(self._begun)
+                while not self._over.wait(0.02):
+                    connection.sendall(b"x")
+
+    def close(self) -> None:
+        self._over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("begun", "state", "answer"),
+    [
+        (b"HTTP/1.1 200 OK\r\nx-more: ", "waiting", "no answer within 0.5 s"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 999999999\r\n\r\n", "delivered", "200 OK"),
+    ],
+    ids=["headers", "body"],
+)
+def test_a_receiver_that_never_ends_its_answer_holds_up_nobody(
+    stage: Stage, receiver: Receiver, begun: bytes, state: str, answer: str
+) -> None:
+    stage.ask()
+    fail(stage)
+    with closing(Dripping(begun)) as slow:
+        given = destinations({"name": "slow", "url": slow.url}, {"name": "well", "url": receiver.url})
+        began = time.monotonic()
+        Notifier(stage.context.store, given, "http://here", clock=stage.clock, timeout_s=0.5).step()
+        assert time.monotonic() - began < 20
+    found = {one.destination: (one.state, one.answer) for one in told(stage)}
+    assert found == {"slow": (state, answer), "well": ("delivered", "200 OK")}
+
+
+@ON_SQLITE
+def test_a_redirect_is_not_followed(stage: Stage, receiver: Receiver) -> None:
+    stage.ask()
+    fail(stage)
+    receiver.status = 307
+    receiver.location = receiver.url
+    notifier(stage, {"name": "ops", "url": receiver.url}).step()
+    assert [(one.state, one.answer) for one in told(stage)] == [("waiting", "307 Temporary Redirect")]
+    assert len(receiver.received) == 1
 
 
 @ON_SQLITE
