@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 OWN_CONNECTIONS = 4  # the writer's, the leader's, the listener's, one to spare
 POOL_WAIT_S = 5
 CHANNEL = "teragpt"
+OF_ONE_NOTICE = 200  # runs: Postgres takes 7,999 bytes
 LOOK_S = 1.0  # how long the listener takes to see that it shall stop, if nothing wakes it
 AGAIN_S = 2.0
 MIGRATION_LOCK = 7_236_480_091  # of pg_advisory_xact_lock; a number of our own
@@ -91,8 +92,10 @@ class Notices:
 
     def tell(self, connection: Connection, run_ids: Collection[str], *, work: bool) -> None:
         """Within a transaction: others shall hear of it once it is committed."""
-        words = " ".join([self._me, "work" if work else "-", *sorted(run_ids)])
-        connection.execute(text("SELECT pg_notify(:channel, :words)"), {"channel": CHANNEL, "words": words})
+        ids, said = sorted(run_ids), [self._me, "work" if work else "-"]
+        for at in range(0, max(1, len(ids)), OF_ONE_NOTICE):
+            words = " ".join([*said, *ids[at : at + OF_ONE_NOTICE]])
+            connection.execute(text("SELECT pg_notify(:channel, :words)"), {"channel": CHANNEL, "words": words})
 
     def close(self) -> None:
         """Hear no more."""

@@ -160,6 +160,18 @@ def test_what_one_process_stores_wakes_the_others(pair: tuple[Context, Context])
         assert other.wait(20)  # each reconciler's own
 
 
+def test_a_commit_of_very_many_runs_tells_the_others_of_each(pair: tuple[Context, Context]) -> None:
+    many, news = {f"run_{number:026}" for number in range(1000)}, pair[1].store.signals.collect()
+    heard: set[str] = set()
+
+    def told() -> bool:
+        pair[0].store.write(lambda transaction: transaction.touched.update(many))
+        heard.update(news.take() or ())
+        return heard == many
+
+    assert eventually(told)
+
+
 def test_texts_and_numbers_that_postgres_itself_would_refuse_are_kept(pair: tuple[Context, Context]) -> None:
     run, _ = runs.create_run(pair[0], TINY)
 
