@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DEEPEST = 32  # levels of nesting; a run's spec has four
 LARGEST_INTEGER = (1 << 63) - 1
 MOST_REPORTED = 100
+BODY_S = 60.0  # for the whole of a body: who never ends one would hold a connection for ever
 DRAINED, DRAIN_S = 64 << 20, 1.0  # bytes and seconds that a refused body may go on
 
 Path = tuple[str | int, ...]
@@ -95,10 +96,14 @@ class JsonRequest(Request):
         length = self.headers.get("content-length", "0")
         body = b""
         if length.isdigit() and int(length) <= limit:
-            async for chunk in self.stream():
-                body += chunk
-                if len(body) > limit:
-                    break
+            try:
+                async with asyncio.timeout(BODY_S):
+                    async for chunk in self.stream():
+                        body += chunk
+                        if len(body) > limit:
+                            break
+            except TimeoutError:
+                raise late() from None
         if len(body) > limit or not length.isdigit() or int(length) > limit:
             await self._drain()
             detail = f"a body may have {limit:,} bytes; this one has more"
@@ -108,6 +113,11 @@ class JsonRequest(Request):
             detail = f"got content-type {kind or 'none'}; allowed: application/json"
             raise Refusal("unsupported_media_type", detail)
         return body
+
+
+def late() -> Refusal:
+    """The refusal of a body that has not come whole in time."""
+    return Refusal("body_late", f"a body may take {BODY_S:g} s to come whole", headers={"connection": "close"})
 
 
 def _query(dependant: Dependant) -> Iterator[ModelField]:

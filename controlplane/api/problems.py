@@ -48,6 +48,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "on_postgres": (409, "Postgres has its own means for this"),
     "conflict": (409, "The present state does not allow this"),
     "changed": (412, "The run has been changed since"),
+    "body_late": (408, "The body did not come"),
     "body_too_large": (413, "The body is too large"),
     "unsupported_media_type": (415, "The body must be JSON"),
     "invalid_request": (422, "The request has bad fields"),

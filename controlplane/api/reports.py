@@ -47,7 +47,8 @@ class Reports:
         run_id, token = address[1], bytes(shown[len(BEARER) :]).decode("latin-1")
         attempt = attempts.remembered(self.context, run_id, token)
         if attempt is not None:
-            messages = await read(receive)
+            if (messages := await read(scope, receive, send)) is None:
+                return
             points = points_of(body_of(messages), attempt)
             if points and await self._stored(scope, receive, send, (run_id, token, attempt, points)):
                 return

@@ -7,10 +7,12 @@ points at what is wrong.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from starlette.types import Message, Receive, Scope, Send
 
+from controlplane.api import body
 from controlplane.api.problems import render, translate
 from controlplane.domain.errors import ControlPlaneError
 
@@ -26,12 +28,17 @@ def plain(scope: Scope, max_body_bytes: int) -> dict[bytes, bytes] | None:
     return headers if fits and once and headers.get(b"content-type") == b"application/json" else None
 
 
-async def read(receive: Receive) -> list[Message]:
-    """A request's body as it comes, or until its client has gone."""
-    messages = [await receive()]
-    while messages[-1].get("more_body"):
-        messages.append(await receive())
-    return messages
+async def read(scope: Scope, receive: Receive, send: Send) -> list[Message] | None:
+    """A request's whole body; None where its client has gone before, or was refused since it did not come in time."""
+    try:
+        async with asyncio.timeout(body.BODY_S):
+            messages = [await receive()]
+            while messages[-1].get("more_body"):
+                messages.append(await receive())
+    except TimeoutError:
+        await render(body.late(), scope)(scope, receive, send)
+        return None
+    return messages if messages[-1]["type"] == "http.request" else None
 
 
 def body_of(messages: Sequence[Message]) -> bytes:

@@ -38,7 +38,8 @@ class Submissions:
         if headers is None or (key is not None and not (KEYS.fullmatch(key) and len(key) <= LONGEST_KEY)):
             await self.app(scope, receive, send)
             return
-        messages = await read(receive)
+        if (messages := await read(scope, receive, send)) is None:
+            return
         try:
             spec = RunSpec.model_validate(parse(body_of(messages)))
         except (Refusal, ValidationError):

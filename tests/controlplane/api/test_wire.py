@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from controlplane.api import body
 from controlplane.api.app import create_app
 from controlplane.client import Client
 from controlplane.settings import Streams
@@ -95,7 +96,35 @@ def test_a_client_that_leaves_frees_its_stream(app: Any) -> None:
 
 def test_a_client_that_reads_nothing_before_it_has_sent_all_is_told_why(app: Any) -> None:
     with serving(app) as url:
-        body = b'{"size": "' + b"x" * 10_000_000
-        reply = httpx.post(f"{url}/runs", content=body, headers={"content-type": "application/json"})
+        large = b'{"size": "' + b"x" * 10_000_000
+        reply = httpx.post(f"{url}/runs", content=large, headers={"content-type": "application/json"})
     assert reply.status_code == 413
     assert reply.json()["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("path", ["/runs", "/sweeps", "/runs/first/cancel"])
+def test_a_body_that_never_ends_is_refused_in_time_and_others_are_answered(
+    app: Any, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(body, "BODY_S", 0.5)
+    with serving(app) as url, connect(url) as wire, Client(url) as client:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+        )
+        wire.sendall(head.encode() + b'{"size": "tiny", "name": "late"}')
+        assert client.create({"size": "tiny", "name": "well"})["name"] == "well"
+        told = read_all(wire)
+        assert told.startswith(b"HTTP/1.1 408 ")
+        assert b'"body_late"' in told
+        assert [run["name"] for run in httpx.get(f"{url}/runs").json()["items"]] == ["well"]
+
+
+def test_no_run_is_made_of_a_body_whose_end_never_came(app: Any) -> None:
+    with serving(app) as url, Client(url) as client:
+        with connect(url) as wire:
+            head = (
+                "POST /runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+            )
+            wire.sendall(head.encode() + b'{"size": "tiny", "name": "cut"}')
+        client.create({"size": "tiny", "name": "well"})
+        assert [run["name"] for run in httpx.get(f"{url}/runs").json()["items"]] == ["well"]
