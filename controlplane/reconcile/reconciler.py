@@ -40,11 +40,12 @@ PRESENT = and_(Attempt.run_id == Run.id, Attempt.number == Run.attempt)
 HAVE_OBJECTS = ON_CLUSTER | {Phase.CANCELLING, Phase.SUSPENDING}
 OUTBOX_S = 1.0  # of each look, at most, for the outbox
 WHOLE_S = 120.0  # from one whole look to the next, at most
+REREAD_S = 600.0  # after which what was stored last is not trusted to be so
 WHOLE_SHARE = 500.0  # else so many times what the last one, or the one before, took of a processor
-REST_S, REST_SHARE = 0.3, 8.0  # after each look, at most; else so many times what it took: what comes is gathered
+REST_S, REST_SHARE = 0.4, 8.0  # after each look, at most; else so many times what it took: what comes is gathered
 TOGETHER = 256  # decisions of one transaction
 MOST_APART = 1000  # objects and runs that are looked at apart from the others
-AT_A_TIME = 1000  # nodes of runs that are in memory with all that is stored of their pods
+AT_A_TIME = 256  # nodes of runs that are in memory with all that is stored of their pods
 FOLLOW_UPS = 8  # decisions about one run in one look, at most
 
 
@@ -75,7 +76,8 @@ class Reconciler:
         self._seen: dict[str, ObservedJob] = {}  # by name, at the last look
         self._stored: dict[str, Sequence[ObservedPod]] = {}  # by object, its pods as they were last stored
         self._lost = True  # whether changes since the last whole look may be unknown
-        self._alive, self._more, self._whole_at = True, False, float("-inf")
+        self._alive, self._more = True, False
+        self._whole_at = self._reread_at = float("-inf")
         self._took = 0.0  # of a processor, by the last whole look: the very first one has much to load
         self._strangers: set[str] = set()
         self._trouble: str | None = None
@@ -115,9 +117,11 @@ class Reconciler:
         if self._more:
             self._work.set()
         began, touched = time.thread_time(), self._news.take()
-        whole, self._lost = whole or self._lost or touched is None, True  # until this look has come to its end
-        if whole:
+        if self._lost or touched is None or time.monotonic() >= self._reread_at:
+            whole = True
             self._stored.clear()  # all that is stored is read anew
+            self._reread_at = time.monotonic() + REREAD_S
+        self._lost = True  # until this look has come to its end
         try:
             observed = self._cluster.observe()
         except ClusterError as error:
@@ -142,6 +146,7 @@ class Reconciler:
         self._sweep([jobs[name] for name in left if not jobs[name].deleting])
         if whole:
             self._listener.keep(wanted)
+            self._stored = {name: pods for name, pods in self._stored.items() if name in wanted}
             self._alive = several > 0
             last, self._took = self._took, time.thread_time() - began
             self._whole_at = time.monotonic() + min(WHOLE_S, WHOLE_SHARE * min(last, self._took))

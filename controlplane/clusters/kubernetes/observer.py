@@ -227,16 +227,15 @@ class Observer:
 
         Before and now each of its pods is there once, and none of them has ended or is about to.
         """
-        there = self._of.get(job.key, ())
-        if not (isinstance(before.pods, Pods) and len(there) == len(before.pods) == job.nodes):
+        there = len(self._of.get(job.key, ()))
+        if not (isinstance(before.pods, Pods) and there == len(before.pods) == job.nodes) or job.name in self._later:
             return None
-        views = list(before.pods.kept)
-        ended = any(pod.phase != "Pending" for pod in before.pods.not_running)
-        if ended or job.succeeded or not all(view.uid for view in views) or [pod for pod in there if pod.deleted]:
+        if job.succeeded or any(pod.phase != "Pending" or not pod.uid for pod in before.pods.not_running):
             return None
+        views, now = list(before.pods.kept), self._now()
         for name in news:
             pod = self._pods.get(name)
-            if pod is None or pod.index >= len(views) or ending_of(pod, self._now()) is not None:
+            if pod is None or pod.deleted or pod.index >= len(views) or ending_of(pod, now) is not None:
                 return None
             if (views[pod.index].name, views[pod.index].uid) != (name, pod.uid):
                 return None
