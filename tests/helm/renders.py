@@ -21,12 +21,13 @@ GOLDEN = Path("tests/helm/golden")
 MANIFESTS = Path("deploy/manifests")
 NOTE = "# Rendered from helm/teragpt by `python -m tests.helm.renders`: change that. To apply it: docs/install.md\n"
 RELEASES: dict[str, dict[str, Any]] = {
-    "teragpt.yaml": {},
+    "teragpt.yaml": {"test": {"enabled": False}},
     "postgres/teragpt.yaml": {  # in a folder: `kubectl apply -f deploy/manifests` takes the other alone
         "replicas": 2,
         "database": {"existingSecret": "teragpt-database"},
         "auth": {"existingSecret": "teragpt-access"},
         "podDisruptionBudget": {"enabled": True},
+        "test": {"enabled": False},
     },
 }
 

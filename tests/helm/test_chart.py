@@ -239,6 +239,16 @@ def case_of(name: str) -> dict[str, Any]:
     return values(next(path for path in CASES if path.stem == name))
 
 
+def test_every_container_has_the_limits_that_a_quota_may_ask_of_all() -> None:
+    both = {"limits": {"cpu": "500m", "memory": "512Mi"}}
+    given = {"auth": {"existingSecret": "a"}, "resources": both, "test": {"resources": both}}
+    made = [*pods(objects(given, "--is-upgrade"))]
+    every = [each for pod in made for each in (*pod.get("initContainers", ()), *pod["containers"])]
+    assert len(every) == 4
+    for container in every:
+        assert container["resources"]["limits"] == both["limits"], container["name"]
+
+
 def test_nodes_are_listed_only_where_it_was_asked_for() -> None:
     held = rules(one("ClusterRole", {"rbac": {"nodes": True, "tokenReviews": False}}))
     assert held == {"nodes": {"list"}}

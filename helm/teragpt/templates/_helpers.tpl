@@ -196,6 +196,14 @@ TERAGPT_ALLOWED_HOSTS: {{ concat $own .Values.ingress.hosts .Values.httpRoute.ho
 {{- end }}
 
 {{/*
+Whether Helm sees a cluster. Who may not read cluster-wide gets an error of Helm's here that no template can catch, and
+that shows this one's name: it says the mend.
+*/}}
+{{- define "with the rights of one namespace alone, set rbac.tokenReviews=false,rbac.workloads=false,runs.kind=Job" -}}
+{{- if lookup "v1" "Namespace" "" "kube-system" }}true{{ end }}
+{{- end }}
+
+{{/*
 What is wrong with a network that the schema takes, and what may have been meant; empty where nothing is. Its address is
 cut into numbers (of 8 bits with dots, of 16 with colons), and of each the bits that are the host's must be 0.
 */}}
