@@ -305,6 +305,7 @@ def test_every_setting_of_the_control_plane_has_its_value() -> None:
     names = {leaf.field.name: leaf.variable for leaf in leaves()}
     own = {  # the pod has an account; every caller needs the token anyhow; each replica does everything
         *("TERAGPT_KUBECONFIG", "TERAGPT_REQUIRE_TOKEN", "TERAGPT_ROLE"),
+        "TERAGPT_JSON",  # of what a terminal is told
         *("TERAGPT_DATABASE_URL", "TERAGPT_DATABASE_URL_FILE"),  # from a Secret
     }
     camel = {re.sub(r"_(\w)", lambda found: found[1].upper(), name) for name in names}
