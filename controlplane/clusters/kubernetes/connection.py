@@ -29,6 +29,7 @@ from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 from controlplane.clusters.base import Unavailable
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ACCEPTED = "application/json, application/jwk-set+json"  # the second is how an API server shows its keys
 TIMEOUT_S = (3.0, 30.0)  # to connect, and between two pieces of an answer
 CONNECTIONS = 48  # kept open: one a list+watch, one a followed log, some for calls
 LONGEST_HOLD_S = 60.0
@@ -173,7 +174,7 @@ class Connection:
         timeout: tuple[float, float],
     ) -> urllib3.BaseHTTPResponse:
         self._respect_hold()
-        headers = {"Accept": "application/json", "User-Agent": self._client.user_agent}
+        headers = {"Accept": ACCEPTED, "User-Agent": self._client.user_agent}
         if body is not None:
             headers["Content-Type"] = "application/json"
         url = self.host + path + (f"?{urlencode(query)}" if query else "")

@@ -309,18 +309,15 @@ class _Handler(BaseHTTPRequestHandler):
         if (wrong := api.fault(request)) is not None:
             self._send(wrong)
         elif (found := COLLECTION.match(parts.path)) is None:
-            self._send(self._discovery(parts.path))
+            self._send(self._discovery(parts.path, self.headers.get("Accept", "")))
         else:
             self._resource(request, found)
 
-    def _discovery(self, path: str) -> Answer:
+    def _discovery(self, path: str, accepted: str) -> Answer:
         if path == "/version":
             return Answer(200, b'{"gitVersion": "v1.36.3"}')
         if path in (signatures.ABOUT, signatures.KEYS):
-            if not self.server.api.keys:
-                return status(403, "Forbidden", f'User "x" cannot get path "{path}"')
-            told = {"issuer": "https://kubernetes.default.svc", "keys": self.server.api.keys}
-            return Answer(200, json.dumps(told).encode())
+            return self._issuer(path, accepted)
         versions = [one for one in KINDS if one.startswith(f"{path}/") and one not in self.server.api.absent]
         if versions:
             preferred = {"version": versions[0].rpartition("/")[2]}
@@ -329,6 +326,14 @@ class _Handler(BaseHTTPRequestHandler):
             return status(404, "NotFound", "the server could not find the requested resource")
         resources = [{"name": plural, "kind": kind} for plural, kind in KINDS[path].items()]
         return Answer(200, json.dumps({"resources": resources}).encode())
+
+    def _issuer(self, path: str, accepted: str) -> Answer:
+        if path == signatures.KEYS and "application/jwk-set+json" not in accepted:
+            return Answer(406, b"406: Not Acceptable")
+        if not self.server.api.keys:
+            return status(403, "Forbidden", f'User "x" cannot get path "{path}"')
+        told = {"issuer": "https://kubernetes.default.svc", "keys": self.server.api.keys}
+        return Answer(200, json.dumps(told).encode())
 
     def _resource(self, request: Request, found: re.Match[str]) -> None:
         api, name, sub = self.server.api, found["name"], found["sub"]
