@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from controlplane.clusters.base import Manifest, Rejected
+from controlplane.clusters.base import Caller, Manifest, Rejected
 from controlplane.clusters.kubernetes import KubernetesCluster
 from controlplane.clusters.kubernetes.connection import Connection, Refused
+from controlplane.clusters.kubernetes.identity import Callers
 from controlplane.clusters.kubernetes.submission import DRY, STRICT, Submission
 from controlplane.render.models import ATTEMPT
 from tests.cluster import programs
@@ -238,3 +240,30 @@ class TestAgainstARealServer(Scenarios):
         with pytest.raises(Refused, match="403"):
             Connection(least, namespace).call("GET", f"/api/v1/namespaces/{namespace}/secrets")
         del cluster, connection
+
+
+def test_a_pod_is_known_by_a_review_of_its_token_and_by_its_signature_for_an_account_without_rights(
+    connection: Connection, namespace: str, tmp_path: Path
+) -> None:
+    here = f"--namespace={namespace}"
+    spec = {"schedulingGates": [{"name": "teragpt.io/never"}], "containers": [{"name": "a", "image": "a"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "reports"}, "spec": spec}
+    must("apply", here, "--filename=-", stdin=json.dumps(pod))
+    uid = must("get", here, "pod/reports", "--output=jsonpath={.metadata.uid}")
+    bound = ("--bound-object-kind=Pod", "--bound-object-name=reports", f"--bound-object-uid={uid}")
+    ours = must("create", here, "token", "default", "--audience=teragpt", *bound).strip()
+    others = must("create", here, "token", "default", *bound).strip()
+    unbound = must("create", here, "token", "default", "--audience=teragpt").strip()
+    must("create", here, "serviceaccount", "weak")
+    file = yaml.safe_load(KUBECONFIG.read_text())
+    file["users"][0]["user"] = {"token": must("create", here, "token", "weak").strip()}
+    (tmp_path / "weak").write_text(json.dumps(file))
+    weak = Connection(tmp_path / "weak", namespace)
+    with pytest.raises(Refused, match="cannot create resource"):
+        weak.call("POST", "/apis/authentication.k8s.io/v1/tokenreviews", {"spec": {"token": ours}})
+    for account in (connection, weak):
+        callers = Callers(account, "teragpt", [namespace])
+        assert callers.authenticate(ours) == Caller("reports", uid)
+        assert [callers.authenticate(token) for token in (others, unbound, ours[:-4], "a.b.c")] == [None] * 4
+    weak.close()
+    must("delete", here, "pod/reports", "--force", "--grace-period=0")
