@@ -21,14 +21,19 @@ SECONDS = 300
 
 @dataclass(frozen=True)
 class Release:
-    """The chart in a namespace that admits restricted pods alone, with `values` for this cluster's images."""
+    """The chart in a namespace that admits restricted pods alone, with `values` for this cluster's images.
+
+    Helm is called as `user`, by default the cluster's administrator.
+    """
 
     namespace: Namespace
     values: dict[str, Any]
+    user: str = ""
 
     def helm(self, *arguments: str, values: dict[str, Any] | None = None, program: str = "helm") -> str:
         """What Helm prints. Raises Failed with its error."""
         where = [f"--namespace={self.namespace.name}", f"--kubeconfig={self.namespace.cluster.kubeconfig}"]
+        where += [f"--kube-as-user={self.user}"] if self.user else []
         given = json.dumps(self.values | (values or {}))
         done = rendered.helm(*arguments, *where, given=given, program=program, timeout_s=SECONDS)
         if done.returncode:

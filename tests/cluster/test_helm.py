@@ -158,6 +158,19 @@ def test_an_upgrade_and_its_rollback_leave_a_run_that_trains_alone(release: Rele
         assert steps == list(range(1, 121)), "no point was lost"
 
 
+def test_the_admin_of_a_namespace_installs_it_there_twice_and_is_told_the_values_for_it(release: Release) -> None:
+    release.namespace.kubectl("create", "rolebinding", "team", "--clusterrole=admin", "--user=team-admin")
+    admin = dataclasses.replace(release, user="team-admin")
+    case = yaml.safe_load(next(path for path in CASES if path.stem == "namespace-only").read_text())
+    with pytest.raises(Failed, match=r"set rbac\.tokenReviews=false,rbac\.workloads=false,runs\.kind=Job"):
+        admin.helm("install", "teragpt", str(rendered.CHART), "--values=-")
+    for name in ("teragpt", "second"):  # their pods need not start: others do
+        admin.helm("install", name, str(rendered.CHART), "--values=-", values=case)
+    assert len(release.namespace.read("deployments,roles")["items"]) == 4
+    for name in ("teragpt", "second"):
+        admin.helm("uninstall", name)
+
+
 def test_a_version_that_cannot_take_up_the_store_leaves_the_old_one_serving(
     release: Release, controlplane_image: str
 ) -> None:
