@@ -12,8 +12,9 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from teragpt.activations import micro_batch
 from teragpt.rope import scaling
@@ -280,6 +281,21 @@ def check(name: str, value: object) -> Problem | None:
     return None if low <= value <= high and (kind is float or value == int(value)) else Problem(name, value, allowed)
 
 
+def check_shape(**given: object) -> None:
+    """Raise ConfigError for what no model can have. Whole numbers are integers here, since tensors have their size."""
+    problems: list[Problem] = []
+    for name, value in given.items():
+        whole = type(value) is not bool and isinstance(value, Integral)
+        problem = check(name, int(cast("int", value)) if whole else value)  # an integer of another library is one
+        if not problem and not whole and TYPES[name] is int:
+            problem = Problem(name, value, "an integer")
+        if name == "rope_scaling" and not problem:
+            problem = next(iter(rope_misfits(str(value))), None)
+        problems += [problem] if problem else []
+    if problems:
+        raise ConfigError(problems)
+
+
 def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     """The settings with everything that was not given derived from those that were."""
     size = SIZES[settings["size"]]
@@ -323,7 +339,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
         yield Problem(
             "tokens", given["tokens"], f"{config.tokens}, which {config.steps} steps take; give one of the two"
         )
-    yield from rope_misfits(config)
+    yield from rope_misfits(config.rope_scaling)
     yield from mesh_misfits(config, blame)
     yield from precision_misfits(config, blame)
     yield from recompute_misfits(config, blame)
@@ -350,12 +366,12 @@ def head_misfits(
         yield Problem(*blame("kv_heads", "heads"), f"a divisor of heads {config.heads}")
 
 
-def rope_misfits(config: Config) -> Iterable[Problem]:
+def rope_misfits(rope_scaling: str) -> Iterable[Problem]:
     """What is wrong with how rotary frequencies are scaled."""
     try:
-        scaling(config.rope_scaling)
+        scaling(rope_scaling)
     except ValueError as error:
-        yield Problem("rope_scaling", config.rope_scaling, str(error))
+        yield Problem("rope_scaling", rope_scaling, str(error))
 
 
 def mesh_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from teragpt.config import check_shape
 from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, project, rms_norm, rotary, swiglu
 from teragpt.rope import scaling
 from teragpt.sizes import padded
@@ -111,6 +112,11 @@ class TeraGPT(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_shape(dim=dim, depth=depth, heads=heads, num_tokens=num_tokens)
+        more = {"kv_heads": kv_heads, "head_dim": head_dim, "ffn": ffn, "rope_scaling": rope_scaling}
+        check_shape(
+            tied=tied, rope_theta=rope_theta, norm_eps=norm_eps, **{k: v for k, v in more.items() if v is not None}
+        )
         kv_heads = kv_heads or heads
         width = head_dim or dim / heads
         if width % 2 or heads % kv_heads:

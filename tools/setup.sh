@@ -40,7 +40,10 @@ install() {
     pin=$(grep '^uv==' constraints.txt)
     echo "setup: installing TeraGPT with [$extra] from PyPI (some GB the first time)"
     # uv is many times faster; pip reads the machine's pip.conf, which uv does not.
-    { "${pip[@]}" install --quiet "$pin" && .venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e ".[$extra]"; } ||
+    said=$(mktemp)
+    "${pip[@]}" install --quiet --retries 2 "$pin" 2>"$said" || { grep -q 'connection broken by' "$said" && unreachable; }
+    rm -f "$said"
+    { .venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e ".[$extra]"; } ||
         { ! disk_full && "${pip[@]}" install -c constraints.txt -e ".[$extra]"; } || explain "$pin"
 }
 
@@ -48,10 +51,14 @@ disk_full() {
     [ "$(df -Pk . | awk 'NR == 2 { print $4 }')" -lt 524288 ]
 }
 
+unreachable() {
+    fail "the package index could not be reached; check the network (or pip's index and proxy settings) and run make again."
+}
+
 explain() {
     disk_full && fail "the disk is full: $(df -Ph . | awk 'NR == 2 { print $4 " left on " $6 }')."
     .venv/bin/python -m pip download --quiet --no-deps --no-cache-dir --dest "$(mktemp -d)" "$1" >/dev/null 2>&1 ||
-        fail "the package index could not be reached; check the network (or pip's index and proxy settings) and run make again."
+        unreachable
     fail "installing failed; the installer's last lines above say why."
 }
 

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
@@ -40,14 +40,19 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, given our request."""
         handler = super().get_route_handler()
-        known = {each.alias: _is_list(each.field_info.annotation) for each in _query(self.dependant)}
+        headers = [each.alias for each in _parameters(self.dependant, "header_params")]
+        known = {
+            each.alias: _is_list(each.field_info.annotation) for each in _parameters(self.dependant, "query_params")
+        }
 
         async def handle(request: Request) -> Response:
             if unknown := [name for name in request.query_params if name not in known]:
                 raise invalid([_unknown_parameter(name, list(known)) for name in unknown])
             times = Counter(name for name, _ in request.query_params.multi_items())
             if repeated := [name for name, count in times.items() if count > 1 and not known[name]]:
-                raise invalid([_repeated_parameter(name, times[name]) for name in repeated])
+                raise invalid([_repeated(f"?{name}", times[name]) for name in repeated])
+            if several := [name for name in headers if len(request.headers.getlist(name)) > 1]:
+                raise invalid([_repeated(f"header:{name}", len(request.headers.getlist(name))) for name in several])
             if odd := [*_odd_parameters(request)]:
                 raise invalid(odd)
             ours = JsonRequest(request.scope, request.receive)
@@ -108,6 +113,8 @@ class JsonRequest(Request):
             await self._drain()
             detail = f"a body may have {limit:,} bytes; this one has more"
             raise Refusal("body_too_large", detail, headers={"connection": "close"})
+        if body and (coding := self.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise Refusal("unsupported_media_type", f"got content-encoding {coding}; allowed: none")
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json":
             detail = f"got content-type {kind or 'none'}; allowed: application/json"
@@ -120,11 +127,11 @@ def late() -> Refusal:
     return Refusal("body_late", f"a body may take {BODY_S:g} s to come whole", headers={"connection": "close"})
 
 
-def _query(dependant: Dependant) -> Iterator[ModelField]:
-    """The query parameters of a route and of what it depends on."""
-    yield from dependant.query_params
+def _parameters(dependant: Dependant, kind: Literal["query_params", "header_params"]) -> Iterator[ModelField]:
+    """The parameters of a kind of a route and of what it depends on."""
+    yield from getattr(dependant, kind)
     for each in dependant.dependencies:
-        yield from _query(each)
+        yield from _parameters(each, kind)
 
 
 def _is_list(annotation: Any) -> bool:
@@ -146,8 +153,8 @@ def _unknown_parameter(name: str, known: Sequence[str]) -> FieldProblem:
     return FieldProblem(pointer=f"?{shorten(name)}", code="unknown_parameter", detail=detail)
 
 
-def _repeated_parameter(name: str, times: int) -> FieldProblem:
-    return FieldProblem(pointer=f"?{name}", code="repeated_parameter", detail=f"got it {times} times; allowed: once")
+def _repeated(place: str, times: int) -> FieldProblem:
+    return FieldProblem(pointer=place, code="repeated_parameter", detail=f"got it {times} times; allowed: once")
 
 
 def parse(body: bytes) -> Any:

@@ -86,8 +86,6 @@ def choose(port: int) -> int:
 @contextmanager
 def serving(home: Path, port: int) -> Generator[Client]:
     """A control plane with its home there, from ready to stopped; its output goes to `<home>/server.log`."""
-    from controlplane.client import Client
-
     log = home / "server.log"
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -99,6 +97,8 @@ def serving(home: Path, port: int) -> Generator[Client]:
     # A session of its own: Ctrl-C reaches this process alone, which stops the run before the control plane.
     with output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True) as server:
         try:
+            from controlplane.client import Client  # on another core than the control plane's own imports
+
             with Client(f"http://127.0.0.1:{port}", read_token(home)) as client:
                 wait_ready(client, server, log)
                 print(

@@ -13,6 +13,8 @@ from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code
 from controlplane.cli.options import Context, Json, Url
 
+SQLITE = b"SQLite format 3\0"
+
 commands = typer.Typer()
 
 
@@ -34,6 +36,9 @@ def backup(
                 copy.write(piece)
             copy.flush()
             os.fsync(copy.fileno())
+        with draft.open("rb") as copied:
+            if copied.read(len(SQLITE)) != SQLITE:
+                raise CliError("what came is no database of SQLite, so that nothing is kept", next="teragpt doctor")
         os.link(draft, file)  # fails where it is there by now, as a rename does not
     except OSError as error:
         raise CliError(f"{file} cannot be written: {error.strerror or error}") from None

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 import teragpt
+from teragpt.config import ConfigError
 from teragpt.main import TeraGPT
 from teragpt.sizes import SIZES
 
@@ -31,7 +36,7 @@ def test_named_sizes_give_logits_and_a_loss(name: str) -> None:
     assert torch.allclose(loss, dense, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dim", "heads", "kv_heads"), [(64, 5, 5), (6, 2, 2), (64, 4, 3)])
+@pytest.mark.parametrize(("dim", "heads", "kv_heads"), [(64, 5, 5), (10, 2, 2), (64, 4, 3)])
 def test_heads_that_do_not_divide_are_refused(dim: int, heads: int, kv_heads: int) -> None:
     with pytest.raises(ValueError, match="heads: got"):
         TeraGPT(dim, 1, heads, 100, kv_heads=kv_heads)
@@ -81,3 +86,25 @@ def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
     assert teragpt.Trainer.__module__ == "teragpt.train"
     with pytest.raises(AttributeError, match="no attribute 'GPT'"):
         _ = teragpt.GPT
+
+
+@pytest.mark.parametrize("name", ["dim", "depth", "heads", "num_tokens"])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**12, 64.0, 2.5, "64", None, True])
+def test_a_shape_that_no_model_has_is_refused_by_name_before_anything_is_made(name: str, value: Any) -> None:
+    shape: dict[str, Any] = {"dim": 64, "depth": 1, "heads": 2, "num_tokens": 100, name: value}
+    with pytest.raises(ConfigError, match=f"^{name}: got .*; allowed: an? (whole number from|integer)"):
+        TeraGPT(**shape)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"ffn": -4}, {"kv_heads": 1.0}, {"rope_theta": math.nan}, {"norm_eps": -1}, {"rope_scaling": "x"}, {"tied": 1}],
+)
+def test_what_else_no_model_has_is_refused_by_name(more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(more))}: got .*; allowed: "):
+        TeraGPT(64, 1, 2, 100, **more)
+
+
+def test_an_integer_of_another_library_is_one() -> None:
+    dim: Any = np.int64(64)
+    assert TeraGPT(dim, 1, 2, 100)(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, 100)

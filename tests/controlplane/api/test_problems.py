@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -133,6 +134,18 @@ def test_a_bad_query_parameter_and_a_bad_header_are_pointed_at(client: TestClien
 def test_a_query_parameter_that_is_no_list_comes_once(client: TestClient) -> None:
     (error,) = client.get("/runs?limit=1&limit=2&steps=1&steps=2").json()["errors"]
     assert (error["pointer"], error["detail"]) == ("?limit", "got it 2 times; allowed: once")
+
+
+def test_a_header_comes_once(client: TestClient) -> None:
+    reply = client.post("/runs", json={"size": "tiny"}, headers=[("key", "a"), ("key", "b")])
+    (error,) = reply.json()["errors"]
+    assert (error["pointer"], error["detail"]) == ("header:key", "got it 2 times; allowed: once")
+
+
+def test_a_compressed_body_is_refused_as_such(client: TestClient) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = client.post("/runs", content=gzip.compress(b'{"size": "tiny"}'), headers=headers)
+    assert (reply.status_code, reply.json()["detail"]) == (415, "got content-encoding gzip; allowed: none")
 
 
 def test_an_unknown_query_parameter_is_told_what_is_allowed_and_what_was_probably_meant(client: TestClient) -> None:

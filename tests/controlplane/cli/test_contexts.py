@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -209,3 +213,58 @@ def test_nobody_answering_is_exit_code_3_with_what_to_try(capsys: pytest.Capture
     assert error.startswith("error: no control plane answers at http://127.0.0.1:9 (")
     assert "try: teragpt up" in error
     assert error.count("\n") == 1
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Generator[str]:
+    """The address of a program that answers every request so."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - as the library calls it
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"<html>"), (200, b'{"message": "ok"}'), (200, b"[1]"), (404, b"nothing"), (302, b"")],
+    ids=["page", "object", "list", "nowhere", "elsewhere"],
+)
+@pytest.mark.parametrize("command", [["runs"], ["run", "tiny"], ["logs", "x"], ["sizes"], ["doctor"]], ids=" ".join)
+def test_what_is_no_control_plane_is_told(
+    command: list[str], status: int, body: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(status, body) as url:
+        assert main([*command, "--url", url]) == 3
+    told = f"error: what answers at {url} is no control plane of TeraGPT; try: --url with its address\n"
+    assert capsys.readouterr() == ("", told)
+
+
+def test_a_control_plane_of_another_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(200, b'{"name": "TeraGPT", "version": "9.9"}') as url:
+        assert main(["runs", "--url", url]) == 1
+    assert f"error: the control plane at {url} is TeraGPT 9.9, and this command is " in capsys.readouterr().err
+
+
+def test_a_backup_of_what_is_no_database_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(200, b"<html>") as url:
+        assert main(["backup", str(tmp_path / "copy.db"), "--url", url]) == 1
+    assert "no database of SQLite" in capsys.readouterr().err
+    assert list(tmp_path.glob("*.db*")) == []
