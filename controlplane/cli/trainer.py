@@ -286,6 +286,8 @@ def folder(run: str, url: str | None, context: str | None) -> Path | str | None:
         if last_checkpoint(Path(run)) is None:
             raise CliError(f"{run} holds no checkpoint yet", next=f"teragpt sample {shlex.quote(run)} once it does")
         return Path(run)
+    if "/" in run and Path(run).is_dir():
+        raise CliError(f"{run} is no run folder: it holds no config.json", Code.BAD_INPUT, next="teragpt runs")
     with connect(url, context) as client:
         found = find(client, run)
     if "://" in found["folder"] and not found["folder"].startswith("pvc://"):

@@ -65,6 +65,13 @@ def test_a_folder_without_a_checkpoint_says_so(teragpt: Teragpt, tmp_path: Path)
     assert teragpt("sample", str(tmp_path), code=1).startswith(f"error: {tmp_path} holds no checkpoint yet")
 
 
+def test_a_folder_of_something_else_says_so(teragpt: Teragpt, tmp_path: Path) -> None:
+    for command in (["sample", str(tmp_path)], ["export", str(tmp_path), str(tmp_path / "out")]):
+        told = f"error: {tmp_path} is no run folder: it holds no config.json; try: teragpt runs\n"
+        assert teragpt(*command, code=2) == told
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_whose_folder_is_elsewhere_says_so(teragpt: Teragpt, finished: str) -> None:
     folder = folder_of(teragpt, finished)
     away = folder.with_name("away")
