@@ -100,6 +100,20 @@ class TestAgainstARealServer(Scenarios):
         assert problem.path.startswith("spec.template.spec.containers[0].resources.limits")
         assert "greater than or equal to 0" in problem.allowed
 
+    def test_pods_that_the_operator_could_not_make_are_refused_by_field(
+        self, cluster: KubernetesCluster, make: Make
+    ) -> None:
+        """The schema of a PyTorchJob says nothing of what its pods may be."""
+        one = make(create=False)
+        cluster.dry_run(one)
+        container = one["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+        container["volumeMounts"] = [{"name": "nobody", "mountPath": "/x"}]
+        with pytest.raises(Rejected) as refused:
+            cluster.dry_run(one)
+        (problem,) = refused.value.problems
+        path = "spec.pytorchReplicaSpecs.Master.template.spec.containers[0].volumeMounts[0].name"
+        assert (problem.path, problem.given) == (path, "nobody")
+
     def test_a_job_has_its_headless_service(
         self, cluster: KubernetesCluster, make: Make, connection: Connection
     ) -> None:
