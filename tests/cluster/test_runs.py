@@ -16,6 +16,7 @@ from tests.cluster.plane import Plane, until
 
 QUICK = {"steps": 12, "eval_every": 12, "log_every": 2}
 OF_THE_RUN = {"MASTER_ADDR", "PET_MASTER_ADDR", "TERAGPT_RUN_ID", "TERAGPT_RUN_URL", "TERAGPT_SPEC"}  # with its id
+STOP_ONE = "for each in /proc/[0-9]*; do ! grep -qz ^LOCAL_RANK=1$ $each/environ || kill -STOP ${each#/proc/}; done"
 CONTRACT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
 
 
@@ -171,6 +172,23 @@ def test_a_run_that_hangs_is_ended_with_that_reason(plane: Plane, namespace: Nam
     failed = plane.ended(run)
     assert (failed["phase"], failed["reason"]) == ("failed", "HangDetected")
     assert "no step and no line of output for 1" in (failed["message"] or "")
+
+
+def test_where_a_rank_waits_that_hangs_is_shown_and_one_that_is_stopped_prints_nothing(
+    plane: Plane, namespace: Namespace
+) -> None:
+    pair = {"nodes": 1, "processes_per_node": 2}
+    limits = {"max_silence_s": 10, "max_restarts": 0}
+    soon = {"spec": {"terminationGracePeriodSeconds": 14}}
+    run = post(plane, train={"steps": 5000, "log_every": 1}, compute=pair, limits=limits, pod_overrides=soon)
+    until(lambda: has_begun(plane, run), 120)
+    namespace.kubectl("exec", namespace.pods(run)[0], "--", "sh", "-c", STOP_ONE)
+    failed = plane.ended(run)
+    assert (failed["phase"], failed["reason"]) == ("failed", "HangDetected")
+    assert "prints its own into the log" in (failed["message"] or "")
+    (shown,) = plane.client.stacks(run)["items"]
+    assert shown["file"] == "attempt-1-rank-0.log"
+    assert "train.py" in shown["text"]
 
 
 def test_an_image_that_is_not_there_is_named(plane: Plane) -> None:
