@@ -39,7 +39,7 @@ from controlplane.clusters.kubernetes.kueue import Queues, workloads
 from controlplane.clusters.kubernetes.logs import Collector, with_cuts
 from controlplane.clusters.kubernetes.nodes import BLIND, Nodes
 from controlplane.clusters.kubernetes.observer import Observer, Sources
-from controlplane.clusters.kubernetes.records import ObjectRecord, PodRecord, read_object, read_pod
+from controlplane.clusters.kubernetes.records import ObjectRecord, PodRecord, read_object, read_pod, unlabelled
 from controlplane.clusters.kubernetes.remembered import Remembered
 from controlplane.clusters.kubernetes.resources import ATTEMPTS, CLAIMS, PODS
 from controlplane.clusters.kubernetes.submission import Submission
@@ -160,7 +160,7 @@ class KubernetesCluster:
     def delete(self, name: str, uid: str | None = None) -> None:
         """See `Cluster.delete`. What its ended pods wrote is read first: until then it is Unavailable, for a while."""
         self._check()
-        found = self._observer.object(name) or self._look_up(name)
+        found = self._observer.object(name) or self._look_up(name, uid)
         if found is None or found.deleting or (uid is not None and found.uid != uid):
             return
         self._settle_logs(name)
@@ -278,8 +278,11 @@ class KubernetesCluster:
         for informer in informers.values():
             informer.check()
 
-    def _look_up(self, name: str) -> ObjectRecord | None:
-        """An object that the watch does not show: one whose creation was not answered, perhaps. Raises Unavailable."""
+    def _look_up(self, name: str, uid: str | None) -> ObjectRecord | None:
+        """An object that the watch does not show: one whose creation was not answered, perhaps. Raises Unavailable.
+
+        The `uid` of one that we made is enough: somebody may have taken its labels away.
+        """
         for kind in list(self._objects):
             try:
                 raw = self._connection.call("GET", ATTEMPTS[kind].path(self._namespace, name))
@@ -289,7 +292,7 @@ class KubernetesCluster:
             except Trouble as error:
                 raise Unavailable(str(error)) from error
             else:
-                return read_object(kind, raw)
+                return read_object(kind, raw) or (unlabelled(kind, raw) if raw["metadata"]["uid"] == uid else None)
         return None
 
     def _attend(self, name: str, pod: str) -> None:

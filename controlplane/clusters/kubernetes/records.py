@@ -149,6 +149,12 @@ def read_object(kind: Kind, raw: Mapping[str, Any]) -> ObjectRecord | None:
     )
 
 
+def unlabelled(kind: Kind, raw: Mapping[str, Any]) -> ObjectRecord | None:
+    """An object of ours whose labels somebody has taken away: of no known attempt."""
+    labels = {**(raw["metadata"].get("labels") or {}), RUN_ID: "-", ATTEMPT: "0"}
+    return read_object(kind, {**raw, "metadata": {**raw["metadata"], "labels": labels}})
+
+
 def nodes_of(kind: Kind, spec: Mapping[str, Any]) -> int:
     """How many pods the object is to have."""
     if kind == "PyTorchJob":

@@ -148,10 +148,14 @@ def test_what_a_deletion_is_answered(server: ApiServer, cluster: KubernetesClust
     assert asked.body["preconditions"]["uid"] == observed(cluster, "run-1").uid
 
 
-def test_an_object_that_the_watch_does_not_show_is_deleted_too(server: ApiServer, cluster: KubernetesCluster) -> None:
+@pytest.mark.parametrize("gone", ["app.kubernetes.io/managed-by", "teragpt.io/run-id", "teragpt.io/attempt"])
+def test_an_object_that_the_watch_does_not_show_is_deleted_too(
+    server: ApiServer, cluster: KubernetesCluster, gone: str
+) -> None:
+    """Somebody may have taken a label away."""
     path = "/apis/kubeflow.org/v1/default/pytorchjobs"
     one = {**manifest("run-1"), "spec": {}}
-    one["metadata"]["labels"] = {**one["metadata"]["labels"], "app.kubernetes.io/managed-by": "someone"}
+    del one["metadata"]["labels"][gone]
     uid = json.loads(server.create(path, one, dry=False).body)["metadata"]["uid"]
     cluster.delete("run-1", "another")
     assert not [request for request in server.requests if request.method == "DELETE"]
