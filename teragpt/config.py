@@ -321,7 +321,7 @@ def derive(settings: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     sequences = full["global_batch_tokens"] // shape.context
     full.setdefault("micro_batch", micro_batch(shape, sequences, full.get("recompute", "none")))
     full.setdefault("pipeline_chunks", 2 if full.get("pipeline_schedule") == "interleaved" else 1)
-    full.setdefault("out", f"runs/{full['size']}")
+    full["out"] = full.get("out") or f"runs/{full['size']}"
     return full
 
 
@@ -423,7 +423,7 @@ def parse(arguments: Iterable[str]) -> dict[str, object]:
     settings: dict[str, object] = {}
     words = iter(arguments)
     for word in words:
-        if not word.startswith("--"):
+        if word[2:3] in {"", "="} or not word.startswith("--"):
             raise ConfigError([Problem(word, word, "--key value, --set key=value or --config FILE")])
         key, equals, value = word[2:].partition("=")
         if not equals:

@@ -23,7 +23,7 @@ from teragpt.checkpoint import as_json
 from teragpt.config import ConfigError, Problem
 from teragpt.data import Dataset
 from teragpt.dataset_files import VALIDATION
-from teragpt.parallel import compute_dtype, load_attribute
+from teragpt.parallel import compute_dtype, load_dataset
 from teragpt.storage import Folder, folder_at
 from teragpt.tokenizer import Tokenizer
 from teragpt.trained import describe, load
@@ -44,7 +44,7 @@ def evaluate(run: Path | str, data: str = "", sequences: int = SEQUENCES) -> dic
     folder = folder_at(run, "run")
     checkpoint, tokenizer, config = describe(run)
     place = data or config.data
-    dataset: Dataset = load_attribute(config.loader, "loader")(place)
+    dataset: Dataset = load_dataset(config.loader, place)
     if dataset.tokenizer_fingerprint != tokenizer.fingerprint:
         allowed = "a dataset of the tokenizer that the model was trained with"
         raise ConfigError([Problem("data", place or "the embedded corpus", allowed)])

@@ -238,12 +238,14 @@ def advice(config: Config, ranks: int, memory: int) -> str:
         changed = {name: getattr(near, name) for name in GIVEN if getattr(near, name) != getattr(config, name)}
         named = ", ".join(f"{name} {size}" for name, size in changed.items())
         return f"nearest that fits: {named}, which takes {gib(needed(near, ranks))}"
-    apart = config.pp * config.tp * config.cp
-    for more in (apart << power for power in range(24)):
-        wider = replace(config, dp_replicate=1)
-        if more > ranks and needed(wider, more) <= memory:
-            return f"nearest that fits: {layout(wider, more)} on {more:,} ranks"
-    return "no number of ranks is enough"
+    wider, apart = replace(config, dp_replicate=1), config.pp * config.tp * config.cp
+    for more in (apart << power for power in range(24) if apart << power > ranks):
+        if any(misfits(wider, more)):
+            break  # fewer sequences than parts of a batch
+        fits = needed(wider, more) <= memory
+        if fits or (lighter := less_at_once(wider, more, memory)):
+            return f"nearest that fits: {layout(wider, more)} on {more:,} ranks" + ("" if fits else f", {lighter}")
+    return "no number of ranks is enough on this mesh, with this batch"
 
 
 def nearest(config: Config, ranks: int, memory: int) -> Config | None:

@@ -11,8 +11,10 @@ import hashlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
@@ -27,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from teragpt import evidence
 from teragpt.config import Config, ConfigError, Problem
 from teragpt.context_parallel import context_parallel, take_pieces
+from teragpt.data import Dataset
 from teragpt.environment import World
 from teragpt.fp8 import fp8, measure
 from teragpt.mesh import Mesh
@@ -91,22 +94,16 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 def build_model(constructor: Callable[..., nn.Module], config: Config, dtype: torch.dtype | None = None) -> nn.Module:
-    """The model of the settings' shape, on the meta device: no memory yet."""
-    with torch.device("meta"), Unwritten():
-        return constructor(
-            config.dim,
-            config.depth,
-            config.heads,
-            config.num_tokens,
-            kv_heads=config.kv_heads,
-            ffn=config.ffn,
-            tied=config.tied,
-            rope_theta=config.rope_theta,
-            norm_eps=config.norm_eps,
-            dtype=dtype,
-            **({} if config.q_dim == config.dim else {"head_dim": config.head_dim}),
-            **({"rope_scaling": config.rope_scaling} if config.rope_scaling else {}),  # a model may know of none
-        )
+    """The model of the settings' shape, on the meta device: no memory yet. Raises ConfigError of one that cannot be."""
+    named: dict[str, Any] = {"kv_heads": config.kv_heads, "ffn": config.ffn, "tied": config.tied, "dtype": dtype}
+    named |= {"rope_theta": config.rope_theta, "norm_eps": config.norm_eps}
+    named |= {} if config.q_dim == config.dim else {"head_dim": config.head_dim}
+    named |= {"rope_scaling": config.rope_scaling} if config.rope_scaling else {}  # a model may know of none
+    with theirs(config.model, "model", "a constructor like TeraGPT's"), torch.device("meta"), Unwritten():
+        model: Any = constructor(config.dim, config.depth, config.heads, config.num_tokens, **named)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"it returns {type(model).__name__}, no torch.nn.Module")
+    return model
 
 
 class Unwritten(TorchFunctionMode):
@@ -264,10 +261,36 @@ def evaluate(model: nn.Module, ids: Tensor, targets: Tensor, mesh: Mesh, config:
     return cast("Pipeline", model.pipeline).run(pieces, training=False) / mesh.size("tp")
 
 
-def load_attribute(name: str, setting: str) -> Any:
-    """What `module:attribute` names. Raises ConfigError that names the setting."""
+def load_attribute(name: str, setting: str) -> Callable[..., Any]:
+    """What `module:attribute` names, to be called. Raises ConfigError that names the setting."""
     module, _, attribute = name.partition(":")
+    with theirs(name, setting, "an importable module:attribute that can be called"):
+        found: Callable[..., Any] = getattr(__import__(module, fromlist=[attribute]), attribute)
+        if not callable(found):
+            raise TypeError(f"{attribute} is of type {type(found).__name__}")
+    return found
+
+
+def load_dataset(loader: str, data: str, tokenizer: str = "") -> Any:
+    """What the loader `module:attribute` makes of `data`. Raises ConfigError, and OSError of what cannot be reached."""
+    opened = load_attribute(loader, "loader")
+    with theirs(loader, "loader", "a function(path, tokenizer=name) that returns a teragpt.data.Dataset"):
+        dataset = opened(data, tokenizer=tokenizer)
+        missing = [name for name in dir(Dataset) if not name.startswith("_") and not hasattr(dataset, name)]
+        if missing:
+            raise TypeError(f"what it returns has no {', '.join(missing)}")
+    return dataset
+
+
+@contextmanager
+def theirs(name: str, setting: str, allowed: str) -> Generator[None]:
+    """Make what somebody's own code raises a ConfigError that names the setting, and the line that raised it."""
     try:
-        return getattr(__import__(module, fromlist=[attribute]), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError([Problem(setting, name, f"an importable module:attribute ({error})")]) from None
+        yield
+    except Exception as error:
+        if isinstance(error, ConfigError | OSError) or name in {Config.model, Config.loader}:
+            raise
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if line.filename == __file__ else f" at {line.filename}:{line.lineno}"
+        allowed = f"{allowed} ({type(error).__name__}{where}: {error})"
+        raise ConfigError([Problem(setting, name, allowed)]) from error

@@ -33,7 +33,7 @@ from teragpt.mesh import build_mesh
 from teragpt.metrics import memory_bytes, mfu_per_rate
 from teragpt.optim import Optimizer
 from teragpt.packing import confine
-from teragpt.parallel import build_model, compute_dtype, connect, load_attribute, materialize, parallelize
+from teragpt.parallel import build_model, compute_dtype, connect, load_attribute, load_dataset, materialize, parallelize
 from teragpt.step import Step
 
 COMMUNICATION = "communication"
@@ -90,7 +90,7 @@ class Steps:
         config = resolve(settings)
         self.dataset: Any = None
         if config.data:
-            self.dataset = load_attribute(config.loader, "loader")(config.data, tokenizer=config.tokenizer)
+            self.dataset = load_dataset(config.loader, config.data, config.tokenizer)
             config = resolve(settings, self.dataset.vocabulary)
         self.config, self.world, self.done = config, world, 0
         self.device = connect(world)

@@ -35,7 +35,16 @@ from teragpt.mesh import build_mesh, memory_of
 from teragpt.metrics import Metrics
 from teragpt.optim import Optimizer, learning_rate
 from teragpt.packing import confine
-from teragpt.parallel import build_model, compute_dtype, connect, evaluate, load_attribute, materialize, parallelize
+from teragpt.parallel import (
+    build_model,
+    compute_dtype,
+    connect,
+    evaluate,
+    load_attribute,
+    load_dataset,
+    materialize,
+    parallelize,
+)
 from teragpt.signals import FENCED, STOP, Requests
 from teragpt.step import Step
 from teragpt.tokenizer import Tokenizer
@@ -70,7 +79,7 @@ class Trainer:
         asked_for(config)
         self.world = read_world(os.environ, torch.cuda.device_count())
         self.constructor = load_attribute(config.model, "model")
-        self.dataset = load_attribute(config.loader, "loader")(config.data, tokenizer=config.tokenizer)
+        self.dataset = load_dataset(config.loader, config.data, config.tokenizer)
         self.config = resolve(given, self.dataset.vocabulary)
         if self.config.num_tokens < self.dataset.vocabulary:
             allowed = f"at least the dataset's vocabulary of {self.dataset.vocabulary}"

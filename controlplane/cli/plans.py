@@ -90,7 +90,7 @@ def plan(
         here = some({"--gpus-per-node": gpus_per_node, "--processes": processes})
         if here:
             raise CliError(f"{', '.join(here)}: allowed: without --gpus, --gpu and --gpu-hours", Code.BAD_INPUT)
-        elsewhere = Elsewhere(gpu or GPU, gpus, nodes, link, node_link, gpu_memory, price, calibration)
+        elsewhere = Elsewhere(GPU if gpu is None else gpu, gpus, nodes, link, node_link, gpu_memory, price, calibration)
         shown = Shown(explain=explain, picture=picture, everything=everything, json=json)
         if gpu_hours is None:
             there(size, train(settings), elsewhere, shown)
@@ -208,7 +208,7 @@ class Elsewhere:
     @property
     def numbers(self) -> list[int]:
         """The numbers of GPUs: one, or a range's ends and what lies between them by doubling. Raises CliError."""
-        first, dots, last = (self.gpus or "8").partition("..")
+        first, dots, last = ("8" if self.gpus is None else self.gpus).partition("..")
         try:
             low, high = int(first), int(last if dots else first)
         except ValueError:
@@ -247,7 +247,10 @@ def budget(size: str | None, settings: dict[str, object], gpu_hours: float, wher
     unused = [("--explain", shown.explain), ("--picture", shown.picture), ("--all", shown.everything)]
     if names := [name for name, given in unused if given] + ["--set"] * bool(settings):
         raise CliError(f"{', '.join(names)}: allowed: with a size, without --gpu-hours", Code.BAD_INPUT)
-    cluster = where.cluster(where.numbers[-1])
+    gpus, *more = where.numbers
+    if more:
+        raise CliError(f"--gpus: got {where.gpus!r}; allowed: one number, with --gpu-hours", Code.BAD_INPUT)
+    cluster = where.cluster(gpus)
     found = within(gpu_hours, cluster, price=where.price, calibration=where.calibration)
     if shown.json:
         output.json({**{name: getattr(found, name) for name in BUDGET}, "plan": found.plan.to_json()})
@@ -263,6 +266,8 @@ def there(size: str | None, settings: dict[str, object], where: Elsewhere, shown
     from teragpt.plan import plan as make
     from teragpt.plan import sweep
 
+    if "size" in settings:
+        raise CliError(f"--set size: got {settings['size']!r} and size {size!r}; allowed: SIZE alone", Code.BAD_INPUT)
     asked = {"size": named(size), **settings}
     numbers, last = where.numbers, where.numbers[-1]
     if where.nodes is not None and len(numbers) > 1:

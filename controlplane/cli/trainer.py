@@ -21,7 +21,7 @@ from controlplane.cli.contexts import connect
 from controlplane.cli.errors import CliError, Code, missing_extra
 from controlplane.cli.follow import ENDED, called
 from controlplane.cli.options import Context, Json, RunFolder, RunName, Url
-from controlplane.cli.runs import find
+from controlplane.cli.runs import find, some
 from controlplane.runfolder import last_checkpoint
 
 Temperature = Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")]
@@ -143,10 +143,15 @@ def pull(
 @commands.command()
 def prepare(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - is stdin.")
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs, a hub's names; - is stdin."),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="The dataset's folder or URL, which must not exist yet.")],
     tokenizer: Annotated[str, typer.Option("--tokenizer", help="A hub's name, a folder or a tokenizer.json.")],
+    config: Annotated[
+        str, typer.Option("--config", help="Of a hub's dataset; its card's usual one unless given.")
+    ] = "",
+    split: Annotated[str, typer.Option("--split", help="Of a hub's dataset; train unless given.")] = "",
     validation: Annotated[
         float, typer.Option("--validation", min=0, max=1, help="Share of documents that is held out.")
     ] = 0.01,
@@ -201,6 +206,9 @@ def prepare(
         "bad_input": bad_input,
     }
     if on_cluster or any(one.startswith("pvc://") for one in (*sources, out, tokenizer)):
+        if only := some({"--config": config or None, "--split": split or None}):
+            told = f"{', '.join(only)}: allowed: on this machine; on a cluster, name files: hf://datasets/NAME/FILES"
+            raise CliError(told, Code.BAD_INPUT)
         share = {"cpus_per_node": workers or None, "memory_per_node": memory}
         compute = {field: value for field, value in share.items() if value}
         asked = {"sources": sources, "out": out, "tokenizer": tokenizer, "compute": compute, **recipe_of}
@@ -212,7 +220,8 @@ def prepare(
         from teragpt.prepare import prepare as make
         from teragpt.tokenizer import Tokenizer
 
-        make(sources, out, Tokenizer(tokenizer), Recipe(**recipe_of), workers=workers)
+        made = Recipe(**recipe_of)
+        make(sources, out, Tokenizer(tokenizer), made, config=config, split=split, workers=workers)
         if json:
             output.json({"folder": out, **read_report(out)})
             return

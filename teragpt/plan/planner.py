@@ -207,7 +207,7 @@ def planned(
 ) -> Plan:
     """As `plan`, remembered."""
     settings = dict(given)
-    vocabulary = None if settings.get("size", TINY) == TINY else REFERENCE_VOCABULARY
+    vocabulary = None if str(settings.get("size", TINY)).lower() == TINY else REFERENCE_VOCABULARY
     config = resolve(settings, vocabulary)
     found = calibration or shipped(cluster.device.name)
     speed = Speed(cluster.device, found, device(found.device))
@@ -235,7 +235,10 @@ def too_small(search: Search, numbers: list[int]) -> TooSmall:
     """Why nothing fits, and the smallest cluster on which something does."""
     cluster, config = search.clock.cluster, search.config
     least = search.least(numbers)
-    enough = search.smallest(counts(MOST_GPUS, cluster.per_node))
+    if cluster.gpus == cluster.per_node:  # a part of a node, of which a larger cluster has whole ones
+        cluster = replace(cluster, per_node=max(cluster.per_node, cluster.device.per_node))
+    larger = Search(Clock(config, cluster, search.clock.speed), search.ledger, search.pinned)
+    enough = larger.smallest(counts(MOST_GPUS, cluster.per_node))
     mend = f"{enough:,} GPUs are the fewest that do" if enough else "no number of these GPUs does"
     if least is None:
         pinned = ", ".join(f"{name} {getattr(config, name)}" for name in sorted(search.pinned)) or "these settings"

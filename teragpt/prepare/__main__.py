@@ -19,16 +19,19 @@ from teragpt.tokenizer import Tokenizer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare a dataset: 0, 2 for input that cannot be used, or 1 while another process prepares the same one."""
     parser = argparse.ArgumentParser("python -m teragpt.prepare", description="Turn text into a dataset.")
-    parser.add_argument("sources", nargs="+", help="files, folders, glob patterns, URLs, - for standard input")
+    parser.add_argument("sources", nargs="+", help="files, folders, glob patterns, URLs, names at the hub, - for stdin")
     parser.add_argument("-o", "--out", required=True, help="the dataset's folder or URL, which must not exist yet")
     parser.add_argument("--tokenizer", required=True, help="hub name, local folder or tokenizer file")
     parser.add_argument("--workers", type=int, default=0, help="processes; one a core unless given")
+    parser.add_argument("--config", default="", help="of a dataset at the hub; its card's usual one unless given")
+    parser.add_argument("--split", default="", help="of a dataset at the hub; train unless given")
     for one in fields(Recipe):
         parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
     given = parser.parse_args(arguments)
     try:
         recipe = Recipe(**{one.name: getattr(given, one.name) for one in fields(Recipe)})
-        prepare(given.sources, given.out, Tokenizer(given.tokenizer), recipe, workers=given.workers)
+        named = {"config": given.config, "split": given.split, "workers": given.workers}
+        prepare(given.sources, given.out, Tokenizer(given.tokenizer), recipe, **named)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, Busy) else 2

@@ -21,6 +21,7 @@ from teragpt.prepare.documents import BROKEN, DOCUMENT_BYTES, LINES, TABLE, TEXT
 READ_BYTES = 1 << 20
 LINE_BYTES = 64 << 20  # a longer line is no record
 COMPRESSED = (".gz", ".bz2", ".zst")
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 
 
 class Meter(io.RawIOBase):

@@ -36,11 +36,14 @@ def prepare(
     tokenizer: Tokenizer,
     recipe: Recipe = DEFAULT,
     *,
+    config: str = "",
+    split: str = "",
     workers: int = 0,
     progress: bool = True,
 ) -> Manifest:
     """Make the dataset `out`, a folder or an object store's URL, from files, folders, patterns, URLs, `-` (stdin).
 
+    A source may be the name of a dataset at the hub, of which `config` and `split` (`train`) choose files.
     A document goes to the validation split with probability `recipe.validation`, drawn by its content; where none
     went, the split is the end of the training tokens. `workers` processes (0: one a core) make the same dataset
     whatever their number. A preparation that is cut off goes on when it is called again with the same recipe; one that
@@ -53,7 +56,7 @@ def prepare(
         signature_class()
     if recipe.chat and tokenizer.chat_template is None:
         raise fail("tokenizer", tokenizer.name, "one with a chat template (chat_template.jinja beside its files)")
-    found = find_sources(sources, recipe.format)
+    found = find_sources(sources, recipe.format, config, split)
     sizes = [source.size for source in found]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     if total == 0:

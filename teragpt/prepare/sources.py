@@ -18,10 +18,11 @@ from typing import IO, Any, NamedTuple
 from teragpt.config import ConfigError
 from teragpt.dataset_files import fail
 from teragpt.prepare.documents import BLOCK_BYTES, BROKEN, Recipe, Segment
-from teragpt.prepare.formats import COMPRESSED, READERS, Meter, decompressed
+from teragpt.prepare.formats import COMPRESSED, KINDS, READERS, Meter, decompressed
+from teragpt.prepare.hub import NAME, hub_files
 
 STDIN = "-"
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+FILES = {*KINDS, *COMPRESSED, ".txt", ".md", ".csv", ".json", ".html", ".xml", ".py"}  # no dataset's name ends so
 NOTES = {"dataset_info.json", "dataset_dict.json", "state.json"}  # of a saved Hugging Face dataset: no text
 
 
@@ -47,21 +48,38 @@ class Block(NamedTuple):
     read: int
 
 
-def find_sources(given: Sequence[Path | str], form: str = "auto") -> list[Source]:
-    """The files that sources stand for, in a fixed order. Raises ConfigError for a source that stands for none."""
-    found = [source for name in given for source in sources_of(name, form)]
+def find_sources(given: Sequence[Path | str], form: str = "auto", config: str = "", split: str = "") -> list[Source]:
+    """The files that sources stand for, in a fixed order. Raises ConfigError for a source that stands for none.
+
+    `config` and `split` choose from what the hub has by the name of a dataset.
+    """
+    chosen = {name: value for name, value in (("config", config), ("split", split)) if value}
+    if chosen and not any(map(is_name, given)):
+        name, value = next(iter(chosen.items()))
+        raise fail(name, value, "with a dataset's name at the hub as a source, of which none is given")
+    found = [source for name in given for source in sources_of(name, form, config, split)]
     if sum(source.name == STDIN for source in found) > 1:
         raise fail("sources", STDIN, "standard input once")
     return found
 
 
-def sources_of(given: Path | str, form: str) -> list[Source]:
+def is_name(given: Path | str) -> bool:
+    """Whether a source is the name of a dataset at the hub: nothing here, and no file's name."""
+    name = str(given)
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - it may be a name
+    return bool(NAME.fullmatch(name)) and suffix not in FILES and not os.path.lexists(name)
+
+
+def sources_of(given: Path | str, form: str, config: str = "", split: str = "") -> list[Source]:
     """The files that one source stands for. Raises ConfigError."""
     name = str(given)
     if name == STDIN:
         return [Source(STDIN, None, "text" if form == "auto" else form)]
     try:
-        sizes = remote_sizes(name) if "://" in name else local_sizes(Path(given))
+        if is_name(given):
+            sizes = hub_files(name, config, split)
+        else:
+            sizes = remote_sizes(name) if "://" in name else local_sizes(Path(given))
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
         raise fail("sources", name, f"files that can be read ({said})") from None

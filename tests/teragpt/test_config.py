@@ -101,6 +101,10 @@ def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, objec
     assert field in refused(settings)
 
 
+def test_a_run_folder_that_is_empty_text_is_the_one_of_its_size() -> None:
+    assert resolve({"out": "", "size": "124m"}).out == "runs/124m"
+
+
 def test_one_mistake_is_one_problem() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve({"heads": 5})
@@ -121,6 +125,8 @@ def test_a_command_line_reaches_every_setting(tmp_path: Path) -> None:
         (["--set", "=1"], "set: got '=1'; allowed: key=value"),
         (["--steps"], "steps: got nothing; allowed: a value after it"),
         (["--set", "steps"], "set: got 'steps'; allowed: key=value"),
+        (["--", "--steps", "1"], "--: got '--'; allowed: --key value"),
+        (["--=1"], "--=1: got '--=1'; allowed: --key value"),
         (["--config", "nowhere.json"], "config: got 'nowhere.json'"),
     ],
 )

@@ -17,8 +17,9 @@ from teragpt.layout import State, asked, main, misfits, needed, state
 from teragpt.model import Attention, TeraGPT
 from tests.teragpt import fake, ranks
 
-# a mesh that each size is trained on, from 8 ranks to 4,096
+# a mesh that each size is trained on, from 7 ranks to 4,096: with Muon, unless its state is in bf16
 MESHES: list[tuple[str, int, dict[str, object]]] = [
+    ("8b", 7, {}),
     ("13b", 8, {}),
     ("13b", 48, {"dp_replicate": 2, "tp": 2}),
     ("70b", 256, {"tp": 8, "cp": 4}),
@@ -26,7 +27,11 @@ MESHES: list[tuple[str, int, dict[str, object]]] = [
     ("405b", 1024, {"tp": 8, "state_dtype": "bf16"}),
     ("1t", 4096, {"tp": 8, "pp": 16}),
 ]
-LIKE_THESE: list[tuple[str, int, dict[str, object]]] = [("70b", 512, {"tp": 8}), ("405b", 2048, {"tp": 8, "cp": 4})]
+LIKE_THESE: list[tuple[str, int, dict[str, object]]] = [
+    ("70b", 512, {"tp": 8}),
+    ("405b", 2048, {"tp": 8, "cp": 4}),
+    ("405b", 4096, {"tp": 8, "pp": 8}),
+]
 
 
 @pytest.mark.unmeasured
@@ -154,6 +159,7 @@ def test_a_mesh_that_cannot_be_is_refused_by_its_setting(count: int, given: dict
         ({"size": "13b", "optimizer": "adamw", "dp_replicate": 8}, 16, "dp_replicate 4, which takes 55.3 GiB"),
         ({"size": "13b", "optimizer": "adamw", "dp_replicate": 4, "tp": 2}, 8, "dp_replicate 2, which takes 50.9 GiB"),
         ({"size": "175b", "optimizer": "adamw", "tp": 8}, 8, "dp_shard 8, tp 8 on 64 ranks"),
+        ({"size": "8b", "micro_batch": 4}, 1, "dp_shard 2 on 2 ranks, micro_batch 1"),
     ],
 )
 def test_more_than_a_card_has_is_refused_with_the_nearest_layout_that_fits(
@@ -240,6 +246,7 @@ def test_a_model_without_what_a_mesh_cuts_is_refused_by_name(
         ({"dp_replicate": 3}, "dp_replicate: got 3; allowed: a divisor of the world size 2"),
         ({"size": "175b", "depth": 96, "dim": 12288, "ffn": 32768}, "size: got '175b'; allowed: what fits the"),
         ({"tp": 2, "kv_heads": 2, "model": "tests.teragpt.test_layout:OwnModel"}, "tp: got 2; allowed: 1 for OwnModel"),
+        ({"model": "math:hypot"}, "model: got 'math:hypot'; allowed: a constructor like TeraGPT's (TypeError: "),
     ],
 )
 def test_every_rank_ends_with_code_2_and_nothing_is_written(

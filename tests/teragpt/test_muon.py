@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from teragpt.config import resolve
 from teragpt.mesh import build_mesh
 from teragpt.muon import Muon, orthogonalize
 from teragpt.optim import Optimizer
-from tests.teragpt import ranks
+from teragpt.parallel import materialize
+from tests.teragpt import fake, ranks
 from tests.teragpt.parity import Cell, compute, difference
 
 CPU = torch.device("cpu")
@@ -109,3 +111,26 @@ def test_a_run_goes_on_on_another_mesh_and_not_with_another_optimizer(tmp_path: 
     expected, got = ranks.curve(whole), ranks.curve(first + second)
     assert got.keys() == expected.keys()
     assert all(abs(float(got[step]) - float(expected[step])) <= 2e-3 for step in got)
+
+
+def test_a_step_moves_what_the_page_on_scaling_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    exchange = dist.all_to_all_single
+
+    def counted(out: torch.Tensor, given: torch.Tensor, back: list[int], sizes: list[int], **named: Any) -> object:
+        sent.append(sum(sizes) - sizes[3])
+        return exchange(out, given, back, sizes, **named)
+
+    monkeypatch.setattr(dist, "all_to_all_single", counted)
+    shape = {**ranks.SMALL, "kv_heads": 2, "depth": 8, "num_tokens": 300}
+    config = resolve({**shape, "global_batch_tokens": 32 * 8, "optimizer": "muon", "tp": 2})
+    with fake.world(8, 3):
+        model, mesh = fake.laid_out(config)
+        materialize(model, config, CPU)
+        optimizer = Optimizer(model, mesh, config)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.schedule(0)
+        optimizer.step(torch.ones((), dtype=torch.float64))
+    blocks = sum(one.numel() for name, one in model.named_parameters() if name.startswith("layers.") and one.ndim == 2)
+    assert sum(sent) == 2 * (blocks // 2) // 4 * 7 // 8, "2 P / F (n - 1) / n elements, P all over tp, F 4, n 8"

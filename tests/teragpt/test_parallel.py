@@ -15,7 +15,16 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from teragpt.config import Config, ConfigError, resolve
 from teragpt.mesh import build_mesh
 from teragpt.model import TeraGPT
-from teragpt.parallel import compute_dtype, draw, evaluate, forward_backward, load_attribute, materialize
+from teragpt.parallel import (
+    build_model,
+    compute_dtype,
+    draw,
+    evaluate,
+    forward_backward,
+    load_attribute,
+    load_dataset,
+    materialize,
+)
 from tests.teragpt import ranks
 
 
@@ -51,10 +60,61 @@ def test_precision_follows_the_device_unless_it_is_given() -> None:
     assert compute_dtype(Config(precision="fp64"), gpu) == torch.float64
 
 
-@pytest.mark.parametrize("name", ["no.such.module:it", "teragpt.model:NoSuchModel"])
-def test_a_model_that_cannot_be_imported_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match="model: got"):
-        load_attribute(name, "model")
+OWN = {
+    "raising": "raise RuntimeError('not today')",
+    "spoiled": "def Model(:",
+    "wanting": "import no_such_package",
+    "wrong": "Model = 5\ndef Number(*_, **__): return 5\ndef Bad(*_, **__): raise KeyError('x')\nData = Number",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of modules of somebody's own, from which they are imported."""
+    for name, source in OWN.items():
+        (tmp_path / f"{name}_of_mine.py").write_text(source)
+        monkeypatch.delitem(sys.modules, f"{name}_of_mine", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("no.such.module:it", "ModuleNotFoundError: No module named 'no'"),
+        ("teragpt.model:NoSuchModel", "AttributeError: module 'teragpt.model' has no attribute 'NoSuchModel'"),
+        ("raising_of_mine:Model", "RuntimeError at OWN/raising_of_mine.py:1: not today"),
+        ("spoiled_of_mine:Model", "SyntaxError: invalid syntax"),
+        ("wanting_of_mine:Model", "ModuleNotFoundError at OWN/wanting_of_mine.py:1: No module named 'no_such_package'"),
+        ("wrong_of_mine:Model", "TypeError: Model is of type int"),
+        ("wrong_of_mine:Number", "TypeError: it returns int, no torch.nn.Module"),
+        ("wrong_of_mine:Bad", "KeyError at OWN/wrong_of_mine.py:3: 'x'"),
+        ("teragpt.model:Norm", "TypeError: Norm.__init__() got an unexpected keyword argument 'kv_heads'"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused_by_name_and_line(own: Path, name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_model(load_attribute(name, "model"), resolve({"model": name}))
+    assert str(caught.value).startswith(f"model: got '{name}'; allowed: ")
+    assert told.replace("OWN", str(own)) in str(caught.value)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("raising_of_mine:Data", "RuntimeError at "),
+        ("wrong_of_mine:Model", "TypeError: Model is of type int"),
+        ("wrong_of_mine:Data", "TypeError: what it returns has no batch, fingerprint, "),
+        ("wrong_of_mine:Bad", "KeyError at "),
+    ],
+)
+def test_a_loader_that_makes_no_dataset_is_refused_by_name(name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_dataset(name, "")
+    assert str(caught.value).startswith(f"loader: got '{name}'; allowed: ")
+    assert told in str(caught.value)
 
 
 def test_replicas_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> None:

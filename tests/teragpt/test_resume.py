@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from teragpt.checkpoint import published
+from teragpt.config import resolve
 from teragpt.storage import Disk
 from tests.teragpt import ranks
 
@@ -91,3 +92,34 @@ def test_a_decay_branches_from_any_checkpoint_of_a_constant_rate(tmp_path: Path)
         assert [rate for _, rate in branch] == sorted((rate for _, rate in branch), reverse=True)
         assert branch[-1][1] < 0.004
     assert [one.step for one in published(Disk(tmp_path / "trunk"))] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("made", "size"), [("adamw", "124m"), ("muon", "tiny")])
+def test_a_run_that_starts_from_another_keeps_its_optimizer_unless_another_is_given(
+    run: Path, tmp_path: Path, made: str, size: str
+) -> None:
+    """Each size with another default than the checkpoint's optimizer."""
+    assert resolve({"size": size}).optimizer != made
+    begun = run
+    if made == "muon":
+        begun = tmp_path / "begun"
+        assert ranks.train({"out": begun, "optimizer": made, "steps": 4})[0] == 0
+    asked = {"size": size, "tied": True, "start_from": begun, "steps": 6}
+    other = resolve({"size": size}).optimizer
+    code, output = ranks.train({**asked, "out": tmp_path / "refused", "optimizer": other})
+    assert (code, output.count("error: ")) == (2, 1), output
+    assert f"error: optimizer: got '{other}'; allowed: '{made}', as in the checkpoint {begun}" in output
+    code, output = ranks.train({**asked, "out": tmp_path / "on"})
+    assert code == 0, output
+    assert f"optimizer {made}, as in the checkpoint that it goes on from" in output
+    assert list(ranks.curve(output)) == [5, 6]
+    assert json.loads((tmp_path / "on" / "config.json").read_text())["optimizer"] == made
+    assert not published(Disk(tmp_path / "refused"))
+
+
+def test_state_that_the_optimizer_of_a_checkpoint_cannot_have_is_refused(tmp_path: Path) -> None:
+    assert ranks.train({"out": tmp_path / "muon", "optimizer": "muon", "steps": 2})[0] == 0
+    code, output = ranks.train({"out": tmp_path / "on", "start_from": tmp_path / "muon", "state_dtype": "bf16"}, 2)
+    assert code == 2
+    assert output.count("state_dtype: got 'bf16'; allowed: state_dtype fp32 with optimizer muon") == 1
+    assert not (tmp_path / "on").exists()

@@ -62,6 +62,10 @@ def test_a_budget_of_gpu_hours_names_a_model(capsys: pytest.CaptureFixture[str])
         (["8b", "--gpus", "8..64", "--nodes", "2"], "--nodes: got 2; allowed: with one number of --gpus"),
         (["--gpu-hours", "10", "--explain"], "--explain: allowed: with a size, without --gpu-hours"),
         (["--gpu-hours", "10", "--price", "inf"], "price: got inf; allowed: money for an hour of one GPU"),
+        (["--gpu-hours", "10", "--gpus", "8..64"], "--gpus: got '8..64'; allowed: one number, with --gpu-hours"),
+        (["8b", "--gpu", ""], "gpu: got ''; allowed: one of a100-40gb"),
+        (["8b", "--gpus", ""], "--gpus: got ''; allowed: a number"),
+        (["8b", "--gpus", "8", "--set", "size=13b"], "--set size: got '13b' and size '8b'; allowed: SIZE alone"),
         (["--gpu-hours", "-1"], "gpu_hours: got -1.0; allowed: hours of one GPU, more than 0"),
     ],
 )

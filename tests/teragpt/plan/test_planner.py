@@ -239,9 +239,10 @@ def test_a_price_that_cannot_be_is_refused(price: float) -> None:
             asked()
 
 
-def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not() -> None:
+@pytest.mark.parametrize("gpus", [1, 7, 8])
+def test_the_smallest_cluster_that_is_named_does_and_one_node_less_does_not(gpus: int) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan({"size": "70b"}, cluster_of("h100", 8))
+        plan({"size": "70b"}, cluster_of("h100", gpus))
     fewest = int(str(caught.value).rpartition(" GPUs are")[0].rpartition(" ")[2])
     assert plan({"size": "70b"}, cluster_of("h100", fewest)).best.cut.stages.ranks == fewest
     assert plan_or_none("70b", cluster_of("h100", fewest - 8)) is None
@@ -309,6 +310,10 @@ def test_a_gpu_is_taken_by_its_numbers_and_the_rest_is_that_of_the_named_or_near
     same = [cluster_of(gpu, 8).device for gpu in ("h100:memory_gib=94", '{"name": "h100", "memory_gib": 94.0}')]
     assert same[0] == same[1]
     assert (same[0].memory, same[0].bf16) == (94 << 30, DEVICES["h100"].bf16)
+
+
+def test_tiny_has_the_vocabulary_of_its_own_text_however_its_name_is_written() -> None:
+    assert plan({"size": "TINY"}, EIGHT).config == plan({"size": "tiny"}, EIGHT).config == plan({}, EIGHT).config
 
 
 def test_a_plan_is_searched_for_once() -> None:

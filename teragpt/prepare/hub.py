@@ -1,0 +1,122 @@
+"""The files of a dataset that the Hugging Face hub has, by its name, configuration and split.
+
+Why: `wikitext` is what people call a dataset, and its card says which of its files are meant. They are then read as any
+URL's, a piece at a time, so nothing is downloaded first. It must not know what is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+from teragpt.config import ConfigError
+from teragpt.dataset_files import fail
+from teragpt.prepare.formats import COMPRESSED, KINDS
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+TIMEOUT_S = 10.0
+READ = {*KINDS, ".txt", ".text", ".md"}  # what is text or a table; a card, a licence or a picture is neither
+SPLIT = "train"
+SPLITS = re.compile(r"(?:^|[/._-])(train|test|validation|valid|val|dev|eval)(?=[/._\d-]|$)", re.IGNORECASE)
+
+
+def hub_files(name: str, config: str, split: str) -> dict[str, int | None]:
+    """URLs of a dataset's files and their bytes, at the revision that the hub has now.
+
+    `config` is the card's usual one unless given, `split` `train`. Raises ConfigError that says what there is.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        about = HfApi().dataset_info(name, files_metadata=True, timeout=TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001 - it raises what its own libraries do
+        raise unreached(name, reason(error)) from None
+    sizes = {one.rfilename: one.size for one in about.siblings or [] if readable(one.rfilename)}
+    if not sizes:
+        allowed = f"a dataset with files of {', '.join(sorted(READ))}, which {about.id} has not; try the hub's own copy"
+        raise fail("sources", name, f"{allowed}: hf://datasets/{about.id}@refs/convert/parquet/CONFIG/SPLIT/*.parquet")
+    card: Any = about.card_data or {}
+    configs = [one for one in card.get("configs") or [] if isinstance(one, Mapping) and one.get("config_name")]
+    picked = chosen(sorted(sizes), configs, about.id, config, split)
+    return {f"hf://datasets/{about.id}@{about.sha}/{file}": sizes[file] for file in picked}
+
+
+def readable(file: str) -> bool:
+    """Whether a dataset's file is one of its text, by its name."""
+    path = file.lower()
+    for suffix in COMPRESSED:
+        path = path.removesuffix(suffix)
+    return PurePosixPath(path).suffix in READ and path != "readme.md"
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def chosen(files: Iterable[str], configs: Iterable[Any], name: str, config: str, split: str) -> list[str]:
+    """Of a dataset's files, those of a configuration and split, as its card says, or their names.
+
+    Raises ConfigError that lists the configurations or splits that there are.
+    """
+    known = {one["config_name"]: one for one in configs}
+    below = ""
+    if known:
+        usual = [one for one, about in known.items() if about.get("default") or one == "default"]
+        picked = config or (usual[:1] or list(known))[0]
+        if picked not in known or not (config or usual or len(known) == 1):
+            raise fail("config", config or "nothing", f"one of {', '.join(known)}, as {name} has them")
+        about = known[picked]
+        below = f"{about['data_dir'].strip('/')}/" if about.get("data_dir") else ""
+        if about.get("data_files"):
+            return listed(files, patterns(about["data_files"]), name, split)
+    elif config:
+        below = f"{config}/"
+    mine = [file for file in files if file.startswith(below)]
+    if config and not mine:
+        folders = sorted({file.partition("/")[0] for file in files if "/" in file})
+        raise fail("config", config, f"one of {', '.join(folders) or 'none'}, the folders of {name}")
+    return by_name(mine, name, split)
+
+
+def patterns(given: Any) -> dict[str, list[str]]:
+    """The patterns of each split: a card has a pattern, several, or a list of splits with theirs."""
+    entries = given if isinstance(given, list) else [given]
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        split, path = (entry["split"], entry["path"]) if isinstance(entry, Mapping) else (SPLIT, entry)
+        found.setdefault(str(split), []).extend(path if isinstance(path, list) else [path])
+    return found
+
+
+def listed(files: Iterable[str], of: Mapping[str, list[str]], name: str, split: str) -> list[str]:
+    """The files that fit the patterns of a split."""
+    wanted = split or SPLIT
+    if wanted not in of:
+        raise fail("split", split or "nothing", f"one of {', '.join(of)}, as {name} has them")
+    return [file for file in files if any(fnmatchcase(file, pattern.replace("**/", "*")) for pattern in of[wanted])]
+
+
+def by_name(files: Iterable[str], name: str, split: str) -> list[str]:
+    """The files whose names have the split's in them; all, where none has any split's and none is asked for."""
+    of = {file: {found.lower() for found in SPLITS.findall(file)} for file in files}
+    wanted = split or SPLIT
+    mine = [file for file, splits in of.items() if wanted in splits]
+    if mine or (not split and not any(of.values())):
+        return mine or list(of)
+    there = sorted({one for splits in of.values() for one in splits})
+    raise fail("split", split or "nothing", f"one of {', '.join(there) or 'none'}, by the names of the files of {name}")
+
+
+def unreached(name: str, why: object) -> ConfigError:
+    """What to say of a name that is no file here, where the hub has no such dataset, or is not reached."""
+    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    allowed = (
+        f"a text file, a folder or a glob pattern (no such file), or the name of a dataset at {where} ({why}); "
+        "without a hub, a folder that holds a copy of its files"
+    )
+    return fail("sources", name, allowed)
