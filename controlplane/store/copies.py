@@ -22,12 +22,15 @@ DRAFT = ".copy-"
 def copy(database: Path, target: Path) -> None:
     """Write the database as it is at this moment to `target`, a file that is not there. Writers go on meanwhile.
 
-    Raises StoreUnavailable, with nothing left behind.
+    Raises StoreUnavailable, with nothing left behind, also where the database is damaged: a copy of that would take an
+    earlier one's place.
     """
     draft = target.with_name(f"{DRAFT}{target.name}")
     try:
         with _gone_if_broken(draft):
             _copy(database, draft)
+            if (found := _damage(draft)) is not None:
+                raise StoreUnavailable(f"{database} is damaged ({found}): keep the backups that are there")
             os.link(draft, target)  # fails where it is there, as a rename does not
         draft.unlink()
         sync_folder(target.parent)
@@ -98,14 +101,24 @@ def _check(backup: Path) -> None:
         raise NotRestored(f"{backup} is no file: give one that `teragpt backup` has made")
     try:
         with closing(_read_only(backup)) as connection:
-            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            found = _damage(backup)
             revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as error:
         raise NotRestored(f"{backup} is no backup of a store: {error}") from None
-    if found != "ok":
+    if found is not None:
         raise NotRestored(f"{backup} is damaged: {found}")
     if revision is None or revision[0] not in revisions():
         raise NewerStore(str(backup), revision[0] if revision else "unknown")
+
+
+def _damage(database: Path) -> str | None:
+    """What is wrong with a database that nobody writes; None where it is whole. Raises sqlite3.Error, OSError."""
+    with closing(_read_only(database)) as connection:
+        size, pages = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count"))
+        found = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0]).replace("\n", " ")
+    if (there := database.stat().st_size) != size * pages:  # SQLite takes what a cut page lacks for zeros
+        return f"it has {there} of {size * pages} bytes"
+    return None if found == "ok" else found
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

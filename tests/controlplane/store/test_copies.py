@@ -14,7 +14,7 @@ from controlplane.domain.errors import FolderLocked, NewerStore, NotRestored, On
 from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
-from controlplane.store.copies import restore
+from controlplane.store.copies import copy, restore
 from controlplane.store.store import DATABASE, Store
 from controlplane.store.tables import Event
 from tests.controlplane.memory_cluster import MemoryCluster
@@ -81,6 +81,17 @@ def test_a_copy_overwrites_nothing_and_leaves_nothing_where_it_fails(context: Co
 
 
 @ON_SQLITE
+def test_a_damaged_database_is_not_copied(context: Context, tmp_path: Path) -> None:
+    context.store.copy(tmp_path / "whole")
+    data = bytearray((tmp_path / "whole").read_bytes())
+    data[4096 * 3 : 4096 * 6] = b"\xff" * (4096 * 3)
+    (tmp_path / "damaged").write_bytes(data)
+    with pytest.raises(StoreUnavailable, match=r"damaged is damaged \(.*\): keep the backups that are there"):
+        copy(tmp_path / "damaged", tmp_path / "copy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "home", "whole"]
+
+
+@ON_SQLITE
 def test_a_restore_overwrites_no_store_and_disturbs_no_control_plane(context: Context, tmp_path: Path) -> None:
     backup = tmp_path / "backup"
     context.store.copy(backup)
@@ -94,7 +105,7 @@ def test_a_restore_overwrites_no_store_and_disturbs_no_control_plane(context: Co
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("what", ["absent", "text", "damaged", "newer"])
+@pytest.mark.parametrize("what", ["absent", "text", "damaged", "cut", "newer"])
 def test_what_is_no_backup_of_this_version_is_refused(context: Context, tmp_path: Path, what: str) -> None:
     backup = tmp_path / "backup"
     if what == "text":
@@ -107,6 +118,8 @@ def test_what_is_no_backup_of_this_version_is_refused(context: Context, tmp_path
         data = bytearray(backup.read_bytes())
         data[size * 2 : size * 4] = b"\xff" * (2 * size)
         backup.write_bytes(data)
+    if what == "cut":
+        backup.write_bytes(backup.read_bytes()[:-1])
     if what == "newer":
         with closing(sqlite3.connect(backup)) as found, found:
             found.execute("UPDATE alembic_version SET version_num = '9999'")
