@@ -33,6 +33,8 @@ from tests.teragpt.parity import Cell, difference
 
 GPU = torch.cuda.is_available()
 LIMITS = {**WITHIN, "fp8": (5e-3, float("inf"))}  # of losses and gradients against one card's; fp8: 0.5%
+KINDS = {"fp64": ("fp64", ""), "fp32": ("fp32", ""), "bf16": ("bf16", ""), "fp8": ("fp8", "")}
+KINDS |= {"inductor": ("bf16", "inductor")} if GPU else {}
 STEPS = {"bf16": 20, "fp8": 20}
 SHAPE = {"heads": 8, "kv_heads": 8, "dim": 128, "ffn": 128, "tied": False}  # what eight ranks of any kind divide
 CURVE = 1e-3  # of a loss, where the mesh changed
@@ -91,10 +93,13 @@ def meshes(cards: int) -> Iterator[dict[str, int]]:
         yield {"tp": 2, "cp": 2}
 
 
-def parity(cards: int, _: argparse.Namespace) -> Iterator[Row]:
-    """Every mesh beside one card: gradients at steps 1 and 5 in fp64 and (TF32 off) fp32, losses in bf16 and fp8."""
-    kinds = [("fp64", ""), ("fp32", ""), ("bf16", ""), ("fp8", "")] + ([("bf16", "inductor")] if GPU else [])
-    for precision, backend in kinds:
+def parity(cards: int, asked: argparse.Namespace) -> Iterator[Row]:
+    """Every mesh beside one card: gradients at steps 1 and 5 in fp64 and (TF32 off) fp32, losses in bf16 and fp8.
+
+    On GPUs bf16 goes through inductor too.
+    """
+    for kind in asked.kinds or KINDS:
+        precision, backend = KINDS[kind]
         settings = {**SHAPE, "depth": 4, "precision": precision, "steps": STEPS.get(precision, 5)}
         cells = [Cell(cards, mesh, settings, backend) for mesh in meshes(cards)]
         alone = Cell(1, {}, settings, backend)
@@ -153,6 +158,8 @@ def widths(cards: int, asked: argparse.Namespace) -> Iterator[Row]:
     """Every mesh of the same cards: two micro-batches of each data-parallel rank, times the stages of a pipeline."""
     for name, settings in works(asked).items():
         for mesh in meshes(cards):
+            if asked.meshes and (",".join(f"{key}={size}" for key, size in mesh.items()) or "none") not in asked.meshes:
+                continue
             data = cards // (mesh.get("tp", 1) * mesh.get("cp", 1) * mesh.get("pp", 1))
             tokens = at_once(settings) * data * 2 * mesh.get("pp", 1)
             found = planned({**settings, **mesh, "global_batch_tokens": tokens}, cards, asked, f"{name}-{mesh}")
@@ -258,6 +265,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}")
     parser.add_argument("--cards", type=int, default=torch.cuda.device_count() or 2)
     parser.add_argument("--works", nargs="*", help="of 1.3b, 8b and 8b-fp8, these alone")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, help="of parity's, these alone")
+    parser.add_argument("--meshes", nargs="*", help="of widths, these alone: tp=2 cp=2 pp=2; none is FSDP")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--titan", type=Path)
     parser.add_argument("--trace", action="store_true", help="also write a trace of each work beside the record")

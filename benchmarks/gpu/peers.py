@@ -69,7 +69,7 @@ ROWS = {
         (8, 12, 16),
     ),
     "8b": Row(
-        "8b", 128_256, {"ours": {**SMALL, **ROOM}, "ours-fp8": {**SMALL, "precision": "fp8"}},
+        "8b", 128_256, {"ours": {**SMALL, **ROOM}, "ours-fp8": {**SMALL, **ROOM, "precision": "fp8"}},
         {("ours", "titan"): 1.05, ("ours-fp8", "titan-fp8"): 1.05},
         (1,),
     ),

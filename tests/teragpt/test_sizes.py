@@ -57,6 +57,13 @@ def test_a_larger_size_takes_a_larger_batch_and_a_smaller_rate() -> None:
     assert all(one.batch & (one.batch - 1) == 0 for one in recipes)
 
 
+def test_a_short_run_has_a_batch_small_enough_for_its_steps_and_a_long_one_the_rule_s() -> None:
+    shape = SIZES["124m"]
+    batches = {tokens: recipe(shape, REFERENCE_VOCABULARY, 1024, tokens).batch for tokens in (1, 10**7, 4 * 10**7)}
+    assert batches == {1: 1024, 10**7: 16_384, 4 * 10**7: 65_536}
+    assert recipe(shape, REFERENCE_VOCABULARY, 1024).tokens / recipe(shape, REFERENCE_VOCABULARY, 1024).batch > 5000
+
+
 def test_flops_are_six_a_matmul_weight_and_token_and_attention_at_half() -> None:
     shape = SIZES["1.3b"]
     matmul = shape.parameters() - padded(REFERENCE_VOCABULARY) * shape.dim
