@@ -33,8 +33,10 @@ from tests.teragpt.parity import Cell, difference
 
 GPU = torch.cuda.is_available()
 LIMITS = {**WITHIN, "fp8": (5e-3, float("inf"))}  # of losses and gradients against one card's; fp8: 0.5%
-KINDS = {"fp64": ("fp64", ""), "fp32": ("fp32", ""), "bf16": ("bf16", ""), "fp8": ("fp8", "")}
-KINDS |= {"inductor": ("bf16", "inductor")} if GPU else {}
+KINDS = {
+    **{precision: (precision, "") for precision in ("fp64", "fp32", "bf16", "fp8")},
+    **({"inductor": ("bf16", "inductor")} if GPU else {}),
+}
 STEPS = {"bf16": 20, "fp8": 20}
 SHAPE = {"heads": 8, "kv_heads": 8, "dim": 128, "ffn": 128, "tied": False}  # what eight ranks of any kind divide
 CURVE = 1e-3  # of a loss, where the mesh changed
