@@ -98,8 +98,8 @@ def recipe(shape: Shape, vocabulary: int, context: int, tokens: int | None = Non
 
     Batch and learning rate are DeepSeek LLM's fits over the compute C = 6 x parameters x tokens: B = 0.2920 C^0.3271
     tokens, lr = 0.3118 C^-0.1250 (Bi et al. 2024, eq. 1). The batch is rounded down to a power of two, so that powers
-    of two of ranks divide it, and leaves a short run FEWEST_STEPS, which those fits do not reach down to. RoPE's base is
-    10,000 (Su et al. 2021) up to 2,048 tokens and Llama 3's 500,000 beyond.
+    of two of ranks divide it, and leaves a short run FEWEST_STEPS, which those fits do not reach down to. RoPE's base
+    is 10,000 (Su et al. 2021) up to 2,048 tokens and Llama 3's 500,000 beyond.
     """
     parameters = shape.parameters(vocabulary)
     tokens = tokens or TOKENS_PER_PARAMETER * parameters

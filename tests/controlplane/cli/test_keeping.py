@@ -102,6 +102,7 @@ def test_stacks_of_a_run_are_shown(teragpt: Teragpt, finished: str) -> None:
         (["usage", "--by", "team"], "?by: "),
     ],
 )
+@pytest.mark.usefixtures("finished")
 def test_bad_input_is_one_line_that_names_the_option(teragpt: Teragpt, arguments: list[str], sentence: str) -> None:
     error = teragpt(*arguments, code=2)
     assert error.startswith(f"error: {sentence}")
