@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from teragpt.checkpoint import as_json
-from teragpt.config import ConfigError, Problem
+from teragpt.config import Config, ConfigError, Problem
 from teragpt.data import Dataset
 from teragpt.dataset_files import VALIDATION
 from teragpt.parallel import compute_dtype, load_dataset
@@ -44,7 +44,8 @@ def evaluate(run: Path | str, data: str = "", sequences: int = SEQUENCES) -> dic
     folder = folder_at(run, "run")
     checkpoint, tokenizer, config = describe(run)
     place = data or config.data
-    dataset: Dataset = load_dataset(config.loader, place)
+    wanted = "" if config.loader == Config.loader else config.tokenizer  # what ours was made with is looked at below
+    dataset: Dataset = load_dataset(config.loader, place, wanted)
     if dataset.tokenizer_fingerprint != tokenizer.fingerprint:
         allowed = "a dataset of the tokenizer that the model was trained with"
         raise ConfigError([Problem("data", place or "the embedded corpus", allowed)])

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import math
 import os
+import sysconfig
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ ROW_BLOCK = 1024  # rows of a matrix that one generator draws
 DRAW = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 GROWING = "expandable_segments:True"  # freed pieces join: a plan that leaves a tenth free ran out of memory without
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")})
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
@@ -290,7 +292,8 @@ def theirs(name: str, setting: str, allowed: str) -> Generator[None]:
     except Exception as error:
         if isinstance(error, ConfigError | OSError) or name in {Config.model, Config.loader}:
             raise
-        line = traceback.extract_tb(error.__traceback__)[-1]
-        where = "" if line.filename == __file__ else f" at {line.filename}:{line.lineno}"
+        lines = [one for one in traceback.extract_tb(error.__traceback__) if one.filename != __file__]
+        own = [one for one in lines if not one.filename.startswith(INSTALLED)] or lines
+        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
         allowed = f"{allowed} ({type(error).__name__}{where}: {error})"
         raise ConfigError([Problem(setting, name, allowed)]) from error

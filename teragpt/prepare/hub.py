@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from teragpt.config import ConfigError
+from teragpt.config import ConfigError, Problem
 from teragpt.dataset_files import fail
 from teragpt.prepare.formats import COMPRESSED, KINDS
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 TIMEOUT_S = 10.0
-READ = {*KINDS, ".txt", ".text", ".md"}  # what is text or a table; a card, a licence or a picture is neither
+READ = {*KINDS, ".txt", ".text", ".md"}
+UNREAD = {".csv", ".tsv", ".json", ".xml", ".html", ".zip", ".tar", ".tgz", ".xz"}  # text too, which we do not read
+ABOUT = re.compile(  # files beside the text
+    r"(.*/)?((readme|licen[cs]e|notice)[^/]*\.(md|txt|html)|requirements\.txt"
+    r"|(config|dataset_infos?|dataset_dict|state)\.json|dummy_data\.zip)",
+    re.IGNORECASE,
+)
 SPLIT = "train"
 SPLITS = re.compile(r"(?:^|[/._-])(train|test|validation|valid|val|dev|eval)(?=[/._\d-]|$)", re.IGNORECASE)
 
@@ -35,22 +40,33 @@ def hub_files(name: str, config: str, split: str) -> dict[str, int | None]:
         about = HfApi().dataset_info(name, files_metadata=True, timeout=TIMEOUT_S)
     except Exception as error:  # noqa: BLE001 - it raises what its own libraries do
         raise unreached(name, reason(error)) from None
-    sizes = {one.rfilename: one.size for one in about.siblings or [] if readable(one.rfilename)}
-    if not sizes:
-        allowed = f"a dataset with files of {', '.join(sorted(READ))}, which {about.id} has not; try the hub's own copy"
-        raise fail("sources", name, f"{allowed}: hf://datasets/{about.id}@refs/convert/parquet/CONFIG/SPLIT/*.parquet")
+    sizes = {one.rfilename: one.size for one in about.siblings or [] if is_text(one.rfilename)}
     card: Any = about.card_data or {}
     configs = [one for one in card.get("configs") or [] if isinstance(one, Mapping) and one.get("config_name")]
-    picked = chosen(sorted(sizes), configs, about.id, config, split)
+    picked = chosen(sorted(sizes), configs, about.id, config, split) if sizes else []
+    if not picked or not all(map(readable, picked)):
+        told = next((f"not {file}" for file in picked if not readable(file)), "none is there")
+        allowed = f"a dataset with files of {', '.join(sorted(READ))} ({told}); try the hub's own copy"
+        raise fail("sources", name, f"{allowed}: hf://datasets/{about.id}@refs/convert/parquet/CONFIG/SPLIT/*.parquet")
     return {f"hf://datasets/{about.id}@{about.sha}/{file}": sizes[file] for file in picked}
 
 
+def is_text(file: str) -> bool:
+    """Whether a dataset's file is of its text, in whatever format, by its name: no card, licence, code or picture."""
+    return suffix(file) in READ | UNREAD and not ABOUT.fullmatch(file)
+
+
 def readable(file: str) -> bool:
-    """Whether a dataset's file is one of its text, by its name."""
+    """Whether a file's format is one that we read, by its name."""
+    return suffix(file) in READ
+
+
+def suffix(file: str) -> str:
+    """What a file's name ends in, without the suffix of a compression."""
     path = file.lower()
-    for suffix in COMPRESSED:
-        path = path.removesuffix(suffix)
-    return PurePosixPath(path).suffix in READ and path != "readme.md"
+    for compression in COMPRESSED:
+        path = path.removesuffix(compression)
+    return PurePosixPath(path).suffix
 
 
 def reason(error: Exception) -> str:
@@ -69,7 +85,7 @@ def chosen(files: Iterable[str], configs: Iterable[Any], name: str, config: str,
         usual = [one for one, about in known.items() if about.get("default") or one == "default"]
         picked = config or (usual[:1] or list(known))[0]
         if picked not in known or not (config or usual or len(known) == 1):
-            raise fail("config", config or "nothing", f"one of {', '.join(known)}, as {name} has them")
+            raise missing("config", config, f"one of {', '.join(known)}, as {name} has them")
         about = known[picked]
         below = f"{about['data_dir'].strip('/')}/" if about.get("data_dir") else ""
         if about.get("data_files"):
@@ -97,8 +113,14 @@ def listed(files: Iterable[str], of: Mapping[str, list[str]], name: str, split: 
     """The files that fit the patterns of a split."""
     wanted = split or SPLIT
     if wanted not in of:
-        raise fail("split", split or "nothing", f"one of {', '.join(of)}, as {name} has them")
-    return [file for file in files if any(fnmatchcase(file, pattern.replace("**/", "*")) for pattern in of[wanted])]
+        raise missing("split", split, f"one of {', '.join(of)}, as {name} has them")
+    from fsspec.utils import glob_translate
+
+    try:
+        meant = [re.compile(glob_translate(pattern)) for pattern in of[wanted]]
+    except ValueError as error:
+        raise fail("sources", name, f"a dataset whose card has patterns as the hub takes them ({error})") from None
+    return [file for file in files if any(one.match(file) for one in meant)]
 
 
 def by_name(files: Iterable[str], name: str, split: str) -> list[str]:
@@ -109,7 +131,12 @@ def by_name(files: Iterable[str], name: str, split: str) -> list[str]:
     if mine or (not split and not any(of.values())):
         return mine or list(of)
     there = sorted({one for splits in of.values() for one in splits})
-    raise fail("split", split or "nothing", f"one of {', '.join(there) or 'none'}, by the names of the files of {name}")
+    raise missing("split", split, f"one of {', '.join(there) or 'none'}, by the names of the files of {name}")
+
+
+def missing(field: str, given: str, allowed: str) -> ConfigError:
+    """What to say of a choice that a dataset has not, or that nobody has made."""
+    return ConfigError([Problem(field, given or None, allowed)])
 
 
 def unreached(name: str, why: object) -> ConfigError:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import math
 import shutil
 from pathlib import Path
@@ -15,7 +17,7 @@ from teragpt.evaluate import evaluate, kept, table
 from teragpt.prepare import prepare
 from teragpt.storage import folder_at
 from teragpt.tokenizer import Tokenizer, train_bpe
-from teragpt.trained import load
+from teragpt.trained import describe, load
 
 
 @pytest.fixture
@@ -65,6 +67,20 @@ def test_data_of_another_tokenizer_and_no_window_at_all_are_refused(run: Path, c
     with pytest.raises(ConfigError, match="sequences: got 0"):
         evaluate(run, str(cats), sequences=0)
     assert not (run / "evaluations").exists()
+
+
+def test_a_loader_of_ones_own_is_called_with_the_settings_that_it_trained_with(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from teragpt.data import open_dataset\nasked = []\ndef opened(path, *, tokenizer='mine'):\n"
+    (tmp_path / "loader_of_mine.py").write_text(f"{source}    asked.append(tokenizer)\n    return open_dataset(path)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint, tokenizer, config = describe(run)
+    for loader, wanted in (("loader_of_mine:opened", "theirs"), (config.loader, "not there")):
+        given = dataclasses.replace(config, loader=loader, tokenizer=wanted)
+        monkeypatch.setattr(module, "describe", lambda _, given=given: (checkpoint, tokenizer, given))
+        assert evaluate(run, sequences=1)["sequences"] == 1
+    assert importlib.import_module("loader_of_mine").asked == ["theirs"]
 
 
 def test_runs_are_compared_source_by_source_the_best_first() -> None:

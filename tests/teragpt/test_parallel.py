@@ -64,6 +64,8 @@ OWN = {
     "raising": "raise RuntimeError('not today')",
     "spoiled": "def Model(:",
     "wanting": "import no_such_package",
+    "deep": "import json, torch\ndef Model(*_, **__): return torch.empty(3).view(5)\n"
+    "def Layer(*_, **__):\n    return torch.nn.Linear('a', 2)\ndef Data(*_, **__): return json.loads('{')",
     "wrong": "Model = 5\ndef Number(*_, **__): return 5\ndef Bad(*_, **__): raise KeyError('x')\nData = Number",
 }
 
@@ -87,6 +89,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("raising_of_mine:Model", "RuntimeError at OWN/raising_of_mine.py:1: not today"),
         ("spoiled_of_mine:Model", "SyntaxError: invalid syntax"),
         ("wanting_of_mine:Model", "ModuleNotFoundError at OWN/wanting_of_mine.py:1: No module named 'no_such_package'"),
+        ("deep_of_mine:Model", "RuntimeError at OWN/deep_of_mine.py:2: shape"),
+        ("deep_of_mine:Layer", "TypeError at OWN/deep_of_mine.py:4: "),
         ("wrong_of_mine:Model", "TypeError: Model is of type int"),
         ("wrong_of_mine:Number", "TypeError: it returns int, no torch.nn.Module"),
         ("wrong_of_mine:Bad", "KeyError at OWN/wrong_of_mine.py:3: 'x'"),
@@ -105,6 +109,7 @@ def test_a_model_that_cannot_be_made_is_refused_by_name_and_line(own: Path, name
     ("name", "told"),
     [
         ("raising_of_mine:Data", "RuntimeError at "),
+        ("deep_of_mine:Data", "deep_of_mine.py:5: Expecting property name"),
         ("wrong_of_mine:Model", "TypeError: Model is of type int"),
         ("wrong_of_mine:Data", "TypeError: what it returns has no batch, fingerprint, "),
         ("wrong_of_mine:Bad", "KeyError at "),

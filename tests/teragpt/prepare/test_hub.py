@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from teragpt.config import ConfigError
 from teragpt.data import open_dataset
 from teragpt.prepare import Recipe, prepare
-from teragpt.prepare.hub import chosen, readable
+from teragpt.prepare.hub import chosen, hub_files, is_text, readable
 from teragpt.prepare.sources import is_name
 from teragpt.tokenizer import Tokenizer, train_bpe
 
@@ -135,7 +136,7 @@ def test_a_name_stands_for_the_files_of_its_configuration_and_split(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["us/prose"], "config: got 'nothing'; allowed: one of plain, other, as us/prose has them"),
+        (["us/prose"], "config: got nothing; allowed: one of plain, other, as us/prose has them"),
         (["prose", "--config", "third"], "config: got 'third'; allowed: one of plain, other"),
         (["prose", "--config", "plain", "--split", "dev"], "split: got 'dev'; allowed: one of train, test"),
         (["us/verse"], "sources: got 'us/verse'; allowed: a text file, a folder or a glob pattern (no such file), or"),
@@ -184,8 +185,30 @@ def test_what_is_a_name_at_the_hub(name: str, *, is_one: bool) -> None:
 
 
 def test_files_that_are_no_text_are_passed_over() -> None:
-    names = ["a.parquet", "b.JSONL.gz", "c.txt.zst", "README.md", "LICENSE", "d.py", "e.png", "f.csv"]
-    assert [one for one in names if readable(one)] == ["a.parquet", "b.JSONL.gz", "c.txt.zst"]
+    text = ["a.parquet", "b.JSONL.gz", "c.txt.zst", "license_texts.jsonl", "en/notes.md", "f.csv.gz", "g.json", "h.zip"]
+    about = ["README.md", "en/readme_zh.md", "LICENSE", "License.txt", "requirements.txt", "dataset_infos.json"]
+    assert [one for one in (*text, *about, "d.py", "e.png") if is_text(one)] == text
+    assert [one for one in text if readable(one)] == text[:5]
+
+
+@pytest.mark.parametrize(
+    ("files", "configs", "told"),
+    [
+        (["data.csv", "LICENSE.txt"], [], r"\(not data.csv\); try .*hf://datasets/us/it@refs/convert/parquet/CONFIG"),
+        (["data.csv", "more.txt"], [], r"\(not data.csv\)"),
+        (["more.txt"], [{"config_name": "one", "data_files": "data.csv"}], r"\(none is there\)"),
+        (["LICENSE.txt", "code.py"], [], r"\(none is there\)"),
+        (["a.txt"], [{"config_name": "one", "data_files": "a**"}], r"patterns as the hub takes them \(Invalid pattern"),
+    ],
+)
+def test_a_dataset_in_a_format_that_is_not_read_is_refused_whole(
+    monkeypatch: pytest.MonkeyPatch, files: list[str], configs: list[dict[str, Any]], told: str
+) -> None:
+    siblings = [SimpleNamespace(rfilename=name, size=1) for name in files]
+    about = SimpleNamespace(id="us/it", sha=REVISION, siblings=siblings, card_data={"configs": configs})
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: about)
+    with pytest.raises(ConfigError, match=f"sources: got 'us/it'; allowed: a dataset .*{told}"):
+        hub_files("us/it", "", "")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +218,7 @@ def test_files_that_are_no_text_are_passed_over() -> None:
         (["train.jsonl", "test.jsonl"], "", "", ["train.jsonl"]),
         (["data/train-0.parquet", "data/test-0.parquet"], "", "test", ["data/test-0.parquet"]),
         (["en/train/0.jsonl", "de/train/0.jsonl"], "de", "", ["de/train/0.jsonl"]),
-        (["test.jsonl"], "", "", "split: got 'nothing'; allowed: one of test"),
+        (["test.jsonl"], "", "", "split: got nothing; allowed: one of test"),
         (["a.jsonl"], "", "dev", "split: got 'dev'; allowed: one of none"),
         (["en/0.jsonl"], "fr", "", "config: got 'fr'; allowed: one of en, the folders of us/it"),
     ],
@@ -214,10 +237,12 @@ def test_without_a_card_names_tell(files: list[str], config: str, split: str, fo
         ({"config_name": "default", "data_dir": "b"}, ["b/train.jsonl"]),
         ({"config_name": "only", "data_files": ["a/*", "b/*"]}, ["a/train.jsonl", "b/train.jsonl"]),
         ({"config_name": "only", "data_files": [{"split": "train", "path": ["a/**"]}]}, ["a/train.jsonl"]),
+        ({"config_name": "only", "data_files": "*.jsonl"}, ["top.jsonl"]),
+        ({"config_name": "only", "data_files": "**/t*.jsonl"}, ["a/train.jsonl", "b/train.jsonl", "top.jsonl"]),
     ],
 )
 def test_a_card_says_which_files_are_meant(about: dict[str, Any], found: list[str]) -> None:
-    assert chosen(["a/train.jsonl", "b/train.jsonl"], [about], "us/it", "", "") == found
+    assert chosen(["a/train.jsonl", "b/train.jsonl", "top.jsonl"], [about], "us/it", "", "") == found
 
 
 def test_a_choice_without_a_name_is_refused(tmp_path: Path, tokenizer: Path) -> None:
