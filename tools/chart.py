@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from controlplane.domain.defaults import RunDefaults
+from controlplane.domain.fields import WORDS
 from controlplane.domain.spec import RunSpec
 from tools.blocks import ROOT, Block
 
@@ -87,10 +88,11 @@ def definitions(tree: Node, body: Node) -> Node:
     """The source's own, and what is borrowed of Kubernetes' types and of a run's body, as far as it is used."""
     found: Node = {name: strict(node) for name, node in tree["$defs"].items()}
     wanted = [*_references(body), *_references(found)]
+    words = WORDS | {rule["pattern"]: rule["allowed"] for rule in _ruled(tree["$defs"])}
     while wanted:
         name = wanted.pop()
         if name not in found:
-            found[name] = strict(borrowed(name, {rule["pattern"]: rule["allowed"] for rule in _ruled(tree["$defs"])}))
+            found[name] = strict(borrowed(name, words))
             wanted += _references(found[name])
     return dict(sorted(found.items()))
 
@@ -138,11 +140,7 @@ def _of_pydantic(node: Any, words: dict[str, str]) -> Any:
     if "patternProperties" in made:
         return {"$ref": f"{DEFS}labels"}
     if "pattern" in made:
-        made |= (
-            {"allowed": words[made["pattern"]]}
-            if made["pattern"] in words
-            else {"pattern": _within_go(made["pattern"])}
-        )
+        made |= {"allowed": words[made["pattern"]], "pattern": _within_go(made["pattern"])}
     return made
 
 

@@ -81,6 +81,13 @@ def test_a_path_in_front_of_the_api_must_be_taken_away_again(ingress: dict[str, 
     assert sentence in refusal({"ingress": INGRESS | ingress})
 
 
+def test_the_root_as_cloud_load_balancers_write_it_needs_no_annotation(tmp_path: Path) -> None:
+    ingress = INGRESS | {"path": "/*", "pathType": "ImplementationSpecific"}
+    assert 'path: "/*"' in text({"ingress": ingress})
+    assert "URL=http://a.example.com\n" in notes(tmp_path, {"ingress": ingress})
+    assert "ingress.pathType Prefix, which takes it literally" in refusal({"ingress": ingress | {"pathType": "Prefix"}})
+
+
 def test_notes_name_what_a_path_by_regular_expression_begins_with(tmp_path: Path) -> None:
     path = {"path": "/gpt(/|$)(.*)", "pathType": "ImplementationSpecific", "annotations": REWRITE}
     values = {"ingress": INGRESS | path}
