@@ -54,6 +54,7 @@ CODES: dict[str, tuple[int, str]] = {  # those of controlplane.domain.errors, an
     "invalid_request": (422, "The request has bad fields"),
     "idempotency_key_reused": (422, "The Idempotency-Key stands for another request"),
     "internal": (500, "The control plane made a mistake"),
+    "store_damaged": (500, "The database is damaged"),
     "unavailable": (503, "The control plane cannot do this now"),
     "cluster_unavailable": (503, "The cluster does not answer"),
     "issuer_unavailable": (503, "The issuer of tokens does not answer"),
@@ -165,7 +166,7 @@ def translate(error: errors.ControlPlaneError) -> Refusal:
         return invalid(problems)
     if isinstance(error, errors.BadCursor):
         return invalid([FieldProblem(pointer="?cursor", code=error.code, detail=str(error))])
-    if isinstance(error, errors.StoreError):
+    if isinstance(error, errors.StoreError) and error.code not in CODES:
         return Refusal("unavailable", str(error), headers={"retry-after": "5"})
     if isinstance(error, errors.NameInUse | errors.FolderInUse):
         field = "/name" if isinstance(error, errors.NameInUse) else "/checkpoint/uri"

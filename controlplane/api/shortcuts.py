@@ -25,7 +25,8 @@ def plain(scope: Scope, max_body_bytes: int) -> dict[bytes, bytes] | None:
     length = headers.get(b"content-length", b"")
     fits = length.isdigit() and int(length) <= max_body_bytes
     once = len(headers) == len(scope["headers"])
-    return headers if fits and once and headers.get(b"content-type") == b"application/json" else None
+    json = headers.get(b"content-type") == b"application/json" and b"content-encoding" not in headers
+    return headers if fits and once and json else None
 
 
 async def read(scope: Scope, receive: Receive, send: Send) -> list[Message] | None:

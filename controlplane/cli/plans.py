@@ -266,9 +266,9 @@ def there(size: str | None, settings: dict[str, object], where: Elsewhere, shown
     from teragpt.plan import plan as make
     from teragpt.plan import sweep
 
+    asked = {"size": named(size), **settings}
     if "size" in settings:
         raise CliError(f"--set size: got {settings['size']!r} and size {size!r}; allowed: SIZE alone", Code.BAD_INPUT)
-    asked = {"size": named(size), **settings}
     numbers, last = where.numbers, where.numbers[-1]
     if where.nodes is not None and len(numbers) > 1:
         raise CliError(f"--nodes: got {where.nodes}; allowed: with one number of --gpus", Code.BAD_INPUT)

@@ -27,6 +27,7 @@ ControlPlaneError
     ├── NewerStore         a newer version wrote it
     ├── NotRestored        a backup cannot become the store of this folder
     ├── Superseded         another process leads, and this one may not write what a leader writes
+    ├── StoreDamaged       the database is damaged, and is not copied
     └── StoreUnavailable   it cannot be read or written now (disk full, permissions)
 """
 
@@ -279,6 +280,12 @@ class NotRestored(StoreError):
     """A backup that is none, is damaged, or would overwrite something; nothing was changed."""
 
     code = "not_restored"
+
+
+class StoreDamaged(StoreError):
+    """The database is damaged: asked again, it is so again."""
+
+    code = "store_damaged"
 
 
 class Superseded(StoreError):

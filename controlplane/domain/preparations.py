@@ -17,7 +17,7 @@ from teragpt.config import ConfigError
 from teragpt.prepare.documents import SHARD_TOKENS, Recipe
 
 PREPARE = "prepare"  # the task of a run that makes a dataset
-LEAST_SILENCE_S = 60
+LEAST_SILENCE_S = 600
 NAME = re.compile(r"[A-Za-z0-9][-\w.]{0,99}")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(?<!\.json)")
 ON_MACHINE = (
@@ -100,7 +100,7 @@ class PreparationSpec(Asked):
                 yield Problem(pointer, "not_of_a_preparation", detail)
         if silence_s is not None and silence_s < LEAST_SILENCE_S:
             detail = (
-                f"got {silence_s}; allowed: at least {LEAST_SILENCE_S}, since it tells every ten seconds how far it is"
+                f"got {silence_s}; allowed: at least {LEAST_SILENCE_S}, since it is silent while a file comes slowly"
             )
             yield Problem("/limits/max_silence_s", "too_small", detail)
 

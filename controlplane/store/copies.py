@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from controlplane.domain.errors import NewerStore, NotRestored, StoreUnavailable
+from controlplane.domain.errors import NewerStore, NotRestored, StoreDamaged, StoreUnavailable
 from controlplane.durable import sync_folder
 from controlplane.store.folder import DataFolder
 from controlplane.store.migrate import revisions
@@ -22,15 +22,15 @@ DRAFT = ".copy-"
 def copy(database: Path, target: Path) -> None:
     """Write the database as it is at this moment to `target`, a file that is not there. Writers go on meanwhile.
 
-    Raises StoreUnavailable, with nothing left behind, also where the database is damaged: a copy of that would take an
-    earlier one's place.
+    Raises StoreUnavailable, with nothing left behind, and StoreDamaged: a copy of what is damaged would take an earlier
+    one's place.
     """
     draft = target.with_name(f"{DRAFT}{target.name}")
     try:
         with _gone_if_broken(draft):
             _copy(database, draft)
             if (found := _damage(draft)) is not None:
-                raise StoreUnavailable(f"{database} is damaged ({found}): keep the backups that are there")
+                raise StoreDamaged(f"{database} is damaged ({found}): keep the backups that are there")
             os.link(draft, target)  # fails where it is there, as a rename does not
         draft.unlink()
         sync_folder(target.parent)

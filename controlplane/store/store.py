@@ -160,7 +160,7 @@ class Store:
             return session.scalar(text("SELECT pg_database_size(current_database())")) or 0, 0
 
     def copy(self, target: Path) -> None:
-        """Write all of it, as it is at one moment, to a new file. Raises OnPostgres and StoreUnavailable."""
+        """Write all of it, as it is at one moment, to a new file. Raises OnPostgres, StoreDamaged, StoreUnavailable."""
         if self.shared:
             raise OnPostgres("back it up with pg_dump")
         self._open()

@@ -101,7 +101,7 @@ def test_a_plain_name_lies_in_the_installations_storage(client: TestClient, plan
         ({"compute": {"nodes": 2}}, "/compute/nodes", "got 2; allowed: nothing"),
         ({"compute": {"gpus_per_node": 1}}, "/compute/gpus_per_node", "got 1; allowed: nothing"),
         ({"compute": {"cpus_per_node": 4000}}, "/compute/cpus_per_node", "allowed: what fits"),
-        ({"limits": {"max_silence_s": 30}}, "/limits/max_silence_s", "got 30; allowed: at least 60"),
+        ({"limits": {"max_silence_s": 599}}, "/limits/max_silence_s", "got 599; allowed: at least 600"),
         ({"compute": {"cluster": "none"}}, "/compute/cluster", "allowed: the installation's clusters"),
         ({"size": "tiny"}, "/size", "there is no such field"),
     ],
@@ -158,7 +158,7 @@ def test_one_that_finds_its_predecessor_still_at_it_is_tried_again(client: TestC
 
 @pytest.mark.usefixtures("afar")
 @pytest.mark.parametrize(
-    ("limits", "longest"), [({}, 3600), ({"max_silence_s": 60}, 60)], ids=["unless_given", "given"]
+    ("limits", "longest"), [({}, 3600), ({"max_silence_s": 600}, 600)], ids=["unless_given", "given"]
 )
 def test_one_that_writes_no_line_for_long_is_ended_and_tried_again(
     client: TestClient, plane: Plane, limits: dict[str, Any], longest: float

@@ -268,6 +268,7 @@ def test_a_bad_key_is_pointed_at_as_a_member_of_the_body(client: TestClient) -> 
         (errors.BadCursor("c"), 422, "invalid_request"),
         (errors.Unauthorized(), 401, "unauthorized"),
         (errors.StoreUnavailable("disk full"), 503, "unavailable"),
+        (errors.StoreDamaged("torn page"), 500, "store_damaged"),
         (errors.ControlPlaneError("?"), 500, "internal"),
     ],
 )

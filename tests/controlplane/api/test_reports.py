@@ -91,6 +91,17 @@ def test_what_the_short_way_does_not_take_is_answered_as_ever(
         assert before.json()["errors"] == after.json()["errors"]
 
 
+def test_a_report_that_says_it_is_compressed_is_refused_as_ever(
+    client: TestClient, plane: Plane, run: dict[str, Any]
+) -> None:
+    token = plane.token(run["id"])
+    assert post(client, run["id"], token, [point(1)]).status_code == 200
+    headers = {"authorization": f"Bearer {token}", "content-encoding": "gzip"}
+    body = {"attempt": 1, "points": [point(2)]}
+    reply = client.post(f"/v1/runs/{run['id']}/metrics", json=body, headers=headers)
+    assert (reply.status_code, reply.json()["detail"]) == (415, "got content-encoding gzip; allowed: none")
+
+
 def test_a_known_token_still_serves_its_own_run_and_attempt_alone(
     client: TestClient, plane: Plane, run: dict[str, Any]
 ) -> None:

@@ -59,6 +59,12 @@ def test_a_key_makes_one_run_whichever_way_it_comes(client: TestClient, ways: li
     assert [one.json()["code"] for one in reused] == ["idempotency_key_reused"] * 2
 
 
+def test_a_body_that_says_it_is_compressed_is_refused_as_ever(client: TestClient, ways: list[Any]) -> None:
+    reply = post(client, {"size": "tiny"}, SHORT, **{"content-encoding": "gzip"})
+    assert (reply.status_code, reply.json()["detail"], ways) == (415, "got content-encoding gzip; allowed: none", [])
+    assert post(client, {"size": "tiny"}, SHORT, **{"content-encoding": "identity"}).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("body", "status", "short"),
     [

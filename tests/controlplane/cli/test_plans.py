@@ -56,6 +56,7 @@ def test_a_budget_of_gpu_hours_names_a_model(capsys: pytest.CaptureFixture[str])
         (["8b", "--gpus", "8", "--processes", "2"], "--processes: allowed: without --gpus, --gpu and --gpu-hours"),
         (["8b", "--price", "2", "--picture", "x"], "--price, --picture: allowed: with --gpus or --gpu"),
         (["--gpus", "8"], "SIZE: got nothing; allowed: a named size"),
+        (["--gpus", "8", "--set", "size=8b"], "SIZE: got nothing; allowed: a named size"),
         (["8b", "--gpu-hours", "10"], "--gpu-hours: got 10 and size '8b'; allowed: one of the two"),
         (["8b", "--gpus", "8", "--gpu-memory", "-1"], "gpu_memory: got -1.0; allowed: GB of one GPU"),
         (["8b", "--gpus", "8", "--picture", "/no/such/place.html"], "--picture: got '/no/such/place.html'; allowed: a"),

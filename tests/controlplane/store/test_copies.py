@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.domain.errors import FolderLocked, NewerStore, NotRestored, OnPostgres, StoreUnavailable
+from controlplane.domain.errors import FolderLocked, NewerStore, NotRestored, OnPostgres, StoreDamaged, StoreUnavailable
 from controlplane.services import runs
 from controlplane.services.context import Context
 from controlplane.services.views import RunView
@@ -86,7 +86,7 @@ def test_a_damaged_database_is_not_copied(context: Context, tmp_path: Path) -> N
     data = bytearray((tmp_path / "whole").read_bytes())
     data[4096 * 3 : 4096 * 6] = b"\xff" * (4096 * 3)
     (tmp_path / "damaged").write_bytes(data)
-    with pytest.raises(StoreUnavailable, match=r"damaged is damaged \(.*\): keep the backups that are there"):
+    with pytest.raises(StoreDamaged, match=r"damaged is damaged \(.*\): keep the backups that are there"):
         copy(tmp_path / "damaged", tmp_path / "copy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "home", "whole"]
 
