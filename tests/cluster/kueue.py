@@ -1,4 +1,4 @@
-"""Stands for Kueue, whose module the Go proxy does not have: what its controllers do to the objects of one namespace.
+"""Plays Kueue: what its controllers do to the objects of one namespace.
 
 Made after `pkg/controller/jobframework`, `pkg/controller/core` and `pkg/scheduler` of Kueue: a Workload for each
 object of a queue, quota of CPUs by priority and age, preemption within a ClusterQueue, queues that are stopped or not
