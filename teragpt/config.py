@@ -281,10 +281,13 @@ def check(name: str, value: object) -> Problem | None:
     return None if low <= value <= high and (kind is float or value == int(value)) else Problem(name, value, allowed)
 
 
-def check_shape(**given: object) -> None:
-    """Raise ConfigError for what no model can have. Whole numbers are integers here, since tensors have their size."""
+def check_shape(derived: Mapping[str, object | None], **given: object) -> None:
+    """Raise ConfigError for what no model can have; what is `derived` may be None.
+
+    Whole numbers are integers here, since tensors have their size.
+    """
     problems: list[Problem] = []
-    for name, value in given.items():
+    for name, value in {**{key: one for key, one in derived.items() if one is not None}, **given}.items():
         whole = type(value) is not bool and isinstance(value, Integral)
         problem = check(name, int(cast("int", value)) if whole else value)  # an integer of another library is one
         if not problem and not whole and TYPES[name] is int:

@@ -112,11 +112,9 @@ class TeraGPT(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_shape(dim=dim, depth=depth, heads=heads, num_tokens=num_tokens)
-        more = {"kv_heads": kv_heads, "head_dim": head_dim, "ffn": ffn, "rope_scaling": rope_scaling}
-        check_shape(
-            tied=tied, rope_theta=rope_theta, norm_eps=norm_eps, **{k: v for k, v in more.items() if v is not None}
-        )
+        derived = {"kv_heads": kv_heads, "head_dim": head_dim, "ffn": ffn, "rope_scaling": rope_scaling}
+        given = {"dim": dim, "depth": depth, "heads": heads, "num_tokens": num_tokens, "tied": tied}
+        check_shape(derived, **given, rope_theta=rope_theta, norm_eps=norm_eps)
         kv_heads = kv_heads or heads
         width = head_dim or dim / heads
         if width % 2 or heads % kv_heads:
