@@ -22,7 +22,7 @@ class StackFile(View):
         description="Its name in `faults/`, or the rank in whose log it is.", examples=["attempt-1-stacks.txt"]
     )
     time: datetime | None = Field(description="When it was written.", examples=[FINISHED])
-    text: str = Field(description="Each thread's stack, innermost first; the first 256 KiB.", examples=[TEXT])
+    text: str = Field(description="Each thread's stack, innermost first; 256 KiB of it at most.", examples=[TEXT])
 
 
 class Stacks(View):

@@ -174,19 +174,19 @@ def run(run: str) -> Call[Run]:
     return Call(template="/runs/{run}", at={"run": run})
 
 
-def cancel(run: str) -> Call[Run]:
-    """Ask for the run to stop. It writes a checkpoint first; a run that has ended stays as it is."""
-    return Call(method="POST", template="/runs/{run}/cancel", at={"run": run})
+def cancel(run: str, *, revision: int | None = None) -> Call[Run]:
+    """Ask for the run to stop, after a checkpoint; one that has ended stays as it is. `revision` as in `change`."""
+    return _turned(run, "cancel", revision)
 
 
-def suspend(run: str) -> Call[Run]:
-    """Let it stop for now, with a checkpoint, and give back what it holds."""
-    return Call(method="POST", template="/runs/{run}/suspend", at={"run": run})
+def suspend(run: str, *, revision: int | None = None) -> Call[Run]:
+    """Let it stop for now, with a checkpoint, and give back what it holds. `revision` as in `change`."""
+    return _turned(run, "suspend", revision)
 
 
-def resume(run: str) -> Call[Run]:
-    """Let a suspended run go on."""
-    return Call(method="POST", template="/runs/{run}/resume", at={"run": run})
+def resume(run: str, *, revision: int | None = None) -> Call[Run]:
+    """Let a suspended run go on. `revision` as in `change`."""
+    return _turned(run, "resume", revision)
 
 
 def retry(run: str, idempotency_key: str | None = None) -> Call[Run]:
@@ -441,6 +441,11 @@ def _one(data: Any) -> Any:
 
 def _once(idempotency_key: str | None) -> dict[str, str]:
     return {"idempotency-key": idempotency_key or uuid.uuid4().hex}
+
+
+def _turned(run: str, to: str, revision: int | None) -> Call[Run]:
+    seen = _match(revision)
+    return Call(method="POST", template=f"/runs/{{run}}/{to}", at={"run": run}, headers=seen, repeats=revision is None)
 
 
 def _match(revision: int | None) -> dict[str, str]:

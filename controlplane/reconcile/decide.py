@@ -85,7 +85,8 @@ class Look:
     def silent_s(self) -> float:
         """For how long the attempt has neither reported a step nor written a line; 0 for one that never reported.
 
-        A preparation reports no steps: its lines alone count, from its start on.
+        A preparation reports no steps: its lines alone count, from its start on. One that was never heard at all is not
+        late, since then nothing tells it from one whose log cannot be read.
         """
         reported = (self.run.progress or {}).get("time") or 0.0
         began = self.attempt.started_at
@@ -239,7 +240,7 @@ def _late(look: Look, job: ObservedJob) -> Verdict | None:
     limit, since = look.run.max_pending_s, look.attempt.submitted_at
     if limit is not None and since is not None and _waiting(job) and look.now - since > limit:
         return Verdict("PendingTimeout", f"pending for more than limits.max_pending_s = {limit}", Handling.FINAL)
-    if look.silent_s > look.longest_silence_s:
+    if look.silent_s > look.longest_silence_s and not (look.run.task == PREPARE and look.heard_at == 0):
         told = f"no step and no line of output for {look.silent_s:.0f} s"
         return Verdict(HUNG, told, Handling.CHARGED)
     return _requeued(look, job)

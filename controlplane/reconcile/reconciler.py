@@ -22,6 +22,7 @@ from controlplane.clusters.base import Cluster, ClusterError, ObservedJob, Obser
 from controlplane.clusters.pods import changed, not_running
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
+from controlplane.domain.queues import DEFAULT_QUEUE
 from controlplane.faults import fault
 from controlplane.logfmt import about
 from controlplane.reconcile.apply import apply, apply_simple
@@ -288,8 +289,9 @@ class Reconciler:
         for _ in range(FOLLOW_UPS):
             if now is None:
                 return
-            patience, heard = self._pace.patience_s if self._worker.contended else None, self._listener.heard_at(name)
-            look = replace(now, now=self._clock(), patience_s=patience, heard_at=heard)
+            look = replace(
+                now, now=self._clock(), patience_s=self._patience_s(now.run), heard_at=self._listener.heard_at(name)
+            )
             if look.silent_s > look.longest_silence_s / 2:
                 look = replace(look, heard_at=self._listener.listen(name, look.job, look.now))
             decision = decide(look)
@@ -305,6 +307,11 @@ class Reconciler:
                     if not apply(self._store, self._pace, look, witnessed(self._cluster, look, decision)):
                         return
             now = self._reread(look)
+
+    def _patience_s(self, run: Run) -> float | None:
+        """How long it may seek places for its pods: without end, unless others stand behind it in our own line."""
+        ours = run.queue == DEFAULT_QUEUE or not self._cluster.traits().queues
+        return self._pace.patience_s if ours and self._worker.contended else None
 
     def _reread(self, look: Look) -> Look | None:
         """The look with all that is stored of the run now; None where that has ended or is at another attempt."""

@@ -14,7 +14,7 @@ from controlplane import runfolder
 from controlplane.services import attempts, runs
 from controlplane.services.context import Context
 from controlplane.services.logs import of_line, tail_of
-from controlplane.services.views import RunView, StackFile, StacksView, moment
+from controlplane.services.views import AttemptView, RunView, StackFile, StacksView, moment
 
 HUNG = "HangDetected"
 LAST = 10_000  # lines of a pod's log that are looked at
@@ -27,7 +27,7 @@ def stacks(context: Context, run_id: str) -> StacksView:
     run = runs.get(context, run_id)
     folder = Path(run.folder)
     if not folder.is_absolute():
-        return StacksView(run.folder, seen=False, items=[*islice(_printed(context, run), runfolder.MOST_STACKS)])
+        return StacksView(run.folder, seen=False, items=_printed(context, run))
     items = [StackFile(one.file, moment(one.time), one.text) for one in runfolder.stacks(folder)]
     return StacksView(run.folder, seen=True, items=items)
 
@@ -45,11 +45,17 @@ def dumps(lines: Iterable[str]) -> dict[int, str]:
     return {rank: "".join(parts).lstrip("\n")[-runfolder.LARGEST_STACKS :] for rank, parts in sorted(found.items())}
 
 
-def _printed(context: Context, run: RunView) -> Iterator[StackFile]:
-    """What ranks printed in the attempts that hung, and in the one that lives."""
-    for attempt in attempts.attempts(context, run.id):
-        if attempt.reason == HUNG or attempt.finished_at is None:
-            for pod in attempt.pods:
-                lines = tail_of(context, run, attempt, pod.name, LAST)
-                for rank, text in dumps(lines).items():
-                    yield StackFile(f"attempt-{attempt.attempt}-rank-{rank}.log", attempt.finished_at, text)
+def _printed(context: Context, run: RunView) -> list[StackFile]:
+    """What ranks printed in the attempts that hung, and in the one that lives: the newest, of so many pods of each."""
+    found: list[StackFile] = []
+    for attempt in reversed(attempts.attempts(context, run.id)):
+        room = runfolder.MOST_STACKS - len(found)
+        if room and (attempt.reason == HUNG or attempt.finished_at is None):
+            found[:0] = islice(_of_attempt(context, run, attempt, room), room)
+    return found
+
+
+def _of_attempt(context: Context, run: RunView, attempt: AttemptView, pods: int) -> Iterator[StackFile]:
+    for pod in attempt.pods[:pods]:
+        for rank, text in dumps(tail_of(context, run, attempt, pod.name, LAST)).items():
+            yield StackFile(f"attempt-{attempt.attempt}-rank-{rank}.log", attempt.finished_at, text)

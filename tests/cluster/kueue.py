@@ -61,14 +61,19 @@ class Kueue:
     def close(self) -> None:
         self._over.set()
         self._thread.join(30)
+        if self._thread.is_alive():
+            self.errors.append("it did not end within 30 s")
         self._api.close()
 
     def _work(self) -> None:
         while not self._over.wait(EVERY_S):
             try:
                 self.step()
-            except (Trouble, Refused):
-                continue  # an object that has changed or gone meanwhile is looked at again
+            except Trouble:
+                continue
+            except Refused as error:
+                if error.status not in {404, 409}:  # an object that has gone or changed meanwhile is looked at again
+                    self.errors.append(str(error))
             except Exception:  # noqa: BLE001 - the test that waits for what does not come shall say why
                 self.errors.append(traceback.format_exc())
 

@@ -110,11 +110,14 @@ def _known_by(connection: Connection) -> Check:
     ok = may(connection, "create", TOKEN_REVIEWS, everywhere=True)
     if not ok:
         try:
-            ok = bool(published(connection)[1])
+            ok, why = bool(published(connection)[1]), "it has none"
+        except (Trouble, Refused) as error:
+            why = str(error)
+        if ok:
             detail = "not needed: pods that report metrics are known by the API server's keys, which may be read"
-        except Refused as error:
+        else:
             mend = "Bind the control plane's account to the ClusterRole system:auth-delegator."
-            detail = f"{detail}; nor may it read the API server's keys: {error}"
+            detail = f"{detail}; nor may it read the API server's keys: {why}"
     return Check(name, ok=ok, detail=detail, mend=mend)
 
 

@@ -273,12 +273,17 @@ class Observer:
             removed = job.kind == "PyTorchJob" and master_done and pod.index > 0 and pod.deleted is not None
             if removed and ending.phase == "Failed":
                 ending = replace(ending, phase="Succeeded", reason=None, message=None, exit_code=0, signal=None)
-            elif job.suspended and job.queue and ending.phase == "Failed" and ending.exit_code in PUT_OUT:
+            elif job.suspended and job.queue and put_out(ending):
                 told = self._sources.admission(job.uid) or f"queue {job.queue}"
                 ending = replace(ending, reason="Preempted", message=f"Kueue suspended it ({told})")
             return _seen(pod)(**vars(ending))
         wait = waiting.placing(pod, self._sources.events(pod.name), self._room)
         return _seen(pod)("Pending", wait.reason, wait.message)
+
+
+def put_out(ending: Ending) -> bool:
+    """Whether a pod ended as those do that somebody stopped, which its memory's limit does with the same signal."""
+    return ending.phase == "Failed" and ending.exit_code in PUT_OUT and ending.reason != "OOMKilled"
 
 
 def _runs(pod: PodRecord) -> bool:

@@ -174,9 +174,9 @@ def test_a_mixture_is_one_setting_of_the_trainer_and_claims_for_the_pods() -> No
     [
         ({"uri": "s3://b/a", "sources": [source("s3://b/c", 1)]}, "/data/sources", "one of the two"),
         ({"sources": []}, "/data/sources", "one or more, or leave it out for the embedded corpus"),
-        ({"sources": [source("s3://b/a", 0), source("s3://b/c", 0)]}, "/data/sources/0/weight", "greater than 0"),
+        ({"sources": [source("s3://b/a", 0), source("s3://b/c", 0)]}, "/data/sources/0/weight", "more than 0"),
         ({"sources": [source("s3://b/a", 1), {"uri": "s3://b/c"}]}, "/data/sources/1/weight", "required"),
-        ({"sources": [source("s3://b/a", 1, epochs=0)]}, "/data/sources/0/epochs", "greater than or equal to 1"),
+        ({"sources": [source("s3://b/a", 1, epochs=0)]}, "/data/sources/0/epochs", "at least 1"),
         ({"sources": [source("s3://b/a", 1), source("/data", 1)]}, "/data/sources/1/uri", "pvc://CLAIM/PATH"),
         ({"sources": [source("s3://b/a", 1), source("s3://b/a", 1)]}, "/data/sources", "each place once"),
         ({"sources": [source("s3://b/a", 1), source("s3://b/c", 1e-6)]}, "/data/sources", "whole parts"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from controlplane import runfolder
 from controlplane.clusters.base import Caller, Traits, Unavailable
 from controlplane.domain.errors import InvalidSpec, Unauthorized
 from controlplane.domain.spec import parse_spec
@@ -20,9 +21,11 @@ from controlplane.services.context import Context, Place
 from controlplane.services.lists import Filter, list_runs
 from controlplane.services.logs import logs
 from controlplane.store.store import Store
-from controlplane.store.tables import Outbox
+from controlplane.store.tables import Attempt, Outbox
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
 from tests.controlplane.reconcile.conftest import SITE
+
+DUMP = 'Current thread 0x00007f8d3b7fe700 (most recent call first):\n  File "step.py", line 58 in all_reduce\n'
 
 
 class Plane:
@@ -176,24 +179,51 @@ def test_stacks_that_ranks_printed_in_pods_are_read_from_their_logs(plane: Plane
     plane.east.run(plane.object(run))
     plane.look()
     assert stacks.stacks(plane.context, run).items == []
-    dump = 'Current thread 0x00007f8d3b7fe700 (most recent call first):\n  File "step.py", line 58 in all_reduce\n'
     master, worker = (pod.name for pod in attempts.attempt(plane.context, run).pods)
-    plane.east.written[f"{plane.object(run)}/{master}"] = f"step 1/9\n{dump}step 2/9\n".encode()
-    told = "".join(f"[rank 1] {line}\n" for line in dump.splitlines())
+    plane.east.written[f"{plane.object(run)}/{master}"] = f"step 1/9\n{DUMP}step 2/9\n".encode()
+    told = "".join(f"[rank 1] {line}\n" for line in DUMP.splitlines())
     plane.east.written[f"{plane.object(run)}/{worker}"] = told.encode()
     seen = stacks.stacks(plane.context, run)
     assert [(one.file, one.text) for one in seen.items] == [
-        ("attempt-1-rank-0.log", dump),
-        ("attempt-1-rank-1.log", dump),
+        ("attempt-1-rank-0.log", DUMP),
+        ("attempt-1-rank-1.log", DUMP),
     ]
 
 
-def test_runs_with_a_queue_of_the_clusters_own_stand_in_no_line_of_ours(plane: Plane) -> None:
+def test_the_newest_of_more_stacks_than_are_shown_are_told(
+    plane: Plane, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runfolder, "MOST_STACKS", 1)
+    run = plane.ask(compute={"nodes": 2, "cluster": "east"})
+    for number in (1, 2):
+        plane.look()
+        name = plane.object(run)
+        plane.east.run(name)
+        plane.look()
+        for pod in attempts.attempt(plane.context, run).pods:
+            plane.east.written[f"{name}/{pod.name}"] = DUMP.encode()
+        assert [one.file for one in stacks.stacks(plane.context, run).items] == [f"attempt-{number}-rank-0.log"]
+        for index in (0, 1):
+            plane.east.end(name, 1, index)
+        plane.look(4)
+        hung = update(Attempt).values(reason="HangDetected")
+        plane.context.store.write(lambda transaction, hung=hung: transaction.session.execute(hung))
+        clock.now += 3600
+
+
+def test_runs_with_a_queue_of_the_clusters_own_stand_in_no_line_of_ours(plane: Plane, clock: Clock) -> None:
     plane.own.shown = Traits(shared_folders=False, gang=False, queues=True)
     two = {"nodes": 2}
     asked = [plane.ask(compute=two, scheduling=queue) for queue in ({"queue": "team"}, {"queue": "team"}, {}, {})]
     plane.look()
     assert [plane.phase(one) for one in asked] == ["pending", "pending", "pending", "queued"]
+    for one in asked[:3]:
+        for index in (0, 1):
+            plane.own.pod(plane.object(one), index, reason="Unschedulable")
+    clock.now += 301
+    plane.look()
+    reasons = [attempts.attempt(plane.context, one).reason for one in asked[:3]]
+    assert reasons == [None, None, "Requeued"], "who holds nobody up keeps its place in the cluster's own queue"
 
 
 def test_a_sweep_over_clusters_keeps_its_parallelism(plane: Plane) -> None:

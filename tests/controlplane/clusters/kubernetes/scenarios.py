@@ -183,7 +183,7 @@ class Scenarios:
         assert (ends[0].reason, ends[0].exit_code, ends[0].termination, ends[0].message) == ("Error", 1, told, None)
         assert (ends[1].reason, ends[1].exit_code, ends[1].signal) == ("OOMKilled", 137, "SIGKILL")
         assert (ends[2].signal, ends[2].termination, ends[2].message) == ("SIGSEGV", None, "a last line")
-        assert (ends[3].reason, ends[3].exit_code, ends[3].message) == ("Preempted", 143, "room")
+        assert (ends[3].reason, ends[3].exit_code, ends[3].message) == ("Preempted", 143, f"node {ends[3].node}: room")
 
     def test_a_pod_that_ended_before_it_ran(self, cluster: KubernetesCluster, hands: Hands, make: Make) -> None:
         one = make(nodes=3)
@@ -198,7 +198,8 @@ class Scenarios:
         assert (ends[0].reason, ends[0].message, ends[0].exit_code) == ("UnexpectedAdmissionError", "no device", None)
         assert (ends[1].reason, ends[1].exit_code) == ("InitError", None)
         assert ends[1].message == "init container init-pytorch ended with exit code 1: Error"
-        assert (ends[2].reason, ends[2].message) == ("Evicted", "The node was low on resource: memory.")
+        low = f"node {ends[2].node}: The node was low on resource: memory."
+        assert (ends[2].reason, ends[2].message) == ("Evicted", low)
 
     def test_a_pod_that_vanished_is_to_come_again_without_its_uid(
         self, cluster: KubernetesCluster, hands: Hands, make: Make

@@ -45,7 +45,7 @@ def test_each_object_is_made_where_it_says_and_all_are_seen(server: ApiServer, b
     both.create(manifest("run-1"))
     both.create(manifest("run-2", run="run_2", namespace=THERE))
     both.dry_run(manifest("run-3", run="run_3", namespace=THERE))
-    assert created(server) == [HERE, THERE, THERE]
+    assert created(server) == [HERE, THERE, THERE, THERE], "of a dry run its pods too"
     assert names(both) == {"run-1", "run-2"}
 
 

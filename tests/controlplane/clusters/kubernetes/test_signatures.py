@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import time
 from typing import Any
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from controlplane.clusters.base import Caller, Unavailable
 from controlplane.clusters.kubernetes import signatures
@@ -80,12 +84,21 @@ def test_a_token_that_another_signed_names_nobody(connection: Connection, signer
     other = TestIssuer(ISSUER)
     other.add("one", "RS256")
     callers = Callers(connection, "teragpt", ["default"])
-    unsigned = jwt.encode({"iss": ISSUER, "aud": "teragpt"}, "", "none", headers={"kid": "one"})
-    public = str(signer.public("one")["n"]).ljust(64, "x")
-    confused = jwt.encode({"iss": ISSUER, "aud": "teragpt"}, public, "HS256", headers={"kid": "one"})
+    said = jwt.decode(token(signer), options={"verify_signature": False})
+    unsigned = jwt.encode(said, "", "none", headers={"kid": "one"})
+    confused = symmetric(said, jwt.PyJWK(signer.public("one")).key)
     cut = token(signer).rpartition(".")[0] + "."
     for shown in (token(other), unsigned, confused, cut, "a.b.c", "", token(signer, head={"kid": "two"})):
         assert callers.authenticate(shown) is None, shown
+
+
+def symmetric(claims: dict[str, Any], key: Any) -> str:
+    """A token whose secret is the public key, for verifiers that take the algorithm from the token's head."""
+    public = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    parts = (json.dumps(one).encode() for one in ({"alg": "HS256", "typ": "JWT", "kid": "one"}, claims))
+    signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    digest = hmac.new(public, signed, "sha256").digest()
+    return (signed + b"." + base64.urlsafe_b64encode(digest).rstrip(b"=")).decode()
 
 
 def test_new_keys_are_taken_up_and_asked_for_at_most_every_ten_seconds(
@@ -112,10 +125,25 @@ def test_keys_that_may_not_be_read_or_do_not_come_are_no_answer(
     server.fail(status(500, "InternalError", "no"), path=signatures.KEYS)
     with pytest.raises(Unavailable, match="tokens cannot be checked"):
         callers.authenticate(token(signer))
+    with pytest.raises(Unavailable, match="tokens cannot be checked"):
+        callers.authenticate(token(signer, jti="another at once"))
+    assert asked(server) == 1
     server.keys = []
     clock.now = signatures.PAUSE_S + 1
     with pytest.raises(Unavailable, match="cannot get path"):
         callers.authenticate(token(signer))
+
+
+def test_known_keys_are_good_while_they_cannot_be_read_anew(
+    server: ApiServer, connection: Connection, signer: TestIssuer
+) -> None:
+    clock = Clock()
+    callers = Callers(connection, "teragpt", ["default"], clock)
+    assert callers.authenticate(token(signer)) is not None
+    clock.now = signatures.FRESH_S + 1
+    server.fail(status(500, "InternalError", "no"), path=signatures.KEYS)
+    assert callers.authenticate(token(signer, jti="later")) is not None
+    assert asked(server) == 2
 
 
 def test_users_are_not_known_by_signatures(connection: Connection, signer: TestIssuer) -> None:
