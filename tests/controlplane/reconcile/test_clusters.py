@@ -20,7 +20,7 @@ from controlplane.services import attempts, changes, plans, purges, runs, stacks
 from controlplane.services.context import Context, Place
 from controlplane.services.lists import Filter, list_runs
 from controlplane.services.logs import logs
-from controlplane.store.store import Store
+from controlplane.store.store import Store, Transaction
 from controlplane.store.tables import Attempt, Outbox
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
 from tests.controlplane.reconcile.conftest import SITE
@@ -190,6 +190,10 @@ def test_stacks_that_ranks_printed_in_pods_are_read_from_their_logs(plane: Plane
     ]
 
 
+def hung(transaction: Transaction) -> None:
+    transaction.session.execute(update(Attempt).values(reason="HangDetected"))
+
+
 def test_the_newest_of_more_stacks_than_are_shown_are_told(
     plane: Plane, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,8 +210,7 @@ def test_the_newest_of_more_stacks_than_are_shown_are_told(
         for index in (0, 1):
             plane.east.end(name, 1, index)
         plane.look(4)
-        hung = update(Attempt).values(reason="HangDetected")
-        plane.context.store.write(lambda transaction, hung=hung: transaction.session.execute(hung))
+        plane.context.store.write(hung)
         clock.now += 3600
 
 
