@@ -20,8 +20,9 @@ from controlplane.services import attempts, changes, plans, purges, runs, stacks
 from controlplane.services.context import Context, Place
 from controlplane.services.lists import Filter, list_runs
 from controlplane.services.logs import logs
-from controlplane.store.store import Store, Transaction
+from controlplane.store.store import Store
 from controlplane.store.tables import Attempt, Outbox
+from controlplane.store.writer import Transaction
 from tests.controlplane.memory_cluster import Clock, MemoryCluster
 from tests.controlplane.reconcile.conftest import SITE
 
