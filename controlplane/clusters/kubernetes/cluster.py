@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from controlplane.clusters.base import (
     Caller,
@@ -54,6 +55,7 @@ LOOK_AGAIN_S = 180.0  # at which kinds there are
 LOOK_SOON_S = 10.0  # while nothing is known
 VANISHED_S = 600.0  # a kind that has not been served for so long is gone, and its objects with it
 KEEP_S = 1.0
+CLAIM_S = 4.0  # that a claim is looked for where the server does not answer; it asks for pauses of a second or two
 NODES_S = 60.0  # while something waits for room
 LOGS_S = 0.5  # how long a deletion waits for logs to be read, before it is put off
 LOGS_AT_MOST_S = 30.0
@@ -211,12 +213,8 @@ class KubernetesCluster:
 
     def access_modes(self, claim: str, namespace: str) -> frozenset[str] | None:
         """See `Cluster.access_modes`."""
-        path = CLAIMS.path(namespace, claim)
         try:
-            try:
-                found = self._connection.call("GET", path)
-            except Trouble:  # a kept connection may have ended meanwhile, and whoever cannot look refuses nothing
-                found = self._connection.call("GET", path)
+            found = self._sought(CLAIMS.path(namespace, claim))
         except Refused as error:
             if error.status == 404:
                 return None
@@ -224,6 +222,17 @@ class KubernetesCluster:
         except Trouble as error:
             raise Unavailable(str(error)) from error
         return frozenset((found.get("spec") or {}).get("accessModes") or ())
+
+    def _sought(self, path: str) -> Mapping[str, Any]:
+        """An object, asked for again for a while where no answer comes, or a pause is asked for."""
+        until = time.monotonic() + CLAIM_S
+        while True:
+            try:
+                return self._connection.call("GET", path)
+            except (Trouble, Refused) as error:
+                if time.monotonic() > until or (isinstance(error, Refused) and error.retry_after is None):
+                    raise
+            time.sleep(CLAIM_S / 8)
 
     def authenticate(self, token: str) -> Caller | None:
         """See `Cluster.authenticate`."""

@@ -146,6 +146,16 @@ def test_a_kubeconfig_of_nowhere_starts_and_waits(open_cluster: Open, tmp_path: 
     assert "address" in check.mend
 
 
+def test_a_claim_is_looked_for_until_the_server_answers_again(server: ApiServer, cluster: KubernetesCluster) -> None:
+    path = "/api/v1/default/persistentvolumeclaims"
+    server.create(path, {"metadata": {"name": "runs"}, "spec": {"accessModes": ["ReadWriteOnce"]}}, dry=False)
+    server.fail(
+        Answer(429, b'{"message": "storage is (re)initializing"}', {"Retry-After": "1"}), path="persistentvolumeclaims"
+    )
+    assert cluster.access_modes("runs", "default") == frozenset({"ReadWriteOnce"})
+    assert cluster.access_modes("others", "default") is None
+
+
 def test_a_closed_connection_does_not_wake_anyone(connection: Connection) -> None:
     connection.close()
     connection.close()
