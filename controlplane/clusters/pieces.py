@@ -85,7 +85,7 @@ class LogFile:
                 closed = self._close(file, closed, _line_end(file, closed, closed + piece))
             if whole and size > closed and (closed or size >= PLAIN):
                 closed = self._close(file, closed, size)
-            if os.fstat(file.fileno()).st_blocks * 512 > size - closed + PLAIN:
+            if closed and os.fstat(file.fileno()).st_blocks * 512 > size - closed + PLAIN:
                 _punch(file.fileno(), closed)
             fault("log piece out")
 

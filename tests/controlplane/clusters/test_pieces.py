@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gzip
 import os
@@ -22,6 +23,7 @@ from controlplane.domain.logs import LogExtent
 from tests.cluster.chaos.control import CALL
 
 PIECE = 128 << 10
+KEEP_SIZE = 1  # of fallocate(2)
 POINTS = CALL.findall(Path(pieces.__file__).read_text("utf-8"))
 
 
@@ -120,6 +122,16 @@ def test_beyond_the_limit_the_oldest_go_and_how_many_is_known(tmp_path: Path) ->
     log.pack(PIECE)
     later = log.shorten(3 * PIECE)
     assert log.extent() == LogExtent(later, 2 * len(text), (text + text)[:later].count(b"\n"))
+
+
+def test_a_file_with_more_room_than_bytes_has_nothing_to_give_back(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    append(path, b"step 1\n")
+    with path.open("r+b") as file:
+        length = ctypes.c_long(1 << 20)
+        assert ctypes.CDLL(None).fallocate(file.fileno(), KEEP_SIZE, ctypes.c_long(0), length) == 0
+    LogFile(path).pack(PIECE)
+    assert path.read_bytes() == b"step 1\n"
 
 
 def test_readers_and_a_writer_go_on_while_pieces_leave(tmp_path: Path) -> None:
