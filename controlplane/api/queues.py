@@ -35,6 +35,7 @@ class Queues(View):
     items: list[Queue] = Field(description="The queues.")
 
 
+NO_NOTE = QueueChange()
 QueueRef = Annotated[str, Path(description="A queue's name.", examples=["default"], min_length=1, max_length=253)]
 
 
@@ -45,23 +46,13 @@ def list_queues(context: Services) -> Queues:
 
 
 @router.post("/queues/{queue}/pause", summary="Pause a queue")
-def pause(
-    queue: QueueRef,
-    context: Services,
-    user: User,
-    change: QueueChange = QueueChange(),  # noqa: B008 - it is frozen
-) -> Queue:
+def pause(queue: QueueRef, context: Services, user: User, change: QueueChange = NO_NOTE) -> Queue:
     """Begin no attempt more, restarts included, until it is resumed; what runs goes on."""
     return _set(context, queue, QueueState.PAUSED, change, user)
 
 
 @router.post("/queues/{queue}/drain", summary="Drain a queue")
-def drain(
-    queue: QueueRef,
-    context: Services,
-    user: User,
-    change: QueueChange = QueueChange(),  # noqa: B008 - it is frozen
-) -> Queue:
+def drain(queue: QueueRef, context: Services, user: User, change: QueueChange = NO_NOTE) -> Queue:
     """Begin no run more until it is resumed; those that have begun go on to their ends, over restarts."""
     return _set(context, queue, QueueState.DRAINING, change, user)
 
@@ -69,7 +60,7 @@ def drain(
 @router.post("/queues/{queue}/resume", summary="Resume a queue")
 def resume(queue: QueueRef, context: Services, user: User) -> Queue:
     """Begin its runs again."""
-    return _set(context, queue, QueueState.OPEN, QueueChange(), user)
+    return _set(context, queue, QueueState.OPEN, NO_NOTE, user)
 
 
 def _set(context: Services, queue: str, state: QueueState, change: QueueChange, user: str) -> Queue:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+HUNG = "HangDetected"
+HELD_BACK = "WaitingForQuota"  # by Kueue: the object has no pods
+
 
 class Diagnosis(NamedTuple):
     """The likely `cause` of a reason and its `mend`, a sentence each."""
@@ -151,7 +154,7 @@ ENDED = {  # why an attempt or a run is over, as the ranks themselves, the clust
         "The run from whose checkpoint this one was to start was cancelled.",
         "`teragpt retry` that one; then `teragpt clone` this one with the new run as `after`.",
     ),
-    "HangDetected": Diagnosis(
+    HUNG: Diagnosis(
         "No step and no line of output came for longer than limits.max_silence_s.",
         "`teragpt stacks RUN` shows where every rank stood; a slow file system or network is the usual cause.",
     ),
@@ -202,7 +205,7 @@ WAITING = {  # why a run does not train yet
         "Wait, or cancel or suspend one (`teragpt runs --phase running`).",
     ),
     "Starting": Diagnosis("The pod's process is being started.", "Nothing has to be done."),
-    "WaitingForQuota": Diagnosis(
+    HELD_BACK: Diagnosis(
         "The Kueue queue has not admitted it.", "Wait for quota, or give scheduling.queue another queue."
     ),
     "Suspended": Diagnosis(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from controlplane.clusters.base import ObservedJob, ObservedPod
 from controlplane.clusters.pods import not_running
 from controlplane.domain.chains import BROKEN, broken_words
+from controlplane.domain.diagnoses import HELD_BACK, HUNG
 from controlplane.domain.phases import (
     CANCELLED,
     CANCELLED_EARLY,
@@ -32,23 +33,13 @@ from controlplane.domain.phases import (
     Transition,
 )
 from controlplane.domain.preparations import PREPARE
-from controlplane.reconcile.verdicts import (
-    HELD_BACK,
-    REQUEUED,
-    Handling,
-    Verdict,
-    object_lost,
-    quiet,
-    succeeded,
-    verdict_of,
-)
+from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict, object_lost, quiet, succeeded, verdict_of
 from controlplane.store.tables import Attempt, Run
 
 PLACED_REASONS = frozenset(  # these pods have their node
     {"ContainerCreating", "PodInitializing", "InitWaitingForMaster", "ImagePulling", "Starting"}
 )
 
-HUNG = "HangDetected"
 SILENCE_S, SILENT_STEPS = 600.0, 100
 PREPARATION_SILENCE_S = 3600.0
 

@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session
 
+from controlplane.domain.diagnoses import HELD_BACK
 from controlplane.domain.phases import LIVE, Phase
 from controlplane.domain.priorities import rank
 from controlplane.domain.queues import DEFAULT_QUEUE
-from controlplane.reconcile.verdicts import HELD_BACK
 from controlplane.store.moves import CREATE
 from controlplane.store.tables import Attempt, Outbox, Run
 

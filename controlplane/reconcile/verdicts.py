@@ -11,12 +11,12 @@ from typing import Any
 
 from controlplane.clusters.base import ObservedJob, ObservedPod
 from controlplane.clusters.pods import not_running
+from controlplane.domain.diagnoses import HELD_BACK
 from teragpt.termination import crash
 
 FINAL_CODES = {2: "ConfigError", 3: "Diverged"}
 STOPPED, KILLED = 143, 137
 INTERRUPTIONS = frozenset({"Preempted", "Evicted", "NodeLost", "Lost", "Shutdown", "ImagePull", "InitError"})
-HELD_BACK = "WaitingForQuota"  # by Kueue: the object has no pods
 SET_ASIDE = {HELD_BACK: "Preempted", "Suspended": "PodLost"}  # an object's pods are gone, and itself waits
 REQUEUED = "Requeued"
 KEPT_LINES = 50

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from controlplane.clusters.base import Cluster, ClusterError, Stacks
-from controlplane.reconcile.decide import HUNG, Decision, Look
+from controlplane.domain.diagnoses import HUNG
+from controlplane.reconcile.decide import Decision, Look
 from controlplane.runfolder import stack_file
 
 

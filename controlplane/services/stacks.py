@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 
 from controlplane import runfolder
+from controlplane.domain.diagnoses import HUNG
 from controlplane.services import attempts, runs
 from controlplane.services.context import Context
 from controlplane.services.logs import of_line, tail_of
 from controlplane.services.views import AttemptView, RunView, StackFile, StacksView, moment
 
-HUNG = "HangDetected"
 LAST = 10_000  # lines of a pod's log that are looked at
 HEAD = re.compile(r"(Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):$")  # as faulthandler writes
 FRAME = re.compile(r'  (File "|\.\.\.|<)')

@@ -85,7 +85,7 @@ class Callers:
         """The same, by the signature under the token."""
         try:
             claims = self._signatures.claims(token, self._audience)
-        except (Trouble, Refused) as error:
+        except Trouble as error:
             raise Unavailable(f"tokens cannot be checked: {error}") from error
         pod = (claims.get("kubernetes.io") or {}).get("pod") or {}
         ours = str(claims.get("sub", "")).startswith(self._accounts)

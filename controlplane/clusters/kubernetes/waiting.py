@@ -10,6 +10,7 @@ from typing import NamedTuple
 from controlplane.clusters.kubernetes.events import EventRecord
 from controlplane.clusters.kubernetes.nodes import Room
 from controlplane.clusters.kubernetes.records import Condition, ObjectRecord, PodRecord, State
+from controlplane.domain.diagnoses import HELD_BACK
 
 TAKEN_UP = timedelta(seconds=20)  # a controller that is awake says something of an object sooner
 PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
@@ -37,7 +38,7 @@ def uncreated(job: ObjectRecord, there: int, events: Sequence[EventRecord], admi
     """Why a pod does not exist yet, `there` being how many of the object's pods do. `admission`: what Kueue says."""
     if job.suspended:
         if job.queue:
-            return Wait("WaitingForQuota", admission or f"queue {job.queue} has not admitted it yet")
+            return Wait(HELD_BACK, admission or f"queue {job.queue} has not admitted it yet")
         return Wait("Suspended", f"{job.kind} {job.name} is suspended, by someone other than the control plane")
     if refused := next((event for event in events if event.reason in CREATION), None):
         return _refused(refused.message)
