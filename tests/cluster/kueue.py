@@ -72,7 +72,8 @@ class Kueue:
             except Trouble:
                 continue
             except Refused as error:
-                if error.status not in {404, 409}:  # an object that has gone or changed meanwhile is looked at again
+                # An object that has gone or changed meanwhile, or a server that is not ready yet, is looked at again.
+                if error.status not in {404, 409, 429, 503}:
                     self.errors.append(str(error))
             except Exception:  # noqa: BLE001 - the test that waits for what does not come shall say why
                 self.errors.append(traceback.format_exc())
@@ -82,12 +83,13 @@ class Kueue:
         queues = {one["metadata"]["name"]: one["spec"] for one in self._list(LOCAL_QUEUES)}
         clusters = {one["metadata"]["name"]: one for one in self._list(CLUSTER_QUEUES, everywhere=True)}
         known = {one["metadata"]["ownerReferences"][0]["uid"]: one for one in self._list(WORKLOADS)}
+        loads: list[Raw] = []  # one whose object has gone holds no quota, though it waits to be collected
         for kind, resource in ATTEMPTS.items():
             for job in self._list(resource):
                 if LABEL in job["metadata"].get("labels", {}) and not job["metadata"].get("ownerReferences"):
                     load = known.get(job["metadata"]["uid"]) or self._made(kind, resource, job)
-                    known[job["metadata"]["uid"]] = self._job(kind, resource, job, load, queues)
-        self._schedule([*known.values()], queues, clusters)
+                    loads.append(self._job(kind, resource, job, load, queues))
+        self._schedule(loads, queues, clusters)
 
     def _job(self, kind: str, resource: Resource, job: Raw, load: Raw, queues: Mapping[str, Raw]) -> Raw:
         """An object follows its Workload."""
