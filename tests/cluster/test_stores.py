@@ -125,6 +125,8 @@ train_bpe([line], 300).save(Path("/claim/tokenizer"))
 Path("/claim/texts").mkdir()
 for number in range(120):
     Path(f"/claim/texts/{number}.txt").write_text(f"{number}: " + line * 20_000)
+for number in range(20):  # a minute of work
+    Path(f"/claim/texts/long-{number}.txt").write_text(line * 900_000)
 """
 
 
@@ -148,6 +150,7 @@ def test_a_dataset_is_prepared_from_a_laptop_of_a_claim_and_a_store_and_a_run_us
     plane.client.cancel(first)
     plane.wait(first, "cancelled", timeout_s=30)
     assert "cats" not in furnished.kubectl(*look).splitlines(), "no half-made dataset is there"
+    furnished.kubectl("exec", "look", "--", "sh", "-c", "rm /claim/texts/long-*")
     again = plane.client.retry(first)["id"]
     plane.wait(again, "succeeded")
     assert "train: " in plane.client.logs(again)
