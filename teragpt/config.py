@@ -346,6 +346,7 @@ def misfits(config: Config, given: Mapping[str, object]) -> Iterable[Problem]:
     yield from mesh_misfits(config, blame)
     yield from precision_misfits(config, blame)
     yield from recompute_misfits(config, blame)
+    yield from idle(config)
     if config.warmup_steps > config.steps:
         yield Problem(*blame("warmup_steps", "steps"), f"at most steps {config.steps}")
     if not {name.strip() for name in config.trackers.split(",")} <= {"", *TRACKERS}:
@@ -402,6 +403,16 @@ def recompute_misfits(config: Config, blame: Callable[..., tuple[str, object]]) 
     """Layers that are to compute again what nothing does."""
     if config.recompute_layers and config.recompute == "none":
         yield Problem(*blame("recompute_layers", "recompute"), "0 with recompute none, which computes nothing again")
+    elif config.recompute_layers > config.depth:
+        yield Problem(*blame("recompute_layers", "depth"), f"at most depth {config.depth}, or 0 for all layers")
+
+
+def idle(config: Config) -> Iterable[Problem]:
+    """Settings of what is not in use: whoever gave one would wait for its effect. A default is no wish."""
+    users = {"decay_fraction": ("schedule", "wsd"), "fp8_recipe": ("precision", "fp8")}
+    for name, (user, word) in users.items():
+        if getattr(config, user) != word and getattr(config, name) != FIELDS[name].default:
+            yield Problem(name, getattr(config, name), f"nothing, unless {user} is {word}")
 
 
 def precision_misfits(config: Config, blame: Callable[..., tuple[str, object]]) -> Iterable[Problem]:

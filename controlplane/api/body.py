@@ -159,6 +159,8 @@ def _repeated(place: str, times: int) -> FieldProblem:
 
 def parse(body: bytes) -> Any:
     """The value of a JSON text. Raises Refusal: 400 where it is no JSON, 422 with pointers for values beyond it."""
+    if (coding := json.detect_encoding(body)) not in {"utf-8", "utf-8-sig"}:  # which Python would read all the same
+        raise Refusal("invalid_json", f"got text in {coding.upper()}; allowed: UTF-8")
     try:
         value = json.loads(body, object_pairs_hook=objects)
     except RecursionError:

@@ -28,6 +28,7 @@ from controlplane.cli.trainer import sample
 if TYPE_CHECKING:
     from controlplane.client import Client, Run
 
+PORT = 8000  # as that of `teragpt up`
 READY_S = 60.0  # a cold disk imports slowly
 STOP_S = 60.0  # the ranks' grace period, and then some
 KILL_S = 10.0  # for ranks that nobody can write a checkpoint for
@@ -41,7 +42,7 @@ commands = typer.Typer()
 @commands.command()
 def demo(
     home: Annotated[Path, typer.Option("--home", help="Where its state and runs are kept.")] = Path(".teragpt"),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; a free one if it is taken.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; a free one if it is taken.")] = PORT,
     settings: Annotated[str, typer.Option("--train", help="Trainer settings as JSON.", hidden=True)] = "{}",
 ) -> None:
     """Train, sample and stop, from nothing."""
@@ -49,7 +50,8 @@ def demo(
 
     spec = {**SPEC, **({"train": train} if (train := parse_spec(settings, "--train")) else {})}
     home = home.absolute()
-    with stoppable(), serving(home, choose(port)) as client:
+    port = choose(port)
+    with stoppable(), serving(home, port) as client:
         run = train_one(client, spec, home)
         print(f"\nSampling from {run['id']}:\n")
         sample(run["folder"], [PROMPT], tokens=120)
@@ -201,14 +203,15 @@ def epilogue(run: Run, home: Path, port: int) -> None:
     pieces = home.glob(f"cluster/*/{run['kubernetes']['name']}/*/log*")  # compressed once the pod is gone
     logs = sorted(piece for piece in pieces if piece.name == "log" or piece.suffix == ".gz")
     teragpt = ".venv/bin/teragpt" if Path(".venv/bin/teragpt").exists() else "teragpt"
+    up = f"{teragpt} up --home {home}" + (f" --port {port}" if port != PORT else "")
     print(f"""
 Run folder:   {folder}
 Checkpoints:  {folder / "checkpoints"}
 Log:          {logs[-1] if logs else home}{" (zcat reads it)" if logs and logs[-1].suffix == ".gz" else ""}
-API docs:     http://127.0.0.1:{port}/docs while a control plane runs: {teragpt} up --home {home}
+API docs:     http://127.0.0.1:{port}/docs while a control plane runs: {up}
 
 Go on:
   {teragpt} sample {folder} '{PROMPT}'
   {teragpt} export {folder} exported
-  {teragpt} up --home {home} &
+  {up} &
   TERAGPT_HOME={home} {teragpt} run tiny --follow""")

@@ -109,11 +109,20 @@ class SweepSpec(Section):
 
 
 def _repeated(values: Sequence[Any]) -> Iterator[tuple[int, int]]:
-    """Which of some JSON values were there before, and where first. 1, 1.0 and true are different ones."""
+    """Which of some JSON values were there before, and where first. 1 and 1.0 are the same, true is another."""
     first: dict[str, int] = {}
     for at, value in enumerate(values):
-        if (before := first.setdefault(fingerprint(value), at)) != at:
+        if (before := first.setdefault(fingerprint(_plain(value)), at)) != at:
             yield at, before
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value with its whole numbers as integers, however they were written."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def waits_for_sweep(name: str, parallelism: int) -> str:

@@ -6,6 +6,7 @@ Python's driver begins transactions by itself, too late for savepoints; so it is
 from __future__ import annotations
 
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ PRAGMAS = (
 
 
 def open_engine(path: Path) -> Engine:
-    """An engine on the database file `path`, which is made where it is absent."""
+    """An engine on the database file `path`, which is made where it is absent. Raises OSError."""
+    keep_private(path)
     engine = create_engine(
         f"sqlite:///{path}",
         json_serializer=compact,
@@ -37,6 +39,14 @@ def open_engine(path: Path) -> Engine:
     event.listen(engine, "connect", _connected)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def keep_private(path: Path) -> None:
+    """Leave the database to its owner alone, since tokens are in it; SQLite makes its other files as that is."""
+    path.touch(0o600)
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError, PermissionError):  # not there, or another user's who shares it by its group
+            path.with_name(path.name + suffix).chmod(0o600)
 
 
 def _connected(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:

@@ -71,7 +71,11 @@ class Store:
         self._folder = DataFolder(home)
         copies.clear(home)
         self._notices: postgres.Notices | None = None
-        self._reader, self._engine = _engines(home, url, connections)
+        try:
+            self._reader, self._engine = _engines(home, url, connections)
+        except OSError as error:
+            self._folder.release()
+            raise StoreUnavailable(f"{home / DATABASE} cannot be used: {error.strerror or error}") from None
         self._place = _place(self._engine)
         self._ready = False
         self._opening = threading.Lock()
@@ -218,7 +222,7 @@ class Store:
 
 
 def _engines(home: Path, url: str, connections: int) -> tuple[Engine, Engine]:
-    """For reading and for writing."""
+    """For reading and for writing. Raises OSError."""
     if url:
         return postgres.open_engines(url, connections)
     engine = open_engine(home / DATABASE)

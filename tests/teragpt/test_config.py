@@ -93,12 +93,34 @@ def test_an_unknown_setting_is_told_which_was_meant_or_which_there_are() -> None
         ({"global_batch_tokens": 100}, "global_batch_tokens"),
         ({"warmup_steps": 10, "steps": 5}, "warmup_steps"),
         ({"tokens": 4096, "steps": 5}, "tokens"),
+        ({"decay_fraction": 0.5}, "decay_fraction"),
+        ({"decay_fraction": 0, "schedule": "cosine"}, "decay_fraction"),
+        ({"fp8_recipe": "rowwise"}, "fp8_recipe"),
+        ({"fp8_recipe": "rowwise", "precision": "bf16"}, "fp8_recipe"),
+        ({"recompute": "full", "recompute_layers": 4}, "recompute_layers"),
+        ({"recompute_layers": 1}, "recompute_layers"),
         ({"model": "nowhere"}, "model"),
         ({"loader": "nowhere:"}, "loader"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(settings: dict[str, object], field: str) -> None:
     assert field in refused(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decay_fraction": 0.5, "schedule": "wsd"},
+        {"decay_fraction": 0.2, "schedule": "cosine"},
+        {"fp8_recipe": "rowwise", "precision": "fp8"},
+        {"fp8_recipe": "tensorwise"},
+        {"recompute": "full", "recompute_layers": 3},
+    ],
+    ids=str,
+)
+def test_what_has_its_effect_or_asks_for_none_is_taken(settings: dict[str, object]) -> None:
+    config = resolve(settings)
+    assert {name: getattr(config, name) for name in settings} == settings
 
 
 def test_a_run_folder_that_is_empty_text_is_the_one_of_its_size() -> None:

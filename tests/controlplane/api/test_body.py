@@ -33,12 +33,16 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
         json.dumps(parse(body), allow_nan=False).encode()
 
 
+UNREAD = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         (b"{", "line 1, column 2"),
         (b'{"size": tiny}', "line 1, column 10"),
         (b"\xff\xfe\x00", "UTF"),
+        *(('{"size": "tiny"}'.encode(coding), "allowed: UTF-8") for coding in UNREAD),
         (b'"\xe4"', "not UTF-8 at byte 1"),
         (b"[" * 100_000, "nested"),
         (b"9" * 5000, "thousands of digits"),

@@ -48,8 +48,9 @@ def test_the_demo_trains_samples_says_where_all_is_and_leaves_nothing_running(ho
         process = demo(home, "--port", str(port), steps=4)
         printed, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, printed
-    assert f"Port {port} is taken by another program; using " in printed
-    assert "POST http://127.0.0.1:" in printed
+    url = next(line.split()[2] for line in printed.splitlines() if line.startswith("Control plane:"))
+    assert f"Port {port} is taken by another program; using {url.rpartition(':')[2]} instead." in printed
+    assert f"POST {url}/runs" in printed
     assert "step 4/4 | loss " in printed
     assert "def main(" in printed
     folder = Path(next(line.split()[2] for line in printed.splitlines() if line.startswith("Run folder:")))
@@ -60,7 +61,9 @@ def test_the_demo_trains_samples_says_where_all_is_and_leaves_nothing_running(ho
     )
     assert checkpoints.is_dir()
     assert log.is_file()
-    assert "/docs" in printed
+    up = f"teragpt up --home {home} --port {url.rpartition(':')[2]}"
+    assert f"API docs:     {url}/docs while a control plane runs: " in printed
+    assert printed.count(up) == 2
     assert f"teragpt sample {folder}" in printed
 
 

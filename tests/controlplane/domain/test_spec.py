@@ -288,6 +288,13 @@ def test_what_is_left_out_of_compute_follows_from_the_machine(
         (tiny(train={"cp": 4}), "/train/cp", "a divisor of the world size 2"),
         (tiny(train={"cp": 3}), "/train/cp", "one that cuts context 256 evenly, for tp 1 and cp 3"),
         (tiny(train={"pp": 4}), "/train/pp", "at most depth 3"),
+        (tiny(train={"decay_fraction": 0.5}), "/train/decay_fraction", "nothing, unless schedule is wsd"),
+        (tiny(train={"fp8_recipe": "rowwise"}), "/train/fp8_recipe", "nothing, unless precision is fp8"),
+        (
+            tiny(train={"recompute": "full", "recompute_layers": 4}),
+            "/train/recompute_layers",
+            "got 4; allowed: at most depth 3, or 0 for all layers",
+        ),
         (tiny(train={"eval_sequences": 1}), "/train/eval_sequences", "each of 2 parts of the batch"),
         (tiny(limits={"max_restarts": -1}), "/limits/max_restarts", "got -1"),
         (tiny(limits={"max_runtime_s": 0}), "/limits/max_runtime_s", "got 0"),

@@ -71,7 +71,12 @@ def test_a_point_that_is_there_already_is_refused_by_its_place() -> None:
     assert problems(grid={"/train/seed": [1, 2, 1], "/pinned": [True]}) == [("/grid/~1train~1seed/2", "repeated_point")]
     same = [{}, {"train": {"seed": 1}}, {"size": "tiny"}, {"train": {"seed": 1, "steps": None}}]
     assert problems(points=same) == [("/points/2", "repeated_point"), ("/points/3", "repeated_point")]
-    assert len(SweepSpec(grid={"/train/a": [1, 1.0, True, "1", [1], {"b": 1}]}).patches()) == 6
+    assert problems(grid={"/train/a": [1, 1.0, 2.5, 2.5e0]}) == [
+        ("/grid/~1train~1a/1", "repeated_point"),
+        ("/grid/~1train~1a/3", "repeated_point"),
+    ]
+    assert problems(points=[{"train": {"a": [0]}}, {"train": {"a": [-0.0]}}]) == [("/points/1", "repeated_point")]
+    assert len(SweepSpec(grid={"/train/a": [1, True, "1", [1], {"b": 1}]}).patches()) == 5
 
 
 def test_a_bad_run_is_blamed_on_the_field_that_made_it_so() -> None:

@@ -133,6 +133,35 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "home")
 
 
+def test_nobody_else_reads_the_database_also_in_a_folder_that_all_may_look_into(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+
+    def modes() -> dict[str, int]:
+        return {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob(f"{DATABASE}*")}
+
+    private = dict.fromkeys((DATABASE, f"{DATABASE}-shm", f"{DATABASE}-wal"), 0o600)
+    store = Store(tmp_path)
+    store.ping()
+    assert modes() == private
+    left = {path: path.read_bytes() for path in tmp_path.glob(f"{DATABASE}*")}
+    store.close()
+    for path, content in left.items():  # as a killed process of an earlier version left them
+        path.write_bytes(content)
+        path.chmod(0o644)
+    store = Store(tmp_path)
+    store.ping()
+    assert modes() == private
+    store.close()
+
+
+def test_a_database_that_cannot_be_made_is_refused_and_the_folder_given_back(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).symlink_to("nowhere/state.db")
+    with pytest.raises(StoreUnavailable, match=r"state\.db cannot be used: No such file or directory"):
+        Store(tmp_path)
+    (tmp_path / DATABASE).unlink()
+    Store(tmp_path).close()
+
+
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "NETWORK", {file_system(tmp_path, Path("/proc/self/mounts").read_text())})
     with pytest.raises(NetworkFolder, match="network file system"):
