@@ -263,6 +263,10 @@ class Collector:
             source.unreadable = error.status in UNREADABLE
             log.debug("the log of %s: %s", source.pod, error)
             return TROUBLE_S
+        except (OSError, StoreError):
+            with self._lock:  # a part of what came may be written, and its cursor not: what is there is looked at anew
+                source.reading = None
+            raise
 
     def _next(self) -> Source | None:
         """The next one that is due; None at the end."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -303,3 +305,46 @@ def test_a_disk_that_refuses_is_tried_again(server: ApiServer, start: Start, tmp
     (tmp_path / "run").unlink()
     assert collector.settled(["u"], 10)
     assert archived(tmp_path, "pod") == "one\n"
+
+
+class FullDisk(Folder):
+    """A folder on a disk that is full at its first writes: a part of an append is taken, and no cursor."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.refusals = {"append": 2, "put": 2}
+
+    def append(self, name: str, data: bytes) -> None:
+        if refused := self._refuses("append"):
+            super().append(name, data[: len(data) // 2])
+            raise refused
+        super().append(name, data)
+
+    def put(self, name: str, data: bytes) -> None:
+        if refused := self._refuses("put"):
+            raise refused
+        super().put(name, data)
+
+    def _refuses(self, what: str) -> OSError | None:
+        self.refusals[what] -= 1
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if self.refusals[what] >= 0 else None
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "followed"])
+def test_a_disk_that_fills_up_while_a_log_is_written_doubles_and_cuts_no_line(
+    server: ApiServer, connection: Connection, tmp_path: Path, ended: bool
+) -> None:
+    lines = [at(second, f"line {second}") for second in range(9)]
+    server.write_log("pod", *lines, ended=ended)
+    shelf = FullDisk(tmp_path)
+    collector = Collector(connection, shelf)
+    collector.consider("run", "pod", "u", "pytorch", ended=ended)
+    whole = "".join(f"line {second}\n" for second in range(9))
+    eventually(
+        lambda: all(left < 0 for left in shelf.refusals.values()) and len(archived(tmp_path, "pod")) >= len(whole)
+    )
+    server.write_log("pod", ended=True)
+    collector.consider("run", "pod", "u", "pytorch", ended=True)
+    assert collector.settled(["u"], 10)
+    collector.close()
+    assert archived(tmp_path, "pod") == whole
