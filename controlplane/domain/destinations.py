@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, HttpUrl, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, HttpUrl, StringConstraints, ValidationError, model_validator
 
 from controlplane.domain.diagnoses import diagnose
 from controlplane.domain.errors import InvalidSpec
@@ -21,6 +21,24 @@ from controlplane.domain.spec import problems_of
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,62})$")]
 PREFIX = "whsec_"  # of a secret that is base64, as the Standard Webhooks write it
+
+
+def _key(secret: str) -> bytes:
+    """What a message is signed with. Raises ValueError."""
+    if not secret.startswith(PREFIX):
+        return secret.encode()
+    return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+
+
+def _usable(secret: str) -> str:
+    try:
+        _key(secret)
+    except ValueError:
+        raise ValueError(f"what follows {PREFIX} must be base64") from None
+    return secret
+
+
+Secret = Annotated[str, StringConstraints(min_length=16), AfterValidator(_usable)]
 Announced = Literal["running", "restarting", "suspended", "succeeded", "failed", "cancelled"]
 ANNOUNCED = frozenset(Phase(word) for word in get_args(Announced))  # phases that somebody may want to hear of
 
@@ -31,7 +49,7 @@ class Destination(Section):
     name: Name
     url: HttpUrl | None = None
     format: Literal["json", "slack"] = "json"
-    secret: Annotated[str, StringConstraints(min_length=16)] | None = None
+    secret: Secret | None = None
     command: Annotated[list[str], Field(min_length=1)] | None = None
     phases: list[Announced] = Field(default=["succeeded", "failed"])
     labels: dict[str, str] = Field(default_factory=dict)
@@ -81,6 +99,5 @@ def signature(secret: str, identity: str, seconds: int, body: bytes) -> str:
 
     As https://www.standardwebhooks.com has it, so that its libraries verify ours.
     """
-    key = base64.b64decode(secret.removeprefix(PREFIX)) if secret.startswith(PREFIX) else secret.encode()
-    signed = hmac.new(key, f"{identity}.{seconds}.".encode() + body, hashlib.sha256).digest()
+    signed = hmac.new(_key(secret), f"{identity}.{seconds}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(signed).decode()}"

@@ -20,7 +20,7 @@ from os import killpg
 from signal import SIGKILL
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 
 from controlplane.domain.destinations import Destination, headline, signature
 from controlplane.reconcile.background import Background
@@ -66,15 +66,9 @@ class Notifier(Background):
         if news or now > self._pruned_at + PRUNE_S:
             self._ledger.write(lambda transaction: self._spread(transaction, now))
             self._pruned_at = now
-        with self._ledger.read() as session:
-            waits = select(Delivery).where(Delivery.state == WAITING)
-            rows = session.scalars(waits.where(Delivery.due_at <= now).order_by(Delivery.due_at).limit(BATCH)).all()
-        each: dict[str, list[Delivery]] = {}
-        for row in rows:
-            each.setdefault(row.destination, []).append(row)
-        if each:
+        if due := self._due(now):
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="notify") as pool:
-                for done in [pool.submit(self._deliver_all, of_one) for of_one in each.values()]:
+                for done in [pool.submit(self._deliver_all, of_one) for of_one in due]:
                     done.result()
         with self._ledger.read() as session:
             return session.scalar(select(Delivery.run_id).where(Delivery.state == WAITING).limit(1)) is not None
@@ -84,6 +78,15 @@ class Notifier(Background):
         if self.step():
             return TICK_S
         return TICK_S * 2 if self._destinations else IDLE_S
+
+    def _due(self, now: float) -> list[Sequence[Delivery]]:
+        """What each destination is due, its oldest first: those of one that takes nothing stand before no other's."""
+        ahead = Delivery.due_at > now + LONGEST_BACKOFF_S  # that far: the clock was set back
+        due = (Delivery.state == WAITING, or_(Delivery.due_at <= now, ahead))
+        with self._ledger.read() as session:
+            names = session.scalars(select(Delivery.destination).where(*due).distinct()).all()
+            oldest = select(Delivery).where(*due).order_by(Delivery.due_at).limit(BATCH)
+            return [session.scalars(oldest.where(Delivery.destination == name)).all() for name in names]
 
     def _spread(self, transaction: Transaction, now: float) -> None:
         """A delivery of each notice for each destination that wants it; the log of long ago goes."""

@@ -20,6 +20,7 @@ GOOD = {"name": "ops", "url": "https://ops.example.com/hook"}
         ([{**GOOD, "command": ["x"]}], "one of url and command"),
         ([{**GOOD, "phases": ["queued"]}], "/destinations/0/phases/0"),
         ([{**GOOD, "secret": "short"}], "/destinations/0/secret"),
+        ([{**GOOD, "secret": "whsec_no base64, this"}], "/destinations/0/secret: .*what follows whsec_ must be base64"),
         ([{**GOOD, "pasword": "x"}], "/destinations/0/pasword"),
         ([{**GOOD, "name": "Ops Team"}], "/destinations/0/name"),
         ([GOOD, GOOD], "a name of its own"),

@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy import func, select
 
 from controlplane.domain.destinations import Destination, parse_destinations
+from controlplane.reconcile import notifier as notifier_module
 from controlplane.reconcile.notifier import KEPT_S, PATIENCE_S, PRUNE_S, Notifier
 from controlplane.services.notifications import NotificationView, notifications
 from controlplane.store.tables import Notice
@@ -236,6 +237,37 @@ def test_a_command_of_the_configuration_gets_the_message_and_its_exit_code_decid
         "absent": ("waiting", "/no/such/program: No such file or directory"),
     }
     assert json.loads(kept.read_bytes())["type"] == "run.failed"
+
+
+@ON_SQLITE
+def test_a_destination_that_takes_nothing_keeps_its_arrears_to_itself(
+    monkeypatch: pytest.MonkeyPatch, stage: Stage, receiver: Receiver
+) -> None:
+    refusing = {"name": "refusing", "command": ["/no/such/program"], "labels": {"of": "refusing"}}
+    sender = notifier(stage, refusing, {"name": "well", "url": receiver.url, "labels": {"of": "well"}})
+    for one in range(5):
+        stage.ask(name=f"run-{one}", labels={"of": "refusing"})
+        fail(stage)
+    sender.step()
+    monkeypatch.setattr(notifier_module, "BATCH", 2)  # fewer than are due
+    stage.clock.sleep(1)
+    stage.ask(name="last", labels={"of": "well"})
+    fail(stage)
+    sender.step()
+    assert [one.name for one in told(stage) if one.state == "delivered"] == ["last"]
+
+
+@ON_SQLITE
+def test_a_clock_that_is_set_back_holds_no_notification_up(stage: Stage, receiver: Receiver) -> None:
+    stage.ask()
+    fail(stage)
+    receiver.status = 503
+    sender = notifier(stage, {"name": "ops", "url": receiver.url})
+    assert sender.step()
+    stage.clock.sleep(-86_400)
+    receiver.status = 200
+    assert not sender.step()
+    assert told(stage)[0].state == "delivered"
 
 
 @ON_SQLITE
