@@ -63,9 +63,9 @@ def run(cards: int, *command: str) -> str:
 
 
 def measured(cards: int, kind: str, settings: Mapping[str, object], **more: object) -> Row:
-    """A job of `ranks` on so many cards."""
+    """A job of `multi_worker` on so many cards."""
     job = json.dumps({"kind": kind, "settings": settings, **more})
-    found: Row = json.loads(run(cards, "-m", "benchmarks.gpu.ranks", job).splitlines()[-1])
+    found: Row = json.loads(run(cards, "-m", "benchmarks.gpu.multi_worker", job).splitlines()[-1])
     return found
 
 

@@ -94,7 +94,7 @@ def local() -> dict[str, Any]:
 
 def connect(url: str | None, context: str | None) -> Client:
     """The client of the control plane that the options, the environment and the contexts name. Raises CliError."""
-    from controlplane.cli.asking import Asking
+    from controlplane.cli.client import CommandClient
 
     contexts = Contexts.load()
     token = os.environ.get("TERAGPT_TOKEN") or printed(os.environ.get("TERAGPT_TOKEN_COMMAND"))
@@ -108,7 +108,7 @@ def connect(url: str | None, context: str | None) -> Client:
         token = token or place.get("token") or printed(place.get("token_command"))
     if token and not (token.isascii() and token.isprintable()):
         raise CliError("the token holds a character that no header can; allowed: printable ASCII", Code.BAD_INPUT)
-    return Asking(checked(source, url), token, patience_s=0)  # a person is told at once
+    return CommandClient(checked(source, url), token, patience_s=0)  # a person is told at once
 
 
 def printed(command: str | None) -> str | None:

@@ -27,10 +27,10 @@ from controlplane.faults import fault
 from controlplane.logfmt import about
 from controlplane.reconcile.apply import apply, apply_simple
 from controlplane.reconcile.decide import Decision, Look, Upstream, decide
+from controlplane.reconcile.hang_stacks import with_stacks
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, on_cluster, void_leases
 from controlplane.reconcile.pace import Pace
-from controlplane.reconcile.witness import witnessed
 from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Outbox, Run
 from controlplane.tracing import of_run
@@ -304,7 +304,7 @@ class Reconciler:
             self._stored.pop(name, None)
             if look.news is None:
                 with of_run("reconcile", look.run.id, look.attempt.number):
-                    if not apply(self._store, self._pace, look, witnessed(self._cluster, look, decision)):
+                    if not apply(self._store, self._pace, look, with_stacks(self._cluster, look, decision)):
                         return
             now = self._reread(look)
 

@@ -70,7 +70,7 @@ def test_a_third_frameworks_first_row_predicts_tp_cp_and_interleaved_stages_on_8
 
 
 def test_steps_of_one_h200_are_within_a_tenth_of_what_was_measured() -> None:
-    # layouts of random specs, none of which fixed a constant (benchmarks.gpu.chosen, docs/notebook.md)
+    # layouts of random specs, none of which fixed a constant (benchmarks.gpu.plan_choices, docs/notebook.md)
     text = Path(__file__).with_name("h200.jsonl").read_text("utf-8")
     named = (
         {**row, "settings": {"optimizer": "adamw", **row["settings"]}} for row in map(json.loads, text.splitlines())

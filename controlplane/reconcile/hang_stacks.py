@@ -14,7 +14,7 @@ from controlplane.reconcile.decide import Decision, Look
 from controlplane.runfolder import stack_file
 
 
-def witnessed(cluster: Cluster, look: Look, decision: Decision) -> Decision:
+def with_stacks(cluster: Cluster, look: Look, decision: Decision) -> Decision:
     """The decision; one on a hang names the file of stacks that was just written, or why there is none."""
     verdict = decision.verdict
     if verdict is None or verdict.reason != HUNG:

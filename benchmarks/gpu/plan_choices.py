@@ -1,9 +1,9 @@
 """Layouts that the planner chooses for random specs, on cards: is each the quickest, and none out of memory?
 
-`python -m benchmarks.gpu.chosen [N] [--seconds 500] [--out FILE]`: of N specs (30) whose GPUs have 16 to 120 GB, the
-plan for one such GPU is run beside the next best one and the best of half, twice and four times its micro-batch. Each
-layout has a process of its own, which may allocate what the spec's GPU has and no more. Those of a spec compile side by
-side, and are timed one after another. Every card takes specs until the seconds are over.
+`python -m benchmarks.gpu.plan_choices [N] [--seconds 500] [--out FILE]`: of N specs (30) whose GPUs have 16 to 120 GB,
+the plan for one such GPU is run beside the next best one and the best of half, twice and four times its micro-batch.
+Each layout has a process of its own, which may allocate what the spec's GPU has and no more. Those of a spec compile
+side by side, and are timed one after another. Every card takes specs until the seconds are over.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Job:
     """A layout's process, which imports at once and waits."""
 
     def __init__(self, settings: Row, memory: float, card: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.gpu.chosen", "--job", json.dumps([settings, memory])]
+        command = [sys.executable, "-m", "benchmarks.gpu.plan_choices", "--job", json.dumps([settings, memory])]
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         environ = {**os.environ, "CUDA_VISIBLE_DEVICES": seen.split(",")[card] if seen else str(card)}
         pipe = subprocess.PIPE

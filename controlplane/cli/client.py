@@ -13,7 +13,7 @@ from controlplane.client import ApiError, Client
 UNREAD = (KeyError, IndexError, TypeError, ValueError, AttributeError)  # what reading another program's reply ends in
 
 
-class Asking(Client):
+class CommandClient(Client):
     """A client that tells a fault of ours from a server that is no control plane, or one of another version."""
 
     def __exit__(

@@ -1,7 +1,7 @@
 """What `multi` measures on all ranks of one launch: steps of ours or of torchtitan's trainer, or what saving costs.
 
-`python -m teragpt.launch --nproc-per-node N -m benchmarks.gpu.ranks JOB`: JOB is JSON with the `kind`, the trainer's
-`settings`, `steps`, and, for torchtitan, the folder of `titan`. Rank 0 prints a line of JSON.
+`python -m teragpt.launch --nproc-per-node N -m benchmarks.gpu.multi_worker JOB`: JOB is JSON with the `kind`, the
+trainer's `settings`, `steps`, and, for torchtitan, the folder of `titan`. Rank 0 prints a line of JSON.
 """
 
 from __future__ import annotations
