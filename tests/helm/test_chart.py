@@ -22,7 +22,7 @@ from controlplane.domain.spec import parse_spec
 from controlplane.render import render
 from controlplane.settings import leaves
 from controlplane.submission import attempt_of
-from tests.helm.rendered import CASES, CHART, CRDS, Manifest, environment, helm, notes, objects, one, pods, text
+from tests.helm.rendered import CASES, CHART, CRDS, Manifest, Values, environment, helm, notes, objects, one, pods, text
 
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 TWO = pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=lambda path: path.stem)
@@ -155,8 +155,6 @@ def test_bare_defaults_make_one_replica_on_a_claim_with_a_role_in_one_namespace(
         ("PersistentVolumeClaim", "ml", "teragpt-runs"),
         ("Role", "ml", "teragpt"),
         ("RoleBinding", "ml", "teragpt"),
-        ("ClusterRole", "", "ml:teragpt"),
-        ("ClusterRoleBinding", "", "ml:teragpt"),
         ("Service", "ml", "teragpt-api"),
         ("Deployment", "ml", "teragpt"),
         ("ConfigMap", "ml", "teragpt-test"),
@@ -173,7 +171,6 @@ def test_the_role_holds_objects_of_runs_and_reads_the_rest() -> None:
     assert held["pods"] == held["events"] == held["workloads"] == {"list", "watch"}
     assert held["pods/log"] == held["persistentvolumeclaims"] == {"get"}
     assert not held.keys() & {"secrets", "pods/exec", "configmaps", "roles", "*"}
-    assert rules(one("ClusterRole")) == {"tokenreviews": {"create"}}
 
 
 @pytest.mark.parametrize(
@@ -185,13 +182,34 @@ def test_a_kind_that_is_given_narrows_the_role(kind: str, there: set[str]) -> No
     assert rules(one("Role", {"runs": {"kind": kind}})).keys() & every == there
 
 
-def test_nothing_outside_of_a_namespace_where_that_is_not_allowed() -> None:
-    made = objects({"rbac": {"tokenReviews": False}})
-    assert all(each["metadata"].get("namespace") == "ml" for each in made)
+def test_nothing_outside_of_a_namespace_unless_a_value_asks_for_it() -> None:
+    for case in CASES:
+        given = values(case)
+        rbac, mode = given.get("rbac", {}), given.get("auth", {}).get("mode")
+        asked = rbac.get("tokenReviews") or rbac.get("nodes") or mode == "kubernetes"
+        made = [each for each in objects(given) if each["metadata"]["name"] != "teragpt-more"]  # the user's own
+        wide = {each["kind"] for each in made if "namespace" not in each["metadata"]}
+        assert wide == ({"ClusterRole", "ClusterRoleBinding"} if asked else set()), case.stem
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        ({"rbac": {"tokenReviews": True}}, {"tokenreviews": {"create"}}),
+        ({"rbac": {"nodes": True}}, {"nodes": {"list"}}),
+        (
+            {"rbac": {"nodes": True, "tokenReviews": True}, "auth": {"mode": "kubernetes"}},
+            {"tokenreviews": {"create"}, "subjectaccessreviews": {"create"}, "nodes": {"list"}},
+        ),
+    ],
+    ids=["reviews", "nodes", "all"],
+)
+def test_the_cluster_role_holds_what_was_asked_for(given: Values, held: dict[str, set[str]]) -> None:
+    assert rules(one("ClusterRole", given)) == held
 
 
 def test_users_are_let_in_by_their_rights_only_where_it_was_asked_for() -> None:
-    case = {"auth": {"mode": "kubernetes"}}
+    case = {"auth": {"mode": "kubernetes"}}  # also with the values of before: then rbac.tokenReviews was the default
     assert rules(one("ClusterRole", case)) == {"tokenreviews": {"create"}, "subjectaccessreviews": {"create"}}
     assert environment(case)["TERAGPT_AUTH"] == "kubernetes"
 
@@ -247,11 +265,6 @@ def test_every_container_has_the_limits_that_a_quota_may_ask_of_all() -> None:
     assert len(every) == 4
     for container in every:
         assert container["resources"]["limits"] == both["limits"], container["name"]
-
-
-def test_nodes_are_listed_only_where_it_was_asked_for() -> None:
-    held = rules(one("ClusterRole", {"rbac": {"nodes": True, "tokenReviews": False}}))
-    assert held == {"nodes": {"list"}}
 
 
 def test_runs_in_another_namespace_have_role_and_claim_there() -> None:

@@ -195,10 +195,6 @@ CONTRADICTIONS = [
     ({"runs": {"storage": {"uri": "file:///runs"}}}, "runs.storage.uri: got file:///runs, which no other pod can see"),
     ({"ingress": {"enabled": True}}, "ingress.hosts is empty; name at least one host"),
     ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty; name the Gateway"),
-    (
-        {"auth": {"mode": "kubernetes"}, "rbac": {"tokenReviews": False}},
-        "auth.mode: users of kubernetes cannot be told apart without rbac.tokenReviews; set that to true",
-    ),
     ({"auth": {"mode": "oidc"}}, "auth.mode: oidc needs auth.oidc.issuer; give it, or set auth.mode to another"),
     ({"auth": {"mode": "tokens"}}, "auth.mode: tokens needs auth.tokens.existingSecret"),
     ({"auth": {"mode": "proxy"}}, "auth.mode: proxy needs auth.proxy.existingSecret or auth.proxy.networks"),

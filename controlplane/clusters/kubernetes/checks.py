@@ -106,19 +106,21 @@ def _permissions(connection: Connection, wanted: str) -> Iterator[Check]:
 
 def _known_by(connection: Connection) -> Check:
     """Whether pods that report metrics can be known: by reviews of their tokens, or by the signatures under them."""
-    name, detail, mend = "may create tokenreviews", "to know the pods that report metrics", ""
-    ok = may(connection, "create", TOKEN_REVIEWS, everywhere=True)
-    if not ok:
-        try:
-            ok, why = bool(published(connection)[1]), "it has none"
-        except (Trouble, Refused) as error:
-            why = str(error)
-        if ok:
-            detail = "not needed: pods that report metrics are known by the API server's keys, which may be read"
-        else:
-            mend = "Bind the control plane's account to the ClusterRole system:auth-delegator."
-            detail = f"{detail}; nor may it read the API server's keys: {why}"
-    return Check(name, ok=ok, detail=detail, mend=mend)
+    name = "tokens of pods"
+    if may(connection, "create", TOKEN_REVIEWS, everywhere=True):
+        return Check(name, ok=True, detail="pods that report metrics are known by reviews of their tokens")
+    try:
+        ok, why = bool(published(connection)[1]), "there are none"
+    except (Trouble, Refused) as error:
+        ok, why = False, str(error)
+    if ok:
+        return Check(name, ok=True, detail="pods that report metrics are known by the API server's signatures")
+    detail = f"pods that report metrics cannot be known: the API server's keys cannot be read ({why})"
+    mend = (
+        "Bind the control plane's account to the ClusterRole system:service-account-issuer-discovery, or let it create "
+        "tokenreviews (rbac.tokenReviews=true)."
+    )
+    return Check(name, ok=False, detail=detail, mend=mend)
 
 
 def _operators(connection: Connection) -> Iterator[Check]:

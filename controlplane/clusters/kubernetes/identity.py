@@ -19,6 +19,7 @@ from controlplane.clusters.kubernetes.signatures import Signatures
 
 T = TypeVar("T")
 KNOWN_S, UNKNOWN_S = 60.0, 10.0
+UNALLOWED_S = 600.0  # for how long reviews are not asked for, where the account may not
 REMEMBERED = 4096
 POD_NAME, POD_UID = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
 
@@ -65,6 +66,7 @@ class Callers:
         self._accounts = tuple(f"system:serviceaccount:{namespace}:" for namespace in namespaces)
         self._answers = Answers[Caller](clock)
         self._signatures = Signatures(connection, clock)
+        self._clock, self._reviews_at = clock, float("-inf")
 
     def authenticate(self, token: str) -> Caller | None:
         """See `Cluster.authenticate`. Raises Unavailable."""
@@ -72,9 +74,12 @@ class Callers:
 
     def _ask(self, token: str) -> Caller | None:
         """The pod, where the token is good, for us, and of an account of our namespaces."""
+        if self._clock() < self._reviews_at:
+            return self._signed(token)
         try:
             user = _reviewed(self._connection, token, self._audience) or {}
         except Unallowed:
+            self._reviews_at = self._clock() + UNALLOWED_S
             return self._signed(token)
         extra = user.get("extra") or {}
         ours = str(user.get("username", "")).startswith(self._accounts)
@@ -86,6 +91,7 @@ class Callers:
         try:
             claims = self._signatures.claims(token, self._audience)
         except Trouble as error:
+            self._reviews_at = float("-inf")  # what is mended first shall count at once
             raise Unavailable(f"tokens cannot be checked: {error}") from error
         pod = (claims.get("kubernetes.io") or {}).get("pod") or {}
         ours = str(claims.get("sub", "")).startswith(self._accounts)

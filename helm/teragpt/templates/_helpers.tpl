@@ -199,7 +199,7 @@ TERAGPT_ALLOWED_HOSTS: {{ concat $own .Values.ingress.hosts .Values.httpRoute.ho
 Whether Helm sees a cluster. Who may not read cluster-wide gets an error of Helm's here that no template can catch, and
 that shows this one's name: it says the mend.
 */}}
-{{- define "with the rights of one namespace alone, set rbac.tokenReviews=false,rbac.workloads=false,runs.kind=Job" -}}
+{{- define "with the rights of one namespace alone, set rbac.workloads=false,runs.kind=Job" -}}
 {{- if lookup "v1" "Namespace" "" "kube-system" }}true{{ end }}
 {{- end }}
 

@@ -98,7 +98,8 @@ def test_everything_that_lacks_says_how_it_is_mended(server: ApiServer, connecti
     assert lacking == {
         "kind PyTorchJob": "Install what serves kubeflow.org/v1, or let TERAGPT_KIND be another kind.",
         "may get pods/log": "Add `get pods/log` to the control plane's Role in default.",
-        "may create tokenreviews": "Bind the control plane's account to the ClusterRole system:auth-delegator.",
+        "tokens of pods": "Bind the control plane's account to the ClusterRole "
+        "system:service-account-issuer-discovery, or let it create tokenreviews (rbac.tokenReviews=true).",
         "operator of TrainJob": "Start it: without it a TrainJob gets no pods (kubectl get deployments -A).",
         "storage classes": "Install a provisioner, or bind claims to volumes by hand.",
         "gpus": "Run GPU feature discovery, so that nodes are labelled with their GPU's type.",
@@ -110,11 +111,13 @@ def test_tokens_need_no_review_where_the_keys_that_sign_them_may_be_read(
     server: ApiServer, connection: Connection
 ) -> None:
     server.forbidden = {("create", "tokenreviews")}
-    assert "nor may it read the API server's keys" in checks(connection)["may create tokenreviews"].detail
+    lacking = checks(connection)["tokens of pods"]
+    assert not lacking.ok
+    assert "the API server's keys cannot be read" in lacking.detail
     server.keys = [{"kid": "one", "kty": "RSA"}]
-    found = checks(connection)["may create tokenreviews"]
+    found = checks(connection)["tokens of pods"]
     assert found.ok
-    assert "by the API server's keys" in found.detail
+    assert "by the API server's signatures" in found.detail
 
 
 def test_a_cluster_without_any_kind_lacks_the_one_that_every_cluster_has(

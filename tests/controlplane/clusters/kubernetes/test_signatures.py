@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from controlplane.clusters.base import Caller, Unavailable
-from controlplane.clusters.kubernetes import signatures
+from controlplane.clusters.kubernetes import identity, signatures
 from controlplane.clusters.kubernetes.connection import Connection
 from controlplane.clusters.kubernetes.identity import Callers, Users
 from tests.controlplane.clusters.kubernetes.server import ApiServer, status
@@ -49,6 +49,10 @@ def asked(server: ApiServer) -> int:
     return sum(request.path == signatures.KEYS for request in server.requests)
 
 
+def reviews(server: ApiServer) -> int:
+    return sum(request.path.endswith("/tokenreviews") for request in server.requests)
+
+
 def test_a_pods_token_names_it_and_the_keys_are_asked_for_once(
     server: ApiServer, connection: Connection, signer: TestIssuer
 ) -> None:
@@ -78,6 +82,34 @@ def test_a_pods_token_names_it_and_the_keys_are_asked_for_once(
 )
 def test_any_other_token_names_nobody(connection: Connection, signer: TestIssuer, changes: dict[str, Any]) -> None:
     assert Callers(connection, "teragpt", ["default"]).authenticate(token(signer, **changes)) is None
+
+
+def test_reviews_that_may_not_be_made_are_asked_for_again_after_ten_minutes(
+    server: ApiServer, connection: Connection, signer: TestIssuer
+) -> None:
+    clock = Clock()
+    callers = Callers(connection, "teragpt", ["default"], clock)
+    for number in range(3):
+        assert callers.authenticate(token(signer, jti=str(number))) is not None
+    assert reviews(server) == 1
+    server.forbidden.clear()
+    clock.now = identity.UNALLOWED_S
+    assert callers.authenticate(token(signer, jti="later")) is None, "the API server knows no such token"
+    assert reviews(server) == 2
+
+
+def test_while_no_key_can_be_read_reviews_are_asked_for_again_at_once(
+    server: ApiServer, connection: Connection, signer: TestIssuer
+) -> None:
+    callers = Callers(connection, "teragpt", ["default"])
+    server.keys, shown = [], token(signer)
+    with pytest.raises(Unavailable):
+        callers.authenticate(shown)
+    server.forbidden.clear()
+    extra = {identity.POD_NAME: ["run-1-master-0"], identity.POD_UID: ["u-1"]}
+    user = {"username": "system:serviceaccount:default:default", "extra": extra}
+    server.tokens[shown] = {"authenticated": True, "audiences": ["teragpt"], "user": user}
+    assert callers.authenticate(shown) == Caller("run-1-master-0", "u-1")
 
 
 def test_a_token_that_another_signed_names_nobody(connection: Connection, signer: TestIssuer) -> None:
