@@ -32,6 +32,7 @@ from teragpt.generate import MOST_LOGPROBS, Drawn, Sampling
 from teragpt.sample import Completion, Piece, Sampler
 
 MOST_CHOICES = 128
+MOST_TEXTS = 2048  # of a request, over its prompts: keys and values of all are held at once
 SILENT = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}  # change no answer
 USUAL = {"best_of": 1, "response_format": {"type": "text"}, "modalities": ["text"]}  # said, they ask for nothing either
 OFF: tuple[object, ...] = (None, 0, False, [], {}, "auto", "none")  # values of a setting that asks for nothing
@@ -77,7 +78,7 @@ class Asked(BaseModel):
 class CompletionRequest(Asked):
     """`POST /v1/completions`; a prompt is a text or tokens, or a list of either."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Any
     max_tokens: int = 16
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
 
@@ -133,15 +134,19 @@ class Served:
             raise ConfigError([Problem("prompt", f"{longest} tokens", f"fewer than the context's {context}")])
         return context - longest
 
-    def tokens(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
+    def tokens(self, prompt: Any) -> list[list[int]]:
         """The tokens of each prompt. Raises ConfigError."""
-        given: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else [*prompt]
         tokenizer = self.sampler.tokenizer
-        made = [tokenizer.encode(one) if isinstance(one, str) else list(one) for one in given]
-        if not made or any(not 0 <= token < tokenizer.vocabulary for ids in made for token in ids):
+
+        def fits(one: object) -> bool:
+            known = isinstance(one, list) and all(type(id_) is int and 0 <= id_ < tokenizer.vocabulary for id_ in one)
+            return known or isinstance(one, str)
+
+        given = [prompt] if isinstance(prompt, str) or (prompt and fits(prompt)) else prompt
+        if not isinstance(given, list) or not given or not all(map(fits, given)):
             allowed = f"a text or tokens below {tokenizer.vocabulary}, or a list of them that is not empty"
-            raise ConfigError([Problem("prompt", "[...]" if made else prompt, allowed)])
-        return made
+            raise ConfigError([Problem("prompt", "[...]" if isinstance(prompt, list) and prompt else prompt, allowed)])
+        return [tokenizer.encode(one) if isinstance(one, str) else list(one) for one in given]
 
     def spell(self, token: int) -> str:
         """A token's text."""
@@ -316,7 +321,10 @@ class ChatForm:
 
 
 def answer(form: TextForm | ChatForm, prompts: list[list[int]], sampling: Sampling, asked: Asked) -> Response:
-    """The reply to a request, whole or as a stream of server-sent events."""
+    """The reply to a request, whole or as a stream of server-sent events. Raises ConfigError for too many texts."""
+    if len(prompts) * asked.n > MOST_TEXTS:
+        given = f"{len(prompts)} with n {asked.n}"
+        raise ConfigError([Problem("prompt", given, f"prompts for {MOST_TEXTS} texts at most")])
     rows = [prompt for prompt in prompts for _ in range(asked.n)]
     head = {"id": f"{form.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": form.served.name}
     read = sum(map(len, prompts))

@@ -252,7 +252,7 @@ def parse_line(line: bytes, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"UTF-8 text (line {number}: byte 0x{line[error.start]:02x}: {error.reason})") from None
+        raise not_text(error, f"line {number}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"a JSON object on every line (line {number}, column {error.colno}: {error.msg})") from None
     except (ValueError, RecursionError) as error:
@@ -267,10 +267,29 @@ def records_of_table(segment: Segment) -> Iterator[tuple[str, int, Any]]:
     import pyarrow as pa
 
     table = pa.ipc.open_stream(segment.content).read_all()
-    columns = [table.column(name).to_pylist() for name in table.column_names]
+    try:
+        columns = [table.column(name).to_pylist() for name in table.column_names]
+    except UnicodeDecodeError:  # by one of the rows, which is then told
+        for at in range(table.num_rows):
+            yield f"row {segment.start + at}", 0, lambda at=at: row_of(table, at, segment.start + at)
+        return
     for number, row in enumerate(zip(*columns, strict=True), segment.start):
         record = dict(zip(table.column_names, row, strict=True))
         yield f"row {number}", 0, lambda record=record: record
+
+
+def row_of(table: Any, at: int, number: int) -> dict[str, Any]:
+    """The row of a table at a place. Raises ValueError that tells its number."""
+    try:
+        row: dict[str, Any] = table.slice(at, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        raise not_text(error, f"row {number}") from None
+    return row
+
+
+def not_text(error: UnicodeDecodeError, where: str) -> ValueError:
+    """What to say of bytes that are no text."""
+    return ValueError(f"UTF-8 text ({where}: byte 0x{error.object[error.start]:02x}: {error.reason})")
 
 
 def broken(segment: Segment) -> Iterator[tuple[str, int, Any]]:

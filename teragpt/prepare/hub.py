@@ -42,8 +42,10 @@ def hub_files(name: str, config: str, split: str) -> dict[str, int | None]:
         raise unreached(name, reason(error)) from None
     sizes = {one.rfilename: one.size for one in about.siblings or [] if is_text(one.rfilename)}
     card: Any = about.card_data or {}
-    configs = [one for one in card.get("configs") or [] if isinstance(one, Mapping) and one.get("config_name")]
-    picked = chosen(sorted(sizes), configs, about.id, config, split) if sizes else []
+    try:
+        picked = chosen(sorted(sizes), configs_of(card.get("configs")), about.id, config, split) if sizes else []
+    except BadCard as error:
+        raise fail("sources", name, f"a dataset whose card is as the hub takes them ({error})") from None
     if not picked or not all(map(readable, picked)):
         told = next((f"not {file}" for file in picked if not readable(file)), "none is there")
         allowed = f"a dataset with files of {', '.join(sorted(READ))} ({told}); try the hub's own copy"
@@ -74,10 +76,22 @@ def reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
+class BadCard(ValueError):
+    """A card that is not as the hub takes them, and in what."""
+
+
+def configs_of(given: Any) -> list[Mapping[str, Any]]:
+    """The configurations that a card has by name. Raises BadCard."""
+    if not isinstance(given or [], list):
+        raise BadCard(f"configs is no list, but {given!r}")
+    named = [one for one in given or [] if isinstance(one, Mapping) and one.get("config_name")]
+    return [{**one, "config_name": str(one["config_name"])} for one in named]
+
+
 def chosen(files: Iterable[str], configs: Iterable[Any], name: str, config: str, split: str) -> list[str]:
     """Of a dataset's files, those of a configuration and split, as its card says, or their names.
 
-    Raises ConfigError that lists the configurations or splits that there are.
+    Raises ConfigError that lists the configurations or splits that there are, and BadCard.
     """
     known = {one["config_name"]: one for one in configs}
     below = ""
@@ -87,7 +101,7 @@ def chosen(files: Iterable[str], configs: Iterable[Any], name: str, config: str,
         if picked not in known or not (config or usual or len(known) == 1):
             raise missing("config", config, f"one of {', '.join(known)}, as {name} has them")
         about = known[picked]
-        below = f"{about['data_dir'].strip('/')}/" if about.get("data_dir") else ""
+        below = f"{str(about['data_dir']).strip('/')}/" if about.get("data_dir") else ""
         if about.get("data_files"):
             return listed(files, patterns(about["data_files"]), name, split)
     elif config:
@@ -100,17 +114,20 @@ def chosen(files: Iterable[str], configs: Iterable[Any], name: str, config: str,
 
 
 def patterns(given: Any) -> dict[str, list[str]]:
-    """The patterns of each split: a card has a pattern, several, or a list of splits with theirs."""
+    """The patterns of each split: a card has a pattern, several, or a list of splits with theirs. Raises BadCard."""
     entries = given if isinstance(given, list) else [given]
     found: dict[str, list[str]] = {}
     for entry in entries:
-        split, path = (entry["split"], entry["path"]) if isinstance(entry, Mapping) else (SPLIT, entry)
-        found.setdefault(str(split), []).extend(path if isinstance(path, list) else [path])
+        split, path = (entry.get("split"), entry.get("path")) if isinstance(entry, Mapping) else (SPLIT, entry)
+        paths: list[Any] = path if isinstance(path, list) else [path]
+        if not split or not all(isinstance(one, str) for one in paths):
+            raise BadCard(f"data_files has {entry!r}, where a pattern belongs, or a split and its path")
+        found.setdefault(str(split), []).extend(paths)
     return found
 
 
 def listed(files: Iterable[str], of: Mapping[str, list[str]], name: str, split: str) -> list[str]:
-    """The files that fit the patterns of a split."""
+    """The files that fit the patterns of a split. Raises BadCard."""
     wanted = split or SPLIT
     if wanted not in of:
         raise missing("split", split, f"one of {', '.join(of)}, as {name} has them")
@@ -119,7 +136,7 @@ def listed(files: Iterable[str], of: Mapping[str, list[str]], name: str, split: 
     try:
         meant = [re.compile(glob_translate(pattern)) for pattern in of[wanted]]
     except ValueError as error:
-        raise fail("sources", name, f"a dataset whose card has patterns as the hub takes them ({error})") from None
+        raise BadCard(f"data_files: {error}") from None
     return [file for file in files if any(one.match(file) for one in meant)]
 
 

@@ -110,11 +110,11 @@ def local_sizes(source: Path) -> dict[str, int | None]:
         paths = map(Path, glob.glob(str(source), recursive=True))  # noqa: PTH207 (a Path's glob takes no absolute one)
     else:
         raise fail("sources", source, "a text file, a folder or a glob pattern (no such file)")
-    return {
-        str(path): path.stat().st_size if path.is_file() else None  # a pipe has no size
-        for path in paths
-        if not path.is_dir()
-    }
+    files = [path for path in paths if not path.is_dir()]
+    for path in files:
+        if path != source and path.exists() and not path.is_file():  # one that nobody writes to would be read for ever
+            raise fail("sources", path, "a file: a pipe, socket or device is read where it is named by itself alone")
+    return {str(path): path.stat().st_size if path.is_file() else None for path in files}  # a pipe has no size
 
 
 def walk(folder: Path) -> Iterator[Path]:

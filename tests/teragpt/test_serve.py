@@ -165,7 +165,13 @@ def test_what_cannot_be_answered_is_refused_by_name(client: openai.OpenAI) -> No
     refused(openai.BadRequestError, "temperature: got -1", temperature=-1)
     refused(openai.BadRequestError, "prompt: got '600 tokens'", prompt=[5] * 600)
     refused(openai.BadRequestError, "prompt: got", prompt=[1 << 40])
-    refused(openai.BadRequestError, "prompt: got", prompt=[])
+    for odd in ([], ["x", 1], [True], {"text": "x"}, 5):
+        refused(
+            openai.BadRequestError, "prompt: got .* allowed: a text or tokens below .*, or a list of them", prompt=odd
+        )
+    refused(
+        openai.BadRequestError, "prompt: got '17 with n 128'; allowed: prompts for 2048 texts", prompt=["x"] * 17, n=128
+    )
     refused(openai.BadRequestError, "best_of: got 3; allowed: nothing", best_of=3)
     refused(openai.BadRequestError, "top_p: got 7", top_p=7)
     refused(openai.BadRequestError, "n: ", n=0)

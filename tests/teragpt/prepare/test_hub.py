@@ -198,11 +198,24 @@ def test_files_that_are_no_text_are_passed_over() -> None:
         (["data.csv", "more.txt"], [], r"\(not data.csv\)"),
         (["more.txt"], [{"config_name": "one", "data_files": "data.csv"}], r"\(none is there\)"),
         (["LICENSE.txt", "code.py"], [], r"\(none is there\)"),
-        (["a.txt"], [{"config_name": "one", "data_files": "a**"}], r"patterns as the hub takes them \(Invalid pattern"),
+        (["a.txt"], [{"config_name": "one", "data_files": "a**"}], r"card is .*\(data_files: Invalid pattern"),
+        (["a.txt"], [{"config_name": "one", "data_files": [{"path": "a.txt"}]}], r"card is .*data_files has {'path': "),
+        (
+            ["a.txt"],
+            [{"config_name": "one", "data_files": [{"split": "train"}]}],
+            r"card is .*data_files has {'split': ",
+        ),
+        (
+            ["a.txt"],
+            [{"config_name": "one", "data_files": ["a.txt", 5]}],
+            "card is .*data_files has 5, where a pattern",
+        ),
+        (["a.txt"], {"config_name": "one"}, "card is .*configs is no list"),
+        (["a.txt"], [{"config_name": 2020, "data_dir": 2020}], r"\(none is there\)"),
     ],
 )
-def test_a_dataset_in_a_format_that_is_not_read_is_refused_whole(
-    monkeypatch: pytest.MonkeyPatch, files: list[str], configs: list[dict[str, Any]], told: str
+def test_a_dataset_that_is_not_read_is_refused_whole(
+    monkeypatch: pytest.MonkeyPatch, files: list[str], configs: object, told: str
 ) -> None:
     siblings = [SimpleNamespace(rfilename=name, size=1) for name in files]
     about = SimpleNamespace(id="us/it", sha=REVISION, siblings=siblings, card_data={"configs": configs})

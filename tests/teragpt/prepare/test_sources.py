@@ -4,8 +4,11 @@ import bz2
 import gzip
 import io
 import json
+import os
+import struct
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +210,31 @@ def test_a_table_with_two_columns_of_the_name_is_refused(tmp_path: Path, kind: s
     dropped = Dropped()
     assert read(tmp_path / f"x.{kind}", bad_input="skip", dropped=dropped) == []
     assert dropped.reasons["bad input"]["documents"] == 1
+
+
+def test_a_row_that_is_no_utf_8_is_refused_by_its_number_or_counted(tmp_path: Path) -> None:
+    words = [b"first", b"Stra\xdfe", b"third"]
+    ends = [sum(map(len, words[:at])) for at in range(len(words) + 1)]
+    buffers = [None, pa.py_buffer(struct.pack("<4i", *ends)), pa.py_buffer(b"".join(words))]
+    parquet.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 3, buffers)}), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match=r"UTF-8 text \(row 2: byte 0xdf"):
+        read(tmp_path / "x.parquet")
+    dropped = Dropped()
+    assert read(tmp_path / "x.parquet", bad_input="skip", dropped=dropped) == ["first", "third"]
+    assert dropped.reasons["bad input"]["documents"] == 1
+
+
+def test_a_pipe_in_a_folder_is_refused_and_one_by_itself_is_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "folder" / "pipe"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    for source in (pipe.parent, pipe.parent / "p*"):
+        with pytest.raises(ConfigError, match=f"sources: got '{pipe}'; allowed: a file: a pipe, socket or device"):
+            find_sources([source])
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"text",))
+    writer.start()
+    assert read(pipe) == ["text"]
+    writer.join()
 
 
 def test_a_parquet_file_cut_short_is_refused(tmp_path: Path) -> None:
