@@ -137,6 +137,8 @@ def _of_pydantic(node: Any, words: dict[str, str]) -> Any:
     made = {key: _of_pydantic(value, words) for key, value in node.items() if key not in {*TOLD, *NAMED}}
     for key in NAMED & node.keys():
         made[key] = {name: _of_pydantic(part, words) for name, part in node[key].items()}
+    if "labels" in made.get("properties", {}):
+        made["properties"]["labels"] = {"$ref": f"{DEFS}runLabels"}
     if "patternProperties" in made:
         return {"$ref": f"{DEFS}labels"}
     if "pattern" in made:

@@ -10,6 +10,7 @@ import pytest
 from controlplane.domain.defaults import parse_defaults
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.fields import RESERVED_LABELS, RESERVED_PREFIXES
+from controlplane.domain.spec import parse_spec
 from tests.helm.rendered import refusal, text
 from tools import chart
 from tools.blocks import ROOT
@@ -18,14 +19,34 @@ RESERVED = (*sorted(RESERVED_LABELS), *(f"{prefix}/own" for prefix in sorted(RES
 FREE = {"team": "lm", "kueue.example.com/own": "a", "app.kubernetes.io/name": "a", "job-name-of-mine": "a"}
 
 
-def test_labels_that_the_control_plane_would_refuse_at_its_start_are_refused() -> None:
-    said = refusal({"runs": {"defaults": {"labels": dict.fromkeys(RESERVED, "a")}}})
+def test_labels_that_the_control_plane_would_refuse_are_refused() -> None:
+    labels = dict.fromkeys(RESERVED, "a")
+    said = refusal({"runs": {"defaults": {"labels": labels}}, "test": {"spec": {"labels": labels}}})
     for label in RESERVED:
-        assert f"at '/runs/defaults/labels/{label.replace('/', '~1')}': value must be 'left out, since TeraGPT" in said
+        for path in ("runs/defaults", "test/spec"):
+            assert f"at '/{path}/labels/{label.replace('/', '~1')}': value must be 'left out, since TeraGPT" in said
         with pytest.raises(InvalidSpec):
             parse_defaults({"labels": {label: "a"}})
+        with pytest.raises(InvalidSpec):
+            parse_spec({"size": "tiny", "labels": {label: "a"}})
     assert "job-name-of-mine" in text({"runs": {"defaults": {"labels": FREE}}})
+    assert text({"test": {"spec": {"size": "tiny", "labels": FREE}}}).count("job-name-of-mine") == 1
     parse_defaults({"labels": FREE})
+
+
+@pytest.mark.parametrize("path", ["runs.defaults", "test.spec"])
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ([{"name": "RANK", "value": "1"}], "TeraGPT sets RANK itself in every pod; leave it out"),
+        ([{"name": "A", "value": "1"}, {"name": "A", "value": "2"}], "A stands there twice; leave one of them out"),
+        ([{"name": "A"}], "A needs value or secret_ref; give exactly one of them"),
+    ],
+    ids=["set by us", "twice", "without a value"],
+)
+def test_variables_that_no_run_may_have_are_refused(path: str, env: list[dict[str, str]], told: str) -> None:
+    section, name = path.split(".")
+    assert f"{path}.env: {told}" in refusal({section: {name: {"env": env}}})
 
 
 def test_every_pattern_of_a_run_s_body_is_told_in_words() -> None:
