@@ -66,4 +66,5 @@ def stream(run: RunRef, context: Services, hub: Streams, last_event_id: LastEven
         return Batch(messages, messages[-1].position if messages else after, terminal and not messages)
 
     source = Source(("events", run_id), read, lambda changed: context.store.signals.listen(run_id, changed))
-    return EventStream(hub.follow(source, parse_position(last_event_id, 1) or (0,)), hub.settings.send_timeout_s)
+    after = parse_position(last_event_id, 1, (attempts.last_event(context, run_id),))
+    return EventStream(hub.follow(source, after or (0,)), hub.settings.send_timeout_s)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from controlplane.api.body import JsonRoute
+from controlplane.api.body import LARGEST_INTEGER, JsonRoute
 from controlplane.api.streams import Batch, EventStream, Message, Position, Source, parse_position, stream_responses
 from controlplane.api.views import Authorization, LastEventId, RunRef, Services, Streams, View, bearer
 from controlplane.domain.errors import Unauthorized
@@ -17,7 +17,7 @@ from controlplane.services import attempts, metrics, runs
 
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 
-LARGEST, LATEST = (1 << 63) - 1, 1e11
+LATEST = 1e11
 MOST_POINTS = 5000  # of one report
 EXAMPLE = {"seq": 120, "step": 120, "time": 1795518320.5, "loss": 3.12, "lr": 0.0041, "tokens_per_s": 35120.0}
 NAME = r"[A-Za-z_][A-Za-z0-9_.]{0,63}"
@@ -52,8 +52,8 @@ class NewPoint(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[Name, Number] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - pydantic's own way
 
-    seq: int = Field(description="Grows with each point of the attempt.", examples=[120], ge=1, le=LARGEST)
-    step: int = Field(description="The step.", examples=[120], ge=0, le=LARGEST)
+    seq: int = Field(description="Grows with each point of the attempt.", examples=[120], ge=1, le=LARGEST_INTEGER)
+    step: int = Field(description="The step.", examples=[120], ge=0, le=LARGEST_INTEGER)
     time: float = Field(description="When, in seconds since 1970.", examples=[1795518320.5], ge=0, le=LATEST)
 
 
@@ -122,4 +122,5 @@ def stream(run: RunRef, context: Services, hub: Streams, last_event_id: LastEven
         return Batch(messages, messages[-1].position if messages else after, terminal and not messages)
 
     source = Source(("metrics", run_id), read, lambda changed: context.store.signals.listen(run_id, changed))
-    return EventStream(hub.follow(source, parse_position(last_event_id, 2) or (0, 0)), hub.settings.send_timeout_s)
+    after = parse_position(last_event_id, 2, metrics.last_point(context, run_id))
+    return EventStream(hub.follow(source, after or (0, 0)), hub.settings.send_timeout_s)

@@ -21,6 +21,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from controlplane.api.body import LARGEST_INTEGER
 from controlplane.api.problems import FieldProblem, invalid
 from controlplane.settings import Streams
 
@@ -81,15 +82,18 @@ def stream_responses(name: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def parse_position(text: str | None, length: int) -> Position | None:
-    """The position that a Last-Event-ID names, if there is one. Raises Refusal."""
+def parse_position(text: str | None, length: int, newest: Position | None = None) -> Position | None:
+    """The position that a Last-Event-ID names, if there is one; `newest`: none beyond it. Raises Refusal."""
     if text is None:
         return None
     parts = text.split(".")
-    if len(parts) != length or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
-        detail = f"got {text[:40]!r}; allowed: an id of this stream"
+    known = len(parts) == length and all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts)
+    position = tuple(map(int, parts)) if known else ()
+    if not known or max(position) > LARGEST_INTEGER or (newest is not None and position > newest):
+        until = f", of which {'.'.join(map(str, newest))} is the newest" if known and newest is not None else ""
+        detail = f"got {text[:40]!r}; allowed: an id of this stream{until}"
         raise invalid([FieldProblem(pointer="header:last-event-id", code="invalid_value", detail=detail)])
-    return tuple(map(int, parts))
+    return position
 
 
 @dataclass(eq=False)

@@ -252,7 +252,7 @@ class AsyncRunHandle:
             async for line in self._client.stream_logs(self.id, rank=rank, attempt=attempt, tail=tail):
                 yield line
             return
-        for line in (await self._client.logs(self.id, rank=rank, attempt=attempt, tail=tail)).splitlines():
+        for line in (await self._client.logs(self.id, rank=rank, attempt=attempt, tail=tail)).split("\n")[:-1]:
             yield line
 
     async def events(self, *, follow: bool = False) -> AsyncIterator[Event]:

@@ -247,7 +247,7 @@ class RunHandle:
         """A rank's lines: those of the newest attempt, or with `follow` those to come too, until the run has ended."""
         if follow:
             return self._client.stream_logs(self.id, rank=rank, attempt=attempt, tail=tail)
-        return iter(self._client.logs(self.id, rank=rank, attempt=attempt, tail=tail).splitlines())
+        return iter(self._client.logs(self.id, rank=rank, attempt=attempt, tail=tail).split("\n")[:-1])
 
     def events(self, *, follow: bool = False) -> Iterator[Event]:
         """Its events, oldest first; with `follow` those to come too, until the run has ended."""

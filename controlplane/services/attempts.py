@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import undefer
 
 from controlplane.clusters.base import ClusterError, ObservedJob
@@ -71,6 +71,13 @@ def events(context: Context, run_id: str, *, after: int = 0, limit: int = LARGES
     wanted = select(Event).where(Event.run_id == run_id, Event.seq > after).order_by(Event.seq)
     with context.store.read() as session:
         return [view_event(row) for row in session.scalars(wanted.limit(min(limit, LARGEST_BATCH)))]
+
+
+def last_event(context: Context, run_id: str) -> int:
+    """The `seq` of the run's newest event. Raises NotFound."""
+    run_id = runs.get(context, run_id).id
+    with context.store.read() as session:
+        return session.scalar(select(func.max(Event.seq)).where(Event.run_id == run_id)) or 0
 
 
 def manifest(context: Context, run_id: str, number: int | None = None) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def pod_name(object_name: str, node: int) -> str:
 
 def of_rank(data: bytes, rank: int | None) -> Iterator[str]:
     """The lines of one rank, without its prefix; of every rank, with it, for None."""
-    for line in data.decode("utf-8", "replace").splitlines():
+    *lines, rest = data.decode("utf-8", "replace").split("\n")  # no other character ends a line: it has one prefix
+    for each in [*lines, rest] if rest else lines:
+        line = each.removesuffix("\r")
         if rank is None:
             yield line.lstrip("\0")
         elif (found := of_line(line))[0] == rank:

@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from controlplane.api.body import LARGEST_INTEGER
 from controlplane.api.problems import Refusal
 from controlplane.api.streams import END, PING, Batch, EventStream, Hub, Message, Position, Source, parse_position
+from controlplane.services.metrics import add_metrics
 from controlplane.settings import Streams
+from tests.controlplane.plane import Plane
 
 QUICK = Streams(heartbeat_s=5.0, send_timeout_s=5.0)
 
@@ -194,8 +198,29 @@ def test_an_id_of_another_stream_is_refused(text: str) -> None:
     assert caught.value.fields[0].pointer == "header:last-event-id"
 
 
+@pytest.mark.parametrize(("stream", "newest"), [("events", "3"), ("metrics", "1.2")])
+def test_an_id_that_the_stream_has_not_come_to_is_refused(
+    plane: Plane, client: TestClient, stream: str, newest: str
+) -> None:
+    """As that of a control plane which was restored from an earlier backup: what follows would never come."""
+    run = client.post("/runs", json={"size": "tiny"}).json()["id"]
+    points = [{"seq": seq, "step": seq, "time": 1.0, "loss": 3.0} for seq in (1, 2)]
+    add_metrics(plane.context, run, 1, points)
+    plane.end(run)
+    whole = client.get(f"/runs/{run}/{stream}/stream")
+    assert [line[4:] for line in whole.text.splitlines() if line.startswith("id: ")][-1] == newest
+    assert client.get(f"/runs/{run}/{stream}/stream", headers={"last-event-id": newest}).content == PING + END
+    beyond = f"{newest[:-1]}{int(newest[-1]) + 1}"
+    refused = client.get(f"/runs/{run}/{stream}/stream", headers={"last-event-id": beyond})
+    assert refused.status_code == 422
+    (problem,) = refused.json()["errors"]
+    told = f"got '{beyond}'; allowed: an id of this stream, of which {newest} is the newest"
+    assert (problem["pointer"], problem["detail"]) == ("header:last-event-id", told)
+
+
 def test_an_id_names_its_position() -> None:
     assert parse_position("3.44", 2) == (3, 44)
+    assert parse_position(f"1.{LARGEST_INTEGER}", 2) == (1, LARGEST_INTEGER)
     assert parse_position(None, 2) is None
 
 

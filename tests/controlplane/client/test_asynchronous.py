@@ -32,15 +32,15 @@ def test_a_run_is_made_watched_and_read_beside_others(plane: Plane, monkeypatch:
             assert {each["id"] async for each in client.runs()} == {run.id, *(other.id for other in others)}
             assert [each["id"] async for each in client.runs(limit=1)] == [max(run.id, *(other.id for other in others))]
             assert (await client.handle(run.id)).id == (await run.get())["id"]
-            plane.write(await asyncio.to_thread(plane.start, run.id), "one\ntwo\n")
+            plane.write(await asyncio.to_thread(plane.start, run.id), "one\ntwo\f2\n")
             lines = asyncio.create_task(all_of(run.logs(follow=True)))
             ended = asyncio.create_task(run.wait(progress=True))
-            assert await all_of(run.logs(tail=1)) == ["two"]
+            assert await all_of(run.logs(tail=1)) == ["two\f2"]
             with pytest.raises(TimeoutError, match="is running"):
                 await run.wait(timeout_s=0)
             await asyncio.to_thread(plane.succeed, run.id)
             assert (await ended)["phase"] == "succeeded"
-            assert await lines == ["one", "two"]
+            assert await lines == ["one", "two\f2"]
             assert await all_of(run.events()) == await all_of(run.events(follow=True))
             assert len(await run.metrics()) == 0
             with pytest.raises(ApiError, match="is succeeded, so that nobody can write a checkpoint now"):

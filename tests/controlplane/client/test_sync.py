@@ -109,8 +109,8 @@ def test_a_run_is_held_waited_for_and_read(
     with pytest.raises(TimeoutError, match="is queued after 0 s"):
         run.wait(timeout_s=0)
     report(client, plane.token(run.id), run.id, 1, 2)
-    plane.write(plane.start(run.id), "one\ntwo\n")
-    assert list(run.logs(tail=1)) == ["two"]
+    plane.write(plane.start(run.id), "one\ntwo\f2\n")
+    assert list(run.logs(tail=1)) == ["two\f2"]
     lines = Following(run.logs(follow=True))
     monkeypatch.setattr("controlplane.client.sync.LOOK_EVERY_S", 0.01)
     waited = threading.Thread(target=run.wait, kwargs={"progress": True})
@@ -118,7 +118,7 @@ def test_a_run_is_held_waited_for_and_read(
     plane.succeed(run.id)
     waited.join(DEADLINE_S)
     assert capsys.readouterr().out.splitlines()[-1].startswith("succeeded | step 2/")
-    assert lines.all() == ["one", "two"]
+    assert lines.all() == ["one", "two\f2"]
     assert [event["seq"] for event in run.events()] == [event["seq"] for event in run.events(follow=True)]
     assert list(run.metrics(keys=["loss"])["loss"]) == [1.0, 0.5]
     assert run.retry().get()["retry_of"] == run.id

@@ -44,6 +44,16 @@ def test_without_a_rank_the_first_node_shows_every_line(context: Context, two_no
     assert logs(context, two_nodes.id).lines == ["one", "[rank 1] uno", "two \ufffd", "[rank 1] dos"]
 
 
+def test_a_line_ends_with_a_line_feed_alone_and_is_one_ranks_whole(
+    context: Context, two_nodes: RunView, memory: MemoryCluster
+) -> None:
+    name, odd = two_nodes.kubernetes["name"], "form\ffeed, \u2028 \x1c \x85 and a bar\r 10%\r 20%"
+    memory.written[f"{name}/{pod_name(name, 0)}"] = f"one\r\n\n[rank 1] {odd}\ntwo\n".encode()
+    assert logs(context, two_nodes.id, rank=0).lines == ["one", "", "two"]
+    assert logs(context, two_nodes.id, rank=1).lines == [odd]
+    assert logs(context, two_nodes.id, rank=1, tail=1).lines == [odd]
+
+
 @pytest.mark.parametrize("rank", [4, -1])
 def test_a_rank_that_is_not_there_is_not_found(context: Context, two_nodes: RunView, rank: int) -> None:
     with pytest.raises(NotFound, match="rank"):
