@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from teragpt.config import check_shape
-from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, project, rms_norm, rotary, swiglu
+from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, project, rms_norm, rotary, swiglu, within
 from teragpt.rope import scaling
 from teragpt.sizes import padded
 
@@ -132,11 +132,11 @@ class TeraGPT(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, num_tokens) of ids (B, T), or with targets (B, T) their mean loss without ever those logits.
 
-        `positions` (T) default to 0, 1, ...
+        `positions` (T) default to 0, 1, ... On CPU, raises ValueError for ids that are no tokens of the vocabulary.
         """
         if positions is None:
             positions = torch.arange(ids.size(1), device=ids.device)
-        x = self.embed_tokens(ids)
+        x = self.embed_tokens(within(ids, self.num_tokens))
         x = x.to(self.dtype or x.dtype)
         rope = rotary(positions, self.head_dim, self.rope_theta, x.dtype, self.rope_scaling)
         for block in self.layers:

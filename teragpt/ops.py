@@ -56,6 +56,19 @@ def few(x: Tensor) -> bool:
     return x.numel() <= FEW_ROWS * x.size(-1) and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def within(ids: Tensor, vocabulary: int) -> Tensor:
+    """The ids, once seen to be tokens of the vocabulary, whose table has rows beyond it. Raises ValueError.
+
+    A GPU is not waited for, nor is a compiler or tracer stopped; between pipeline stages there are no ids.
+    """
+    known = ids.device.type == "cpu" and type(ids) is Tensor and not torch.compiler.is_compiling()
+    if known and ids.numel() and not ids.is_floating_point():
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(f"ids: got {low if low < 0 else high}; allowed: 0 to {vocabulary - 1}, below num_tokens")
+    return ids
+
+
 def linear(x: Tensor, *weights: Tensor, by: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
     """Projections of x (..., D) by this rank's part of each weight (out, D), side by side: one matmul in x's dtype."""
     mine = [local(weight).to(x.dtype) for weight in weights]

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import teragpt
 from teragpt.config import ConfigError
 from teragpt.main import TeraGPT
+from teragpt.ops import within
 from teragpt.sizes import SIZES
 
 
@@ -45,6 +47,28 @@ def test_heads_that_do_not_divide_are_refused(dim: int, heads: int, kv_heads: in
 def small() -> TeraGPT:
     torch.manual_seed(0)
     return TeraGPT(32, 3, 4, 100, kv_heads=2, tied=True)
+
+
+@pytest.mark.parametrize("given", [-1, 100, 127, 128, 10**12])
+def test_ids_that_are_no_tokens_are_refused_also_where_the_padded_table_has_a_row(given: int) -> None:
+    model = TeraGPT(dim=16, depth=1, heads=2, num_tokens=100)
+    ids = torch.tensor([[0, 99, given]])
+    message = rf"^ids: got {given}; allowed: 0 to 99, below num_tokens$"
+    for targets in (None, torch.zeros_like(ids)):
+        with pytest.raises(ValueError, match=message):
+            model(ids, targets=targets)
+    assert model(ids[:, :2]).shape == (1, 2, 100)
+    assert model(ids[:, :0]).shape == (1, 0, 100)
+
+
+def test_looking_at_ids_stops_no_compiler_and_no_tracer() -> None:
+    model = TeraGPT(dim=16, depth=1, heads=2, num_tokens=100)
+    ids = torch.tensor([[0, 99]])
+    looked = torch.compile(lambda ids: within(ids, 100) + 1, backend="eager", fullgraph=True)
+    assert looked(ids + 27).tolist() == [[28, 127]]
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        assert model(fake.from_tensor(ids)).shape == (1, 2, 100)
+    assert model.to("meta")(ids.to("meta")).shape == (1, 2, 100)
 
 
 def test_a_token_sees_none_after_it() -> None:
