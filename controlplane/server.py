@@ -46,7 +46,7 @@ ADDRESS_FILE, TOKEN_FILE = "server.json", "token"
 BACKLOG = 2048
 RETENTION_S = 3600.0  # between looks for what has been kept for long enough
 GIVEN_BACK_S = 60.0  # from one time that free memory is given back to the next
-IDLE_S = 75  # how long a connection may wait for its next request: longer than clients and load balancers keep one
+IDLE_S = 75  # how long a request's headers may take, or be waited for: longer than clients and load balancers wait
 DRAIN_S = 1  # how long requests may go on after SIGTERM
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what to call for what is bound
 
@@ -249,6 +249,8 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or SIGINT; open streams end, and a second signal ends everything at once."""
     import uvicorn
 
+    from controlplane.api.connections import Connection
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             del sig, frame
@@ -260,7 +262,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         loop="asyncio",
         log_config=None,

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from controlplane.api.app import create_app
+from controlplane.api.connections import Connection
 from controlplane.reconcile.outbox import Site
 from controlplane.reconcile.reconciler import Reconciler
 from controlplane.services import runs
@@ -82,10 +83,12 @@ def opened(home: Path, migrated: Path, *, token: str | None = None) -> Generator
 
 
 @contextmanager
-def serving(app: FastAPI, port: int = 0) -> Generator[str]:
+def serving(app: FastAPI, port: int = 0, idle_s: int = 5) -> Generator[str]:
     """A real server on loopback; yields its URL."""
     listener = socket.create_server(("127.0.0.1", port), reuse_port=False)
-    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, http=Connection, ws="none", log_config=None, timeout_keep_alive=idle_s, timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import time
 from collections.abc import Generator
@@ -19,6 +21,7 @@ from controlplane.settings import Streams
 from tests.controlplane.plane import Plane, serving
 
 DEADLINE_S = 60.0
+HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture
@@ -117,6 +120,40 @@ def test_a_body_that_never_ends_is_refused_in_time_and_others_are_answered(
         assert told.startswith(b"HTTP/1.1 408 ")
         assert b'"body_late"' in told
         assert [run["name"] for run in httpx.get(f"{url}/runs").json()["items"]] == ["well"]
+
+
+@pytest.mark.parametrize(
+    ("before", "begun"),
+    [(b"", b""), (b"", b"GET /livez HTT"), (b"", HEAD), (HEAD + b"\r\n", b""), (HEAD + b"\r\n", HEAD)],
+    ids=["nothing", "half a line", "half of its headers", "no second request", "half of the second"],
+)
+def test_a_connection_whose_headers_never_end_is_closed_and_others_are_answered(
+    app: Any, before: bytes, begun: bytes
+) -> None:
+    with serving(app, idle_s=1) as url, connect(url) as wire:
+        wire.sendall(before)
+        told = b""
+        while before and not told.endswith(b'{"live":true}'):
+            told += wire.recv(1 << 16)
+        wire.sendall(begun)
+        since = time.monotonic()
+        assert httpx.get(f"{url}/livez").status_code == 200
+        assert read_all(wire) == b""
+        assert 0.5 <= time.monotonic() - since <= DEADLINE_S / 2
+
+
+def test_headers_that_dribble_gain_no_time_and_a_request_that_takes_long_loses_none(app: Any, plane: Plane) -> None:
+    with serving(app, idle_s=1) as url, connect(url) as slow, Client(url) as client, connect(url) as follower:
+        run = client.create({"size": "tiny"})["id"]
+        follower.sendall(f"GET /runs/{run}/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        slow.sendall(HEAD)
+        since = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - since < DEADLINE_S / 2 and slow not in select.select([slow], [], [], 0.1)[0]:
+                slow.sendall(b"x")
+        assert 0.5 <= time.monotonic() - since <= DEADLINE_S / 4
+        plane.end(run)
+        assert b"event: end" in read_all(follower)
 
 
 def test_no_run_is_made_of_a_body_whose_end_never_came(app: Any) -> None:
