@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from controlplane.clusters.base import Cluster, NameConflict, Rejected, Unavailable
+from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import REFUSED, UNREACHABLE, Desired
 from controlplane.domain.resolve import ResolvedRun
 from controlplane.faults import fault
@@ -143,9 +144,7 @@ class Worker:
         made, since = list[tuple[Outbox, str]](), time.monotonic()
         for row in rows:
             with about(run=row.run_id, attempt=row.attempt), of_run(f"outbox {row.op}", row.run_id, row.attempt):
-                if row.op != CREATE:
-                    self._delete(row, now)
-                elif (uid := self._create(row, facts[row.run_id], now)) is not None:
+                if (uid := self._ask(row, facts, now)) is not None:
                     made.append((row, uid))
                     if len(rows) == 1:  # so that the run's trace has it
                         self._made(made, now)
@@ -154,6 +153,19 @@ class Worker:
                 self._made(made, now)
                 made, since = [], time.monotonic()
         self._made(made, now)
+
+    def _ask(self, row: Outbox, facts: Mapping[str, _Facts], now: float) -> str | None:
+        """Ask the cluster for what the row says; the uid of an object that was made. One row's trouble is its own."""
+        try:
+            if row.op == CREATE:
+                return self._create(row, facts[row.run_id], now)
+            self._delete(row, now)
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("%s of %s failed", row.op, row.object_name)
+            self._put_off(row, None, now)
+        return None
 
     def _made(self, made: Sequence[tuple[Outbox, str]], now: float) -> None:
         if made:
@@ -218,8 +230,9 @@ class Worker:
         self._store.write(lambda transaction: settle(transaction, row.run_id, row.attempt, row.op, row.lease or ""))
         fault("end stored")
 
-    def _put_off(self, row: Outbox, message: str, now: float) -> None:
-        log.warning("%s of %s is put off: %s", row.op, row.object_name, message)
+    def _put_off(self, row: Outbox, message: str | None, now: float) -> None:
+        """Ask again later; `message`: what the cluster said, None where that is not why."""
+        log.warning("%s of %s is put off: %s", row.op, row.object_name, message or "see above")
         due_at = now + self._pace.submit_backoff(row.tries)
         fault("row put off")
         self._store.write(lambda transaction: _returned(transaction, row, message, now, due_at))
@@ -232,7 +245,7 @@ def _bad_nodes(session: Session, run_id: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lost))[:MOST_AVOIDED]
 
 
-def _returned(transaction: Transaction, row: Outbox, message: str, now: float, due_at: float) -> None:
+def _returned(transaction: Transaction, row: Outbox, message: str | None, now: float, due_at: float) -> None:
     """Transition 2: the row is due again later; that fails nothing."""
     transaction.session.connection().execute(
         update(Outbox)
@@ -241,7 +254,7 @@ def _returned(transaction: Transaction, row: Outbox, message: str, now: float, d
         )
         .values(lease=None, leased_until=None, tries=row.tries + 1, due_at=due_at)
     )
-    if row.op == CREATE:
+    if row.op == CREATE and message is not None:
         move(transaction, row.run_id, UNREACHABLE, now, reason="ClusterUnreachable", message=message)
 
 

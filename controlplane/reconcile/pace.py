@@ -16,6 +16,7 @@ class Pace:
     first_backoff_s: float = 1.0
     longest_backoff_s: float = 300.0
     longest_submit_backoff_s: float = 20.0
+    longest_retry_backoff_s: float = 60.0
     free_restarts: int = 20
     patience_s: float = 300.0
 
@@ -26,3 +27,7 @@ class Pace:
     def submit_backoff(self, tries: int) -> float:
         """How long to wait before the cluster is asked again, after so many tries; jittered."""
         return float(min(self.longest_submit_backoff_s, 2.0 ** min(tries, 32)) * random.uniform(0.5, 1.0))
+
+    def retry_backoff(self, tries: int) -> float:
+        """How long to wait before a run is looked at again that could not be reconciled so often; jittered."""
+        return float(min(self.longest_retry_backoff_s, 2.0 ** min(tries, 32)) * random.uniform(0.5, 1.0))

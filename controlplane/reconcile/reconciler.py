@@ -31,6 +31,7 @@ from controlplane.reconcile.hang_stacks import with_stacks
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, on_cluster, void_leases
 from controlplane.reconcile.pace import Pace
+from controlplane.reconcile.retries import Retries
 from controlplane.store.store import Ledger
 from controlplane.store.tables import Attempt, Outbox, Run
 from controlplane.tracing import of_run
@@ -73,6 +74,7 @@ class Reconciler:
         self._of, self._work, self._news = of, store.signals.work.wait(), store.signals.collect()
         self._worker = Worker(store, cluster, site, self._pace, of=of, turn=turn or threading.Lock())
         self._listener = Listener(cluster)
+        self._retries = Retries(self._pace)
         self._absent: dict[str, int] = {}  # looks in a row that missed a live attempt's object
         self._seen: dict[str, ObservedJob] = {}  # by name, at the last look
         self._stored: dict[str, Sequence[ObservedPod]] = {}  # by object, its pods as they were last stored
@@ -134,15 +136,19 @@ class Reconciler:
         names = {name for name, job in jobs.items() if self._seen.get(name) is not job and self._seen.get(name) != job}
         names |= (self._seen.keys() - jobs.keys()) | self._absent.keys()
         self._seen = jobs
-        wanted, ours, several = set[str](), set[str](), 0
+        wanted, ours, lived, several = set[str](), set[str](), set[str](), 0
         before, self._absent = self._absent, {}
-        for live, news in self._live(jobs, names, None if whole else touched):
+        due = self._retries.due()
+        for live, news in self._live(jobs, names, None if whole or touched is None else {*touched, *due}):
             several += sum(run.phase != Phase.SUSPENDED for run, _ in live)
             there = {attempt.object_name for run, attempt in live if run.phase in HAVE_OBJECTS}
             self._absent |= {name: before.get(name, 0) + 1 for name in there - jobs.keys()}
             wanted |= there
             ours |= {attempt.object_name for _, attempt in live}
+            lived |= {run.id for run, _ in live}
             self._look_at(live, jobs, news)
+        for run_id in due - lived:
+            self._retries.forget(run_id)
         left = (jobs.keys() if whole else jobs.keys() & names) - ours
         self._sweep([jobs[name] for name in left if not jobs[name].deleting])
         if whole:
@@ -280,8 +286,12 @@ class Reconciler:
             except StoreError:
                 raise
             except Exception:
-                log.exception("it could not be reconciled; the next look tries again")
+                log.exception(
+                    "it could not be reconciled; it is tried again in %.0f s", self._retries.failed(look.run.id)
+                )
                 self._stored.pop(look.attempt.object_name, None)
+            else:
+                self._retries.forget(look.run.id)
 
     def _reconcile(self, look: Look, simple: list[tuple[Look, Decision]]) -> None:
         """Decide about a run until nothing is left to decide on this observation; a `simple` decision is the last."""

@@ -16,7 +16,7 @@ from controlplane.domain.errors import StoreUnavailable
 from controlplane.domain.spec import parse_spec
 from controlplane.reconcile import apply as applying
 from controlplane.reconcile import reconciler as reconciling
-from controlplane.reconcile.decide import Look, decide
+from controlplane.reconcile.decide import Decision, Look, decide
 from controlplane.reconcile.pace import Pace
 from controlplane.reconcile.reconciler import Reconciler
 from controlplane.services import runs
@@ -104,6 +104,59 @@ def test_one_runs_trouble_is_not_anothers(stage: Stage, monkeypatch: pytest.Monk
     monkeypatch.setattr(reconciling, "decide", sometimes)
     stage.memory.run(second.kubernetes["name"])
     assert stage.look().phase == "running"
+
+
+def test_a_run_that_went_wrong_is_tried_again_without_any_news_of_it(
+    context: Context, memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Context(context.store, memory, context.home, context.url)
+    monkeypatch.setattr(reconciling, "WHOLE_SHARE", 1e9)  # no look at everything comes before it
+    pace = Pace(tick_s=0.01, longest_retry_backoff_s=0.05)
+    tried: list[Look] = []
+
+    def sometimes(look: Look) -> Decision | None:
+        if look.run.phase == "pending" and look.job and look.job.pods[0].phase == "Running" and len(tried) < 3:
+            tried.append(look)
+            raise ZeroDivisionError
+        return decide(look)
+
+    monkeypatch.setattr(reconciling, "decide", sometimes)
+    reconciler = Reconciler(context.store, memory, site=SITE, pace=pace)
+    reconciler.start()
+    try:
+        run, _ = runs.create_run(context, parse_spec({"size": "tiny"}))
+        soon(lambda: runs.get(context, run.id).phase == "pending")
+        memory.run(run.kubernetes["name"])
+        soon(lambda: runs.get(context, run.id).phase == "running")
+    finally:
+        reconciler.stop()
+    assert len(tried) == 3
+
+
+@pytest.mark.parametrize("op", ["create", "delete"])
+def test_what_went_wrong_with_one_object_holds_up_no_other_and_is_tried_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    first, second = stage.ask(), stage.ask()
+    if op == "delete":
+        stage.look()
+        for run in (first, second):
+            runs.cancel_run(stage.context, run.id)
+    asked = getattr(stage.memory, op)
+
+    def sometimes(*given: Any) -> Any:
+        if first.kubernetes["name"] in str(given):
+            raise ZeroDivisionError
+        return asked(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.memory, op, sometimes)
+        stage.look(2)
+        done = stage.memory.created if op == "create" else stage.memory.deleted
+        assert set(done) == {second.kubernetes["name"]}
+        assert runs.get(stage.context, first.id).phase == {"create": "submitting", "delete": "cancelling"}[op]
+    stage.after(Pace().longest_submit_backoff_s)
+    assert set(done) == {first.kubernetes["name"], second.kubernetes["name"]}
 
 
 def test_the_stores_trouble_is_everyones(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
