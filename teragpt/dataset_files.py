@@ -71,7 +71,8 @@ class Blocks:
 class Manifest:
     """What `dataset.json` says. `tokenizer_fingerprint`: of the tokenizer that made the shards; `end`: its separator.
 
-    `unigram_entropy`: nats a token costs who knows only how frequent each one is in the training split.
+    `unigram_entropy`: nats a token costs who knows only how frequent each one is in the training split. `run`: the id
+    of the control plane's run that made it, if one did.
     """
 
     vocabulary: int
@@ -81,6 +82,7 @@ class Manifest:
     unigram_entropy: float
     splits: dict[str, Split]
     blocks: Blocks | None = None  # datasets made before there were any have none
+    run: str | None = None
 
     @property
     def dtype(self) -> str:
@@ -173,6 +175,7 @@ def parse_manifest(content: dict[str, Any]) -> Manifest:
         unigram_entropy=float(content["unigram_entropy"]),
         splits={TRAIN: splits[TRAIN], VALIDATION: splits[VALIDATION]},
         blocks=parse_blocks(content.get("blocks")),
+        run=str(run) if (run := content.get("run")) else None,
     )
     if content["dtype"] != manifest.dtype:
         raise ValueError(f"{content['dtype']} tokens for a vocabulary of {manifest.vocabulary}")

@@ -76,8 +76,8 @@ class Look:
     def silent_s(self) -> float:
         """For how long the attempt has neither reported a step nor written a line; 0 for one that never reported.
 
-        A preparation reports no steps: its lines alone count, from its start on. One that was never heard at all is not
-        late, since then nothing tells it from one whose log cannot be read.
+        A preparation reports no steps: its lines alone count, the first of which is its process's first act. One that
+        was never heard at all is not late, since then nothing tells it from one whose log cannot be read.
         """
         reported = (self.run.progress or {}).get("time") or 0.0
         began = self.attempt.started_at

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
+if __name__ == "__main__":  # whoever waits for a first line can tell now that it has begun
+    print("prepare: begun", file=sys.stderr, flush=True)
+
 from teragpt.config import ConfigError
-from teragpt.prepare.assembly import Busy
+from teragpt.prepare.assembly import Busy, published_by
 from teragpt.prepare.documents import Recipe
 from teragpt.prepare.preparation import prepare
 from teragpt.prepare.report import summary
@@ -28,13 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in fields(Recipe):
         parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
     given = parser.parse_args(arguments)
+    run = os.environ.get("TERAGPT_RUN_ID", "")
     try:
         recipe = Recipe(**{one.name: getattr(given, one.name) for one in fields(Recipe)})
         named = {"config": given.config, "split": given.split, "workers": given.workers}
-        prepare(given.sources, given.out, Tokenizer(given.tokenizer), recipe, **named)
+        prepare(given.sources, given.out, Tokenizer(given.tokenizer), recipe, run=run, **named)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Busy) else 2
+        if not published_by(run, given.out):
+            print(f"error: {error}", file=sys.stderr)
+            return 1 if isinstance(error, Busy) else 2
+        print("an earlier attempt of this run has published the dataset", file=sys.stderr)
     for line in summary(given.out):
         print(line)
     return 0

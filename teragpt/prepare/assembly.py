@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from teragpt.config import ConfigError, Problem
-from teragpt.dataset_files import MANIFEST, TOKENIZER_FOLDER, TRAIN, VALIDATION, File, Manifest, fail
+from teragpt.dataset_files import MANIFEST, TOKENIZER_FOLDER, TRAIN, VALIDATION, File, Manifest, fail, load_manifest
 from teragpt.prepare.documents import BLOCK_BYTES, Document, Dropped, Recipe
 from teragpt.prepare.duplicates import EXACT, KEPT, NEAR, find_duplicates
 from teragpt.prepare.parts import Part, batches, make_part
@@ -56,7 +56,9 @@ def write(documents: Iterable[Document], out: Path, tokenizer: Tokenizer, recipe
 # --- parts to shards ------------------------------------------------------------------------------------------------
 
 
-def finish(parts: Sequence[Part], draft: Path, tokenizer: Tokenizer, recipe: Recipe, tell: Tell = untold) -> Manifest:
+def finish(
+    parts: Sequence[Part], draft: Path, tokenizer: Tokenizer, recipe: Recipe, tell: Tell = untold, run: str = ""
+) -> Manifest:
     """Find duplicates, cut shards, and leave in the draft what a dataset consists of. Raises OSError, ConfigError."""
     documents = sum(len(part.read("lengths")) for part in parts)
     codes = np.memmap(draft / CODES, np.uint8, "w+", shape=(max(1, documents),))[:documents]
@@ -77,6 +79,7 @@ def finish(parts: Sequence[Part], draft: Path, tokenizer: Tokenizer, recipe: Rec
         unigram_entropy=entropy(splits[TRAIN].counts),
         splits=written,
         blocks=write_digests(draft, tell([*chain(*(split.shards for split in written.values()))], "shards summed up")),
+        run=run or None,
     )
     write_report(tally.report(manifest), draft)
     shutil.rmtree(draft / PARTS)
@@ -155,7 +158,7 @@ def published(out: Path) -> Generator[Path]:
             else:
                 shutil.rmtree(draft, ignore_errors=True)
             raise
-    (out / LOCK).unlink()
+    (out / LOCK).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -224,6 +227,24 @@ def settle_recipe(draft: Path, tokenizer: Tokenizer, recipe: Recipe) -> None:
     (draft / PARTS).mkdir(exist_ok=True)
     tokenizer.save(draft / TOKENIZER_FOLDER)
     (draft / RECIPE).write_text(asked, "utf-8")
+
+
+def published_by(run: str, out: Path | str) -> bool:
+    """Whether the dataset `out` is whole and made by that run: by an attempt that died, or was not seen to end, after.
+
+    What that has left beside it goes.
+    """
+    try:
+        place = folder_at(out, "out")
+        if not run or load_manifest(place.read(MANIFEST), out).run != run:
+            return False
+        if isinstance(place, Bucket):
+            place.discard(CLAIM)
+        else:
+            (Path(out) / LOCK).unlink(missing_ok=True)
+    except (OSError, ConfigError):
+        return False
+    return True
 
 
 def vacant(out: Path) -> None:

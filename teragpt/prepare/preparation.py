@@ -40,6 +40,7 @@ def prepare(
     split: str = "",
     workers: int = 0,
     progress: bool = True,
+    run: str = "",
 ) -> Manifest:
     """Make the dataset `out`, a folder or an object store's URL, from files, folders, patterns, URLs, `-` (stdin).
 
@@ -48,7 +49,8 @@ def prepare(
     went, the split is the end of the training tokens. `workers` processes (0: one a core) make the same dataset
     whatever their number. A preparation that is cut off goes on when it is called again with the same recipe; one that
     fails before anything is done leaves nothing; into a store it begins anew. `progress` is a bar on a terminal, and a
-    line of stderr every ten seconds elsewhere. Raises ConfigError that names the source, the setting or `out`.
+    line of stderr every ten seconds elsewhere. `run` is kept with the dataset, as the id of what asked for it. Raises
+    ConfigError that names the source, the setting or `out`.
     """
     if workers < 0:
         raise fail("workers", workers, "a number of processes, or 0 for one a core")
@@ -70,7 +72,7 @@ def prepare(
             Workers(workers, draft / PARTS, tokenizer, recipe) as pool,
         ):
             parts = make_parts(found, pool, bar)
-        return finish(parts, draft, tokenizer, recipe, tell)
+        return finish(parts, draft, tokenizer, recipe, tell, run)
 
 
 def shown(total: int | None) -> tqdm[NoReturn] | Lines:

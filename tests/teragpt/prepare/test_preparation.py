@@ -325,6 +325,35 @@ def test_a_dataset_is_never_overwritten(texts: Path, tmp_path: Path, tokenizer: 
     assert read_manifest(tmp_path / "out") == made
 
 
+def test_a_run_that_is_tried_again_finds_what_it_has_published_and_no_other_does(
+    texts: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path / "tokenizer")
+    out = tmp_path / "out"
+    command = [str(texts), "-o", str(out), "--tokenizer", str(tmp_path / "tokenizer"), "--workers", "1"]
+    monkeypatch.setenv("TERAGPT_RUN_ID", "run_1")
+    assert main(command) == 0
+    made = (out / "dataset.json").read_bytes()
+    (out / LOCK).touch()  # as one that is killed before its last act leaves it
+    assert main(command) == 0
+    assert not (out / LOCK).exists()
+    monkeypatch.setenv("TERAGPT_RUN_ID", "run_2")
+    assert main(command) == 2
+    monkeypatch.delenv("TERAGPT_RUN_ID")
+    assert main(command) == 2
+    assert (out / "dataset.json").read_bytes() == made
+    assert read_manifest(out).run == "run_1"
+
+
+def test_a_pod_says_that_it_has_begun_before_it_reads_anything(tmp_path: Path) -> None:
+    given = ["nowhere.txt", "-o", str(tmp_path / "out"), "--tokenizer=x"]
+    command = [sys.executable, "-X", "importtime", "-m", "teragpt.prepare", *given]
+    said = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert said.returncode == 2
+    lines = [line for line in said.stderr.splitlines() if line == "prepare: begun" or line.endswith(" numpy")]
+    assert (lines[0], len(lines)) == ("prepare: begun", 2)
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_something_else_at_the_place_is_refused(texts: Path, tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
     kept = tmp_path / "out" / "kept.txt" if kind == "folder" else tmp_path / "out"

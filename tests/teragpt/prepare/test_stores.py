@@ -66,6 +66,21 @@ def test_nothing_in_a_store_is_overwritten(text: Path, tokenizer: Tokenizer, nam
     assert (place.entries(), place.read(name)) == ({name: 4}, b"kept")
 
 
+def test_a_run_that_is_tried_again_finds_what_it_has_published_in_a_store(
+    text: Path, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path / "tokenizer")
+    place = Bucket(f"{HOME}/again")
+    command = [str(text), f"--out={place}", f"--tokenizer={tmp_path / 'tokenizer'}", "--workers=1"]
+    monkeypatch.setenv("TERAGPT_RUN_ID", "run_1")
+    assert main(command) == 0
+    place.write(CLAIM, b"left")
+    assert main(command) == 0
+    assert CLAIM not in place.entries()
+    monkeypatch.setenv("TERAGPT_RUN_ID", "run_2")
+    assert main(command) == 2
+
+
 def test_what_a_killed_preparation_has_put_there_gives_way(text: Path, tokenizer: Tokenizer) -> None:
     place = Bucket(f"{HOME}/killed")
     for name in (CLAIM, "train-00000.bin", "train-00007.bin"):
