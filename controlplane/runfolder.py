@@ -1,7 +1,7 @@
 """What lies in a run folder, read without torch: checkpoints, attempts that claimed it, metrics, stacks.
 
-The layout is the trainer's (`teragpt.checkpoint`, `teragpt.metrics`). Whatever cannot be read is as good as absent: a
-run folder is someone else's, may be half written, and decides nothing alone.
+The layout is the trainer's (`teragpt.checkpoint`, `teragpt.reporting.metrics`). Whatever cannot be read is as good as
+absent: a run folder is someone else's, may be half written, and decides nothing alone.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from teragpt.model import TeraGPT
-    from teragpt.tokenizer import Tokenizer
+    from teragpt.tokenization.tokenizer import Tokenizer
     from teragpt.train import Trainer
 
 __all__ = ["TeraGPT", "Tokenizer", "Trainer"]
 __version__ = "0.1.0"
 
-HOMES = {"TeraGPT": "teragpt.model", "Tokenizer": "teragpt.tokenizer", "Trainer": "teragpt.train"}
+HOMES = {"TeraGPT": "teragpt.model", "Tokenizer": "teragpt.tokenization.tokenizer", "Trainer": "teragpt.train"}
 
 
 def __getattr__(name: str) -> Any:

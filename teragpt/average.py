@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from teragpt.checkpoint import META, Checkpoint, as_json, published, reader, writer
 from teragpt.config import ConfigError, Problem
+from teragpt.inference.trained import config_of, newest
 from teragpt.storage import Folder, folder_at
-from teragpt.trained import config_of, newest
 
 BAD_CONFIG = 2
 

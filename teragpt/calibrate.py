@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from teragpt.compute.ops import linear_cross_entropy, swiglu
 from teragpt.config import ConfigError, Problem
 from teragpt.fp8 import E4M3, rows_by_rows
-from teragpt.ops import linear_cross_entropy, swiglu
 from teragpt.plan.calibration import Calibration, shipped, write
 from teragpt.plan.hardware import CORE, DEVICES, Device, known
 from teragpt.plan.memory import BF16

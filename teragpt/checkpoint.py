@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
-from teragpt.compatibility import fsspec_storage
+from teragpt.compute.compatibility import fsspec_storage
 from teragpt.config import TENSORS, Config, ConfigError, Problem, kept, resolve
 from teragpt.mirror import Mirror
 from teragpt.storage import Disk, Folder, folder_at

@@ -21,13 +21,13 @@ import numpy.typing as npt
 import torch
 
 from teragpt.config import ConfigError, Problem
-from teragpt.corpus import embedded_dataset
-from teragpt.dataset_files import TOKENIZER_FOLDER, TRAIN, VALIDATION, fail
-from teragpt.fetch import Files, open_files
-from teragpt.mixture import Schedule
-from teragpt.portions import Portion, parse_mixture, whole
-from teragpt.shards import Ids, Shard
-from teragpt.tokenizer import Tokenizer
+from teragpt.datasets.fetch import Files, open_files
+from teragpt.datasets.files import TOKENIZER_FOLDER, TRAIN, VALIDATION, fail
+from teragpt.datasets.mixture import Schedule
+from teragpt.datasets.portions import Portion, parse_mixture, whole
+from teragpt.datasets.shards import Ids, Shard
+from teragpt.prepare.corpus import embedded_dataset
+from teragpt.tokenization.tokenizer import Tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Places = npt.NDArray[np.int64]

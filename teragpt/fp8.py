@@ -22,10 +22,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from teragpt.compatibility import refuse_rowwise
+from teragpt.compute.compatibility import refuse_rowwise
+from teragpt.compute.ops import JOINED, foreach_norm, fused, local
 from teragpt.config import Config, ConfigError, Problem
-from teragpt.mesh import Mesh
-from teragpt.ops import JOINED, foreach_norm, fused, local
+from teragpt.parallelism.mesh import Mesh
 
 scaled_mm: Any = torch.ops.aten._scaled_mm  # noqa: SLF001 - the one name of it from torch 2.11 on
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

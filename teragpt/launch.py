@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from teragpt.config import ConfigError
-from teragpt.environment import read_grace, termination_log
-from teragpt.supervise import Supervisor, fate
-from teragpt.termination import BAD_CONFIG, CRASHED, FINISHED, Ending
+from teragpt.launcher.environment import read_grace, termination_log
+from teragpt.launcher.supervise import Supervisor, fate
+from teragpt.launcher.termination import BAD_CONFIG, CRASHED, FINISHED, Ending
 
 AGENT_S = 1.0  # for the agent to see that its ranks have ended
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 def start(arguments: Sequence[str], supervisor: Supervisor) -> None:
     """The agent's thread."""
     gc.disable()  # importing torch makes no garbage worth a search: a twentieth of its time
-    from teragpt import agent
+    from teragpt.launcher import agent
 
     gc.enable()
     agent.run(arguments, supervisor)

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from teragpt import model
+from teragpt.compute.ops import project, rotate
 from teragpt.model import Rope, TeraGPT
-from teragpt.ops import project, rotate
 
 
 class Attention(model.Attention):

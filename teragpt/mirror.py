@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.tensor import DTensor
 
-from teragpt.ops import local
+from teragpt.compute.ops import local
 
 
 class Mirror(AsyncStager):

@@ -11,8 +11,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from teragpt.compute.ops import (
+    attention,
+    linear,
+    linear_cross_entropy,
+    norm_rotary,
+    project,
+    rms_norm,
+    rotary,
+    swiglu,
+    within,
+)
 from teragpt.config import check_shape
-from teragpt.ops import attention, linear, linear_cross_entropy, norm_rotary, project, rms_norm, rotary, swiglu, within
 from teragpt.rope import scaling
 from teragpt.sizes import padded
 

@@ -27,18 +27,18 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.overrides import TorchFunctionMode
 
-from teragpt import evidence
+from teragpt.compute.ops import local
 from teragpt.config import Config, ConfigError, Problem
-from teragpt.context_parallel import context_parallel, take_pieces
 from teragpt.data import Dataset
-from teragpt.environment import World
 from teragpt.fp8 import fp8, measure
-from teragpt.mesh import Mesh
-from teragpt.ops import local
-from teragpt.pipeline import MicroBatch, Pipeline, build_pipeline, filling
-from teragpt.placement import region
+from teragpt.health import evidence
+from teragpt.launcher.environment import World
+from teragpt.parallelism.context_parallel import context_parallel, take_pieces
+from teragpt.parallelism.mesh import Mesh
+from teragpt.parallelism.pipeline import MicroBatch, Pipeline, build_pipeline, filling
+from teragpt.parallelism.placement import region
+from teragpt.parallelism.tensor_parallel import tensor_parallel
 from teragpt.recompute import recompute
-from teragpt.tensor_parallel import tensor_parallel
 
 ROW_BLOCK = 1024  # rows of a matrix that one generator draws
 DRAW = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}

@@ -25,15 +25,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from teragpt.batches import Batch, Batches
 from teragpt.config import ConfigError, parse, resolve
 from teragpt.data import share
-from teragpt.environment import World, read_world
-from teragpt.mesh import build_mesh
-from teragpt.metrics import memory_bytes, mfu_per_rate
-from teragpt.optim import Optimizer
-from teragpt.packing import confine
+from teragpt.datasets.batches import Batch, Batches
+from teragpt.datasets.packing import confine
+from teragpt.launcher.environment import World, read_world
+from teragpt.optimizers.optim import Optimizer
 from teragpt.parallel import build_model, compute_dtype, connect, load_attribute, load_dataset, materialize, parallelize
+from teragpt.parallelism.mesh import build_mesh
+from teragpt.reporting.metrics import memory_bytes, mfu_per_rate
 from teragpt.step import Step
 
 COMMUNICATION = "communication"

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from teragpt.compute.ops import PRODUCT
 from teragpt.config import Config
-from teragpt.ops import PRODUCT
 
 aten: Any = torch.ops.aten
 PRODUCTS = (aten.mm.default, PRODUCT, aten._scaled_mm.default)  # noqa: SLF001 - fp8's, not public in torch 2.11

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teragpt.batches import to_device, to_host
 from teragpt.config import Config
-from teragpt.mesh import Mesh
-from teragpt.optim import Optimizer
+from teragpt.datasets.batches import to_device, to_host
+from teragpt.optimizers.optim import Optimizer
 from teragpt.parallel import compiles, forward_backward
+from teragpt.parallelism.mesh import Mesh
 
 Read = Callable[[], list[float]]
 WARM = 3  # steps before the recording, which compile and allocate what no recording may

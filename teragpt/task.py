@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from teragpt.config import ConfigError, Problem
-from teragpt.environment import read_report
+from teragpt.launcher.environment import read_report
 from teragpt.storage import Folder, folder_at
 
 CHUNK = 1 << 20
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
             sample(asked)
         elif asked.task == "export":
             with tempfile.TemporaryDirectory() as scratch:
-                from teragpt.export import export
+                from teragpt.exchange.export import export
 
                 made = folder_at(export(asked.folder, Path(scratch) / "model"), "out")
                 deliver(made, files(made))
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 def sample(asked: argparse.Namespace) -> None:
     """Print the prompt and what follows."""
-    from teragpt.sample import stream
+    from teragpt.inference.sample import stream
 
     numbers = {name: getattr(asked, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed")}
     print(asked.prompt, end="")
@@ -107,7 +107,7 @@ def files(folder: Folder, within: str = "") -> dict[str, int]:
 
 def wanted(run: Folder) -> dict[str, int]:
     """What makes a run folder whole elsewhere: its newest checkpoint and everything but the older ones."""
-    from teragpt.trained import newest
+    from teragpt.inference.trained import newest
 
     last = PurePosixPath(str(newest(run).folder)).name
     return {

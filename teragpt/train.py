@@ -23,18 +23,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from teragpt.agreement import agree
-from teragpt.batches import Batch, Batches, to_device
 from teragpt.checkpoint import Checkpoint, Checkpoints, Superseded, as_begun, as_json
-from teragpt.checkup import check_up
 from teragpt.compiled import Compiled
+from teragpt.compute.determinism import deterministic
 from teragpt.config import ConfigError, Problem, parse, parse_spec, resolve
-from teragpt.determinism import deterministic
-from teragpt.environment import ranks_grace, read_attempt, read_grace, read_world
-from teragpt.mesh import build_mesh, memory_of
-from teragpt.metrics import Metrics
-from teragpt.optim import Optimizer, learning_rate
-from teragpt.packing import confine
+from teragpt.datasets.batches import Batch, Batches, to_device
+from teragpt.datasets.packing import confine
+from teragpt.health.agreement import agree
+from teragpt.health.checkup import check_up
+from teragpt.health.watch import Watch
+from teragpt.launcher.environment import ranks_grace, read_attempt, read_grace, read_world
+from teragpt.launcher.signals import FENCED, STOP, Requests
+from teragpt.optimizers.optim import Optimizer, learning_rate
 from teragpt.parallel import (
     build_model,
     compute_dtype,
@@ -45,11 +45,11 @@ from teragpt.parallel import (
     materialize,
     parallelize,
 )
-from teragpt.signals import FENCED, STOP, Requests
+from teragpt.parallelism.mesh import build_mesh, memory_of
+from teragpt.reporting.metrics import Metrics
+from teragpt.reporting.trackers import asked_for
 from teragpt.step import Step
-from teragpt.tokenizer import Tokenizer
-from teragpt.trackers import asked_for
-from teragpt.watch import Watch
+from teragpt.tokenization.tokenizer import Tokenizer
 
 FINISHED, UNCONNECTED, BAD_CONFIG, DIVERGED, STOPPED = 0, 1, 2, 3, 143  # exit codes; any other is a crash
 RANK_0_FIRST_S = 20.0  # a launcher ends the other ranks with rank 0, so what is wrong everywhere is said once

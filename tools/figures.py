@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from teragpt.collectives import Group
-from teragpt.context_parallel import pieces
+from teragpt.compute.collectives import Group
 from teragpt.layout import Kind, Layout, share
-from teragpt.pipeline import FORWARD, Task, timetable
+from teragpt.parallelism.context_parallel import pieces
+from teragpt.parallelism.pipeline import FORWARD, Task, timetable
 from tools.blocks import ROOT
 
 FOLDER = Path("docs/figures")

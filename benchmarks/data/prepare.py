@@ -29,12 +29,12 @@ import tiktoken
 from tokenizers import Tokenizer as Rules
 from tokenizers import pre_tokenizers
 
-from teragpt.corpus import read_library
-from teragpt.embedded import library
+from teragpt.datasets.embedded import library
 from teragpt.prepare import prepare
+from teragpt.prepare.corpus import read_library
 from teragpt.prepare.documents import Recipe
-from teragpt.tokenizer import Tokenizer, train_bpe
-from teragpt.tokenizer_pieces import PROSE_PIECES
+from teragpt.tokenization.pieces import PROSE_PIECES
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 CORES = len(os.sched_getaffinity(0))
 BATCH = 64  # documents

@@ -22,13 +22,13 @@ import fsspec
 import numpy as np
 import torch
 
-from teragpt.batches import Batches
 from teragpt.data import open_dataset
-from teragpt.dataset_files import MANIFEST, TRAIN, File, Split, read_manifest
+from teragpt.datasets.batches import Batches
+from teragpt.datasets.files import MANIFEST, TRAIN, File, Split, read_manifest
+from teragpt.datasets.shards import write_digests
 from teragpt.prepare.assembly import write
 from teragpt.prepare.documents import Document, Recipe
-from teragpt.shards import write_digests
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenization.tokenizer import train_bpe
 
 SHARD = 1 << 26  # bytes
 STEPS, SEQUENCES, CONTEXT = 60, 8, 1024

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from teragpt.checkpoint import Checkpoints
-from teragpt.environment import World
+from teragpt.launcher.environment import World
 from teragpt.profiling import Steps, timed
 
 START = time.perf_counter()

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from teragpt.batches import to_device
 from teragpt.config import Config, resolve
 from teragpt.data import open_dataset
+from teragpt.datasets.batches import to_device
 
 LIMIT = 1.01  # of the sweep's least loss
 MICRO_BATCH = 16_384  # tokens
@@ -41,7 +41,7 @@ def arms(config: Config) -> Iterator[tuple[str, Row]]:
 
 def job(settings: Row) -> Row:
     """Train in this process; the loss over the held-out sequences at the end."""
-    from teragpt.environment import World
+    from teragpt.launcher.environment import World
     from teragpt.parallel import evaluate
     from teragpt.profiling import Steps
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from teragpt.batches import Batches, to_device
 from teragpt.data import open_dataset
+from teragpt.datasets.batches import Batches, to_device
 from teragpt.sizes import SIZES
 
 VOCABULARY = 50_304
@@ -59,7 +59,7 @@ def curve(run: Callable[[int, int], object], loss: Callable[[], float], steps: i
 
 def ours(asked: argparse.Namespace, job: Row) -> Iterator[Row]:
     """A run of ours, as the trainer takes its steps."""
-    from teragpt.environment import World
+    from teragpt.launcher.environment import World
     from teragpt.parallel import evaluate
     from teragpt.profiling import Steps
 

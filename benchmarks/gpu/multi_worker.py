@@ -23,12 +23,12 @@ from torch import Tensor
 
 from benchmarks.gpu.peers import titan
 from teragpt.checkpoint import Checkpoints
+from teragpt.compute.ops import local
 from teragpt.config import resolve
-from teragpt.environment import World, read_world
-from teragpt.metrics import memory_bytes, mfu_per_rate
-from teragpt.ops import local
+from teragpt.launcher.environment import World, read_world
 from teragpt.parallel import connect
 from teragpt.profiling import WARM, Steps, timed
+from teragpt.reporting.metrics import memory_bytes, mfu_per_rate
 
 Row = dict[str, Any]
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from teragpt.config import resolve
-from teragpt.metrics import mfu_per_rate
+from teragpt.reporting.metrics import mfu_per_rate
 from teragpt.sizes import SIZES, Shape
 
 WARM, TIMED = 6, 16
@@ -175,7 +175,7 @@ def measure(arm: str, row: Row, batch: int, asked: argparse.Namespace) -> dict[s
 
 def ours(row: Row, more: dict[str, object], batch: int) -> Callable[[Tensor, Tensor], object]:
     """A step of ours, its loss and gradient norm read on the host at each as the trainer does."""
-    from teragpt.environment import World
+    from teragpt.launcher.environment import World
     from teragpt.profiling import Steps
 
     tokens = batch * SIZES[row.size].context

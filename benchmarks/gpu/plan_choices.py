@@ -85,7 +85,7 @@ def measure(settings: Row, memory: float) -> None:
     """In a process of its own: a line once a step has been compiled, and one with its seconds after a line is read."""
     for slow in ("torch._inductor.compile_fx", "teragpt.profiling"):
         import_module(slow)
-    from teragpt.environment import World
+    from teragpt.launcher.environment import World
     from teragpt.profiling import Steps, timed
 
     sys.stdin.readline()

@@ -90,7 +90,7 @@ def measure(point: Row, count: int) -> Row:
     """Bytes, and seconds of so many steps, of a point, once a line is read."""
     for slow in ("torch._inductor.compile_fx", "teragpt.profiling"):
         importlib.import_module(slow)
-    from teragpt.environment import World
+    from teragpt.launcher.environment import World
     from teragpt.profiling import Steps, timed
 
     sys.stdin.readline()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from teragpt.data import open_dataset
-from teragpt.environment import World
+from teragpt.launcher.environment import World
 from teragpt.profiling import WARM, Steps
 
 LIMIT = 0.001  # of a step

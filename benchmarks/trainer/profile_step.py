@@ -18,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.trainer.plain_gpt import PlainGPT
 from teragpt.config import resolve
-from teragpt.environment import World
-from teragpt.mesh import build_mesh
+from teragpt.launcher.environment import World
 from teragpt.model import TeraGPT
 from teragpt.parallel import build_model, compute_dtype, connect, materialize, parallelize
+from teragpt.parallelism.mesh import build_mesh
 
 BATCH, CONTEXT, VOCABULARY, STEPS = 16, 256, 2048, 5
 GROUPS = {"products": ("mm", "linear", "gemm"), "attention": ("attention",)}

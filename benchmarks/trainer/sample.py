@@ -20,10 +20,10 @@ import torch
 from transformers.models.qwen3 import Qwen3Config, Qwen3ForCausalLM
 
 from teragpt.config import resolve
-from teragpt.export import configuration, exported
-from teragpt.generate import Generation, Sampling
+from teragpt.exchange.export import configuration, exported
+from teragpt.inference.generate import Generation, Sampling
 from teragpt.model import TeraGPT
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenization.tokenizer import train_bpe
 
 TOKENS, VOCABULARY, THREADS = 1000, 2048, 1
 CONTEXT = 2048

@@ -38,10 +38,10 @@ def serve(
         raise CliError(sentence, Code.BAD_INPUT, next=f"{KEY}=... teragpt serve {shlex.quote(run)} --host {host}")
     where = here(run, url, context)
     with trainer("serve"):
-        from teragpt.sample import Sampler
+        from teragpt.inference.sample import Sampler
     try:
-        from teragpt.serve import Served
-        from teragpt.serve import serve as start
+        from teragpt.inference.serve import Served
+        from teragpt.inference.serve import serve as start
     except ModuleNotFoundError as error:
         raise missing_extra("serve", "serve", error) from None
     named = name or Path(run).name
@@ -65,9 +65,9 @@ def chat(
     """Talk with a model, a line at a time."""
     where = here(run, url, context)
     with trainer("chat"):
-        from teragpt.chat import chat as talk
-        from teragpt.generate import Sampling
-        from teragpt.sample import Sampler
+        from teragpt.inference.chat import chat as talk
+        from teragpt.inference.generate import Sampling
+        from teragpt.inference.sample import Sampler
 
         sampling = Sampling(tokens, temperature, top_k, top_p, seed)
         talk(Sampler(where), sampling, system, text_of(chat_template), as_json=json)
@@ -87,9 +87,9 @@ def evaluate(
     """Measure held-out loss and bits per byte of each source, or what tasks ask, and keep it with the run."""
     places = [here(run, url, context) for run in runs]
     with trainer("eval"):
-        from teragpt.evaluate import evaluate as measure
-        from teragpt.evaluate import table
-        from teragpt.harness import measure_tasks, task_table
+        from teragpt.exchange.harness import measure_tasks, task_table
+        from teragpt.inference.evaluate import evaluate as measure
+        from teragpt.inference.evaluate import table
 
         def measured(where: Path | str) -> dict[str, Any]:
             return measure_tasks(where, tasks.split(","), task_folder) if tasks else measure(where, data, sequences)

@@ -352,7 +352,7 @@ def place(where: str | None) -> str | None:
 
 def reads(data: str | None) -> dict[str, Any]:
     """The section `data` of a dataset or mixture. Raises ConfigError."""
-    from teragpt.portions import parse_mixture
+    from teragpt.datasets.portions import parse_mixture
 
     portions = parse_mixture(data or "")
     sources = [

@@ -63,8 +63,8 @@ def sample(
             remote.sample(client, run, prompt=given[0], **asked)
         return
     with trainer("sample"):
-        from teragpt.generate import Sampling
-        from teragpt.sample import Sampler, told
+        from teragpt.inference.generate import Sampling
+        from teragpt.inference.sample import Sampler, told
 
         how = Sampling(**asked, stop=tuple(stop or ()), logprobs=logprobs)
         sampler = Sampler(where)
@@ -99,7 +99,7 @@ def export(
             remote.fetch(client, run, "export", out)
     else:
         with trainer("export"):
-            from teragpt.export import export as write
+            from teragpt.exchange.export import export as write
 
             write(where, out)
     output.json({"folder": str(out)}) if json else print(out)
@@ -115,7 +115,7 @@ def import_model(
 ) -> None:
     """Make a run folder of a model of transformers, to train on from it."""
     with trainer("import"):
-        from teragpt.importing import import_model as read
+        from teragpt.exchange.importing import import_model as read
 
         read(model, out)
     if json:
@@ -218,7 +218,7 @@ def prepare(
     with trainer("prepare"):
         from teragpt.prepare import Recipe, read_report, summary
         from teragpt.prepare import prepare as make
-        from teragpt.tokenizer import Tokenizer
+        from teragpt.tokenization.tokenizer import Tokenizer
 
         made = Recipe(**recipe_of)
         make(sources, out, Tokenizer(tokenizer), made, config=config, split=split, workers=workers)
@@ -250,7 +250,7 @@ def train_tokenizer(
     """Train a byte-level BPE on text."""
     with trainer("tokenizer"):
         from teragpt.prepare import Recipe
-        from teragpt.tokenizer_training import train_tokenizer as train
+        from teragpt.prepare.tokenizer_training import train_tokenizer as train
 
         made = train(sources, out, vocabulary, Recipe(format=format, column=column), special or ())
     if json:
@@ -273,8 +273,8 @@ def inspect_tokenizer(
     """Show a tokenizer, its bytes a token and the entries that text leaves unused."""
     with trainer("tokenizer"):
         from teragpt.prepare import Recipe
-        from teragpt.tokenizer import Tokenizer
-        from teragpt.tokenizer_training import inspect
+        from teragpt.prepare.tokenizer_training import inspect
+        from teragpt.tokenization.tokenizer import Tokenizer
 
         found = inspect(Tokenizer(tokenizer), sources or [], Recipe(format=format, column=column))
         if json:

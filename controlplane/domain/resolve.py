@@ -22,9 +22,9 @@ from controlplane.domain.spec import SET_ELSEWHERE, RunSpec, short
 from controlplane.domain.storage import REMOTE, BadStorage, Place, place_of, uri_of
 from teragpt.config import Config, ConfigError
 from teragpt.config import resolve as resolve_config
+from teragpt.datasets.portions import parse_mixture, written
 from teragpt.layout import misfits, state
 from teragpt.plan import Plan
-from teragpt.portions import parse_mixture, written
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY
 
 RANK_GRACE_S = 120

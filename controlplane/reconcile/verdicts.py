@@ -12,7 +12,7 @@ from typing import Any
 from controlplane.clusters.base import ObservedJob, ObservedPod
 from controlplane.clusters.pods import not_running
 from controlplane.domain.diagnoses import HELD_BACK
-from teragpt.termination import crash
+from teragpt.launcher.termination import crash
 
 FINAL_CODES = {2: "ConfigError", 3: "Diverged"}
 STOPPED, KILLED = 143, 137

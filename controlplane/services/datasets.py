@@ -12,8 +12,8 @@ from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.spec import RunSpec
 from controlplane.services import inputs
 from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
-from teragpt.dataset_files import Manifest, checksum, fail, measure, read_manifest
-from teragpt.embedded import dataset_info
+from teragpt.datasets.embedded import dataset_info
+from teragpt.datasets.files import Manifest, checksum, fail, measure, read_manifest
 from teragpt.sizes import SIZES
 
 LARGEST_READ = 1 << 30  # bytes of a dataset whose content is compared while a client waits; the trainer compares all

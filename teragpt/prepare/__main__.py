@@ -17,7 +17,7 @@ from teragpt.prepare.assembly import Busy, published_by
 from teragpt.prepare.documents import Recipe
 from teragpt.prepare.preparation import prepare
 from teragpt.prepare.report import summary
-from teragpt.tokenizer import Tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from teragpt.config import ConfigError, Problem
-from teragpt.dataset_files import MANIFEST, TOKENIZER_FOLDER, TRAIN, VALIDATION, File, Manifest, fail, load_manifest
+from teragpt.datasets.files import MANIFEST, TOKENIZER_FOLDER, TRAIN, VALIDATION, File, Manifest, fail, load_manifest
+from teragpt.datasets.shards import SplitWriter, entropy, write_digests
 from teragpt.prepare.documents import BLOCK_BYTES, Document, Dropped, Recipe
 from teragpt.prepare.duplicates import EXACT, KEPT, NEAR, find_duplicates
 from teragpt.prepare.parts import Part, batches, make_part
 from teragpt.prepare.report import Tally, Tell, untold, write_report
-from teragpt.shards import SplitWriter, entropy, write_digests
 from teragpt.storage import Bucket, folder_at, locked
-from teragpt.tokenizer import Tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 
 LOCK, RECIPE, PARTS, CODES = ".lock", "recipe.json", "parts", "dropped.bin"
 CLAIM = "preparing"  # in a store: who puts a dataset there, until it is whole

@@ -16,7 +16,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from teragpt.config import ConfigError, Problem
-from teragpt.dataset_files import fail
+from teragpt.datasets.files import fail
 from teragpt.prepare.quality import repeated, worded
 
 DOCUMENT_BYTES = 1 << 20  # a longer one becomes several

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import IO, Any
 
-from teragpt.dataset_files import fail
+from teragpt.datasets.files import fail
 from teragpt.prepare.documents import BROKEN, DOCUMENT_BYTES, LINES, TABLE, TEXT, Recipe, Segment, boundary
 
 READ_BYTES = 1 << 20

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from teragpt.config import ConfigError, Problem
-from teragpt.dataset_files import fail
+from teragpt.datasets.files import fail
 from teragpt.prepare.formats import COMPRESSED, KINDS
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from teragpt.config import ConfigError, Problem
-from teragpt.dataset_files import token_type
+from teragpt.datasets.files import token_type
+from teragpt.datasets.shards import numpy_type
 from teragpt.prepare.documents import Document, Dropped, Recipe, Segment, read_segments
 from teragpt.prepare.minhash import band_keys
-from teragpt.shards import numpy_type
-from teragpt.tokenizer import Tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 
 ENCODED_BYTES = 1 << 20  # of text that is tokenized in one call: the library takes a hundred bytes a token meanwhile
 Ids = npt.NDArray[np.uint32]

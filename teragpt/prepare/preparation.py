@@ -18,14 +18,14 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from teragpt.dataset_files import Manifest, fail
+from teragpt.datasets.files import Manifest, fail
 from teragpt.prepare.assembly import PARTS, finish, publication
 from teragpt.prepare.documents import BLOCK_BYTES, Recipe
 from teragpt.prepare.minhash import signature_class
 from teragpt.prepare.report import TOLD_EVERY_S, told, untold
 from teragpt.prepare.sources import find_sources
 from teragpt.prepare.workers import Workers, make_parts
-from teragpt.tokenizer import Tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 
 DEFAULT = Recipe()
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from teragpt.dataset_files import MANIFEST, Manifest, load_manifest
+from teragpt.datasets.files import MANIFEST, Manifest, load_manifest
 from teragpt.prepare.documents import Dropped
 from teragpt.storage import folder_at
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from teragpt.config import ConfigError
-from teragpt.dataset_files import fail
+from teragpt.datasets.files import fail
 from teragpt.prepare.documents import BLOCK_BYTES, BROKEN, Recipe, Segment
 from teragpt.prepare.formats import COMPRESSED, KINDS, READERS, Meter, decompressed
 from teragpt.prepare.hub import NAME, hub_files

@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from teragpt.config import ConfigError, Problem
-from teragpt.dataset_files import fail
+from teragpt.datasets.files import fail
 from teragpt.prepare.documents import Recipe
 from teragpt.prepare.parts import Part, part_of, start_worker, work
 from teragpt.prepare.sources import Block, Source, blocks, units
-from teragpt.tokenizer import Tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 
 READERS = 4  # threads
 Made = Future[tuple[Problem, ...]]

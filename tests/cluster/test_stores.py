@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from teragpt.corpus import embedded_dataset
+from teragpt.prepare.corpus import embedded_dataset
 from teragpt.storage import Bucket
 from tests.cluster.conftest import Cluster, Namespace
 from tests.cluster.plane import Plane, until
@@ -119,7 +119,7 @@ def test_a_run_in_the_installations_store_is_purged_with_its_objects(plane: Plan
 
 TEXTS = """
 from pathlib import Path
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenization.tokenizer import train_bpe
 line = "the cat sat on the mat\\n"
 train_bpe([line], 300).save(Path("/claim/tokenizer"))
 Path("/claim/texts").mkdir()

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from teragpt.compute.ops import local
 from teragpt.config import Config
 from teragpt.layout import State, asked
-from teragpt.mesh import Mesh, build_mesh
-from teragpt.metrics import memory_bytes
 from teragpt.model import TeraGPT
-from teragpt.ops import local
-from teragpt.optim import Optimizer
+from teragpt.optimizers.optim import Optimizer
 from teragpt.parallel import PRECISIONS, build_model, compute_dtype, forward_backward, materialize, parallelize
+from teragpt.parallelism.mesh import Mesh, build_mesh
+from teragpt.reporting.metrics import memory_bytes
 
 CPU = torch.device("cpu")
 

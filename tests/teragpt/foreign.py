@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from teragpt.export import export
+from teragpt.exchange.export import export
 
 
 def with_tokenizer(folder: Path, trained: Path) -> Path:

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from teragpt.ops import rotary
+from teragpt.compute.ops import rotary
 
 SEQUENCES = 2, 4  # of two batches, each of more rows than ops.FEW_ROWS, so that one kernel multiplies both
 

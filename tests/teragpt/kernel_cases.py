@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from teragpt import kernels, ops, optim, rounding
+from teragpt.compute import kernels, ops
+from teragpt.compute.ops import rotary, rotate
 from teragpt.config import resolve
-from teragpt.environment import World
 from teragpt.fp8 import E4M3
-from teragpt.mesh import build_mesh
+from teragpt.launcher.environment import World
 from teragpt.model import Block
-from teragpt.ops import rotary, rotate
+from teragpt.optimizers import optim, rounding
 from teragpt.parallel import connect
+from teragpt.parallelism.mesh import build_mesh
 
 
 def off(one: Tensor, other: Tensor) -> float:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from teragpt.environment import read_world
+from teragpt.launcher.environment import read_world
 from teragpt.parallel import connect
 from teragpt.train import Trainer
 from tests.teragpt import ranks

@@ -24,10 +24,9 @@ from torch.distributed.tensor import DTensor
 
 from teragpt.config import Config, resolve
 from teragpt.data import open_dataset
-from teragpt.environment import read_world
-from teragpt.mesh import Mesh, build_mesh
-from teragpt.optim import Optimizer
-from teragpt.packing import confine
+from teragpt.datasets.packing import confine
+from teragpt.launcher.environment import read_world
+from teragpt.optimizers.optim import Optimizer
 from teragpt.parallel import (
     build_model,
     compute_dtype,
@@ -37,6 +36,7 @@ from teragpt.parallel import (
     materialize,
     parallelize,
 )
+from teragpt.parallelism.mesh import Mesh, build_mesh
 
 COMPILED_BY = 2  # the step after which nothing is compiled again
 LOOKED_AT = (1, 5)  # steps whose gradients are compared; the loss is at every step

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from teragpt.agreement import differences, own_code
+from teragpt.health.agreement import differences, own_code
 from teragpt.prepare.assembly import write
 from teragpt.prepare.documents import Document, Recipe
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenization.tokenizer import train_bpe
 from tests.teragpt import ranks
 
 A_RANK = """

@@ -8,8 +8,8 @@ import torch
 from teragpt.average import average, main, tensors
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError
+from teragpt.inference.trained import load
 from teragpt.storage import Disk
-from teragpt.trained import load
 from tests.teragpt import ranks
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from teragpt.batches import AHEAD, Batch, Batches
-from teragpt.crew import Crew
+from teragpt.datasets.batches import AHEAD, Batch, Batches
+from teragpt.datasets.crew import Crew
 
 CPU = torch.device("cpu")
 

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.tensor import DTensor
 
-from teragpt import trained as trained_model
 from teragpt.checkpoint import Checkpoints, SaveFailed, Superseded, published
 from teragpt.config import Config, ConfigError, resolve
+from teragpt.inference import trained as trained_model
+from teragpt.launcher.termination import crash
 from teragpt.storage import Disk
-from teragpt.termination import crash
 from tests.teragpt import ranks
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from teragpt.checkup import by_kind, by_rank, rounds, slow
+from teragpt.health.checkup import by_kind, by_rank, rounds, slow
 from tests.teragpt import ranks
 
 

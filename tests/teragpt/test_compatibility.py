@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from teragpt.compatibility import known_to, refuse_rowwise
+from teragpt.compute.compatibility import known_to, refuse_rowwise
 from teragpt.config import ConfigError, resolve
 from tests.teragpt import ranks
 

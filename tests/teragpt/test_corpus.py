@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from teragpt import corpus
-from teragpt import embedded as naming
 from teragpt.config import EMBEDDED_VOCABULARY, ConfigError
-from teragpt.corpus import embedded_dataset, read_library, read_parts
 from teragpt.data import ShardedDataset, open_dataset
-from teragpt.dataset_files import read_manifest
-from teragpt.embedded import dataset_info, key, library
+from teragpt.datasets import embedded as naming
+from teragpt.datasets.embedded import dataset_info, key, library
+from teragpt.datasets.files import read_manifest
+from teragpt.datasets.shards import verify
+from teragpt.prepare import corpus
+from teragpt.prepare.corpus import embedded_dataset, read_library, read_parts
 from teragpt.prepare.documents import Document
-from teragpt.shards import verify
-from teragpt.tokenizer import Tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def embedded(cache: Path) -> Path:
     """The embedded dataset, made by three processes that all want it, after a fourth was killed at it."""
-    command = [sys.executable, "-c", "from teragpt.corpus import embedded_dataset; print(embedded_dataset())"]
+    command = [sys.executable, "-c", "from teragpt.prepare.corpus import embedded_dataset; print(embedded_dataset())"]
     environ = {**os.environ, "TERAGPT_CACHE": str(cache)}
     with subprocess.Popen(command, env=environ, start_new_session=True) as first:
         deadline = time.monotonic() + 60
@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_a_planner_learns_of_a_dataset_without_torch(embedded: Path, cache: Path) -> None:
     code = (
-        "import sys; from teragpt.embedded import dataset_info\n"
+        "import sys; from teragpt.datasets.embedded import dataset_info\n"
         "told = dataset_info(sys.argv[1])\n"
         "print(told['tokens'], dataset_info('') == told, {'torch', 'numpy', 'tokenizers'} & {*sys.modules})"
     )

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from teragpt.config import ConfigError
 from teragpt.data import Batch, Dataset, ShardedDataset, mixed, open_dataset, round_keys, share, shuffled
-from teragpt.dataset_files import MANIFEST, parse_manifest, read_manifest
-from teragpt.fetch import mapped
+from teragpt.datasets.fetch import mapped
+from teragpt.datasets.files import MANIFEST, parse_manifest, read_manifest
 from teragpt.prepare.assembly import write
 from teragpt.prepare.documents import Document, Recipe
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 TEXTS = ["def value():\n    return value\n", "class Value:\n    pass\n"]
 

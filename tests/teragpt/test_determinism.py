@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from teragpt.determinism import VARIABLES, deterministic
+from teragpt.compute.determinism import VARIABLES, deterministic
 from tests.teragpt import ranks
 
 

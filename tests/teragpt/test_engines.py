@@ -18,10 +18,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from teragpt.export import export
-from teragpt.generate import Sampling
-from teragpt.sample import Sampler
-from teragpt.trained import load
+from teragpt.exchange.export import export
+from teragpt.inference.generate import Sampling
+from teragpt.inference.sample import Sampler
+from teragpt.inference.trained import load
 from tests.teragpt import ranks
 
 pytestmark = pytest.mark.timeout(900)

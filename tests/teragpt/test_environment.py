@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teragpt import environment
 from teragpt.config import ConfigError, Problem
-from teragpt.environment import FOUR, World, ranks_grace, read_grace, read_report, read_world, termination_log
+from teragpt.launcher import environment
+from teragpt.launcher.environment import FOUR, World, ranks_grace, read_grace, read_report, read_world, termination_log
 
 BY_HAND = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "9994", "RANK": "0", "WORLD_SIZE": "1"}
 TORCHRUN = {

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from teragpt import evaluate as module
 from teragpt.config import ConfigError
-from teragpt.corpus import embedded_dataset
 from teragpt.data import open_dataset
-from teragpt.evaluate import evaluate, kept, table
+from teragpt.inference import evaluate as module
+from teragpt.inference.evaluate import evaluate, kept, table
+from teragpt.inference.trained import describe, load
 from teragpt.prepare import prepare
+from teragpt.prepare.corpus import embedded_dataset
 from teragpt.storage import folder_at
-from teragpt.tokenizer import Tokenizer, train_bpe
-from teragpt.trained import describe, load
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from teragpt.events import EventFile, checksum, varint
+from teragpt.reporting.events import EventFile, checksum, varint
 from teragpt.storage import Disk
 
 

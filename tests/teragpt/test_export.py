@@ -13,15 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from teragpt import export as module
 from teragpt.checkpoint import Checkpoint
 from teragpt.config import ConfigError
 from teragpt.data import open_dataset
-from teragpt.evaluate import evaluate
-from teragpt.export import export, main
-from teragpt.generate import Sampling
-from teragpt.sample import Sampler
-from teragpt.trained import load, read
+from teragpt.exchange import export as module
+from teragpt.exchange.export import export, main
+from teragpt.inference.evaluate import evaluate
+from teragpt.inference.generate import Sampling
+from teragpt.inference.sample import Sampler
+from teragpt.inference.trained import load, read
 from tests.teragpt import ranks
 
 

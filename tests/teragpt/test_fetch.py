@@ -16,15 +16,15 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 
-from teragpt import blocks, fetch, room, shards
 from teragpt.config import ConfigError
 from teragpt.data import ShardedDataset, open_dataset
-from teragpt.dataset_files import DIGEST_BYTES, MANIFEST
-from teragpt.fetch import open_files
+from teragpt.datasets import blocks, fetch, room, shards
+from teragpt.datasets.fetch import open_files
+from teragpt.datasets.files import DIGEST_BYTES, MANIFEST
 from teragpt.prepare.assembly import write
 from teragpt.prepare.documents import Document, Recipe
 from teragpt.storage import Bucket, locked
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 TEXTS = [f"def function_{number}(value):\n    return value + {number}\n" for number in range(60)]
 BLOCK = 256

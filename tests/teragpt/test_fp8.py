@@ -15,9 +15,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from teragpt.config import ConfigError, resolve
 from teragpt.fp8 import E4M3, E5M2, Rowwise, Tensorwise, fp8, measure, quantize, refuse
-from teragpt.mesh import Mesh, build_mesh
 from teragpt.model import TeraGPT
 from teragpt.parallel import build_model, compute_dtype, materialize
+from teragpt.parallelism.mesh import Mesh, build_mesh
 from teragpt.recompute import recompute
 from tests.teragpt import ranks
 
@@ -204,7 +204,7 @@ import json, os, sys, torch
 import torch.distributed as dist
 from teragpt import fp8
 from teragpt.config import resolve
-from teragpt.environment import read_world
+from teragpt.launcher.environment import read_world
 from teragpt.parallel import connect
 from tests.teragpt.parity import numbers
 

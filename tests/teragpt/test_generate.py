@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from teragpt.config import ConfigError
-from teragpt.generate import Drawn, Generation, Sampling, draw, generator
+from teragpt.inference.generate import Drawn, Generation, Sampling, draw, generator
 from teragpt.model import TeraGPT
 
 CONTEXT = 12

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from teragpt.config import ConfigError
-from teragpt.export import export
-from teragpt.harness import INSTALL, measure_tasks, metrics_of, task_table
-from teragpt.sample import Sampler
+from teragpt.exchange.export import export
+from teragpt.exchange.harness import INSTALL, measure_tasks, metrics_of, task_table
+from teragpt.inference.sample import Sampler
 from tests.teragpt.lm_eval_packages import packages
 
 ANSWERED = {"step": 4, "tasks": {"colours": {"acc,none": 0.5}}}

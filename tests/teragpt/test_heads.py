@@ -13,14 +13,14 @@ import torch
 
 from teragpt.checkpoint import META
 from teragpt.config import ConfigError, resolve
-from teragpt.export import LLAMA, QWEN3, export, exported
-from teragpt.generate import Sampling
-from teragpt.importing import import_model
+from teragpt.exchange.export import LLAMA, QWEN3, export, exported
+from teragpt.exchange.importing import import_model
+from teragpt.inference.generate import Sampling
+from teragpt.inference.sample import Sampler
+from teragpt.inference.trained import describe, newest
 from teragpt.parallel import build_model, load_attribute
-from teragpt.sample import Sampler
 from teragpt.sizes import REFERENCE_VOCABULARY
 from teragpt.storage import folder_at
-from teragpt.trained import describe, newest
 from tests.teragpt import ranks
 from tests.teragpt.foreign import same_weights, with_tokenizer
 

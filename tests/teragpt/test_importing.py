@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teragpt.config import ConfigError
-from teragpt.export import export, exported, rows
-from teragpt.importing import config_of, import_model
+from teragpt.exchange.export import export, exported, rows
+from teragpt.exchange.importing import config_of, import_model
 from teragpt.parallel import build_model, load_attribute
-from teragpt.tokenizer import Tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 from tests.teragpt import ranks
 
 
@@ -198,7 +198,7 @@ def test_memory_does_not_grow_with_the_model(model: Path, tmp_path: Path) -> Non
 
 PEAKS = """
 import json, resource, sys
-from teragpt.importing import import_model
+from teragpt.exchange.importing import import_model
 peaks = []
 for folder in sys.argv[1:]:
     import_model(folder, folder + "-run")

@@ -39,7 +39,7 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(monkeypatch: pytest.Mo
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from teragpt import kernels
+    from teragpt.compute import kernels
 
     half, wide, count = "*bf16", "*fp32", "i32"
     strides = {f"d{one}_{by}": count for one in "qkv" for by in "bth"}

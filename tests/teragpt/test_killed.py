@@ -23,9 +23,9 @@ import pytest
 
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError
-from teragpt.corpus import read_library
 from teragpt.data import open_dataset
-from teragpt.embedded import library
+from teragpt.datasets.embedded import library
+from teragpt.prepare.corpus import read_library
 from teragpt.storage import Disk
 from tests.teragpt import forks, ranks
 

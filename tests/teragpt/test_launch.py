@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import teragpt
-from teragpt import agent
 from teragpt.config import ConfigError
+from teragpt.launcher import agent
 from tests.teragpt.launchers import Parent
 
 ROOT = Path(teragpt.__file__).parents[1]
@@ -138,7 +138,7 @@ def test_the_launcher_ends_as_its_first_failing_rank(
 
 ALL_REDUCE = """
 import os, torch, torch.distributed as dist
-from teragpt.environment import read_world
+from teragpt.launcher.environment import read_world
 world = read_world(os.environ)
 dist.init_process_group("gloo", rank=world.rank, world_size=world.world_size)
 total = torch.tensor([float(world.rank + 1)])
@@ -159,7 +159,7 @@ def test_ranks_meet_and_finish(pods: Pods) -> None:
 
 SHOW = """
 import os
-from teragpt.environment import read_world
+from teragpt.launcher.environment import read_world
 print(os.environ["PET_NODE_RANK"], read_world(os.environ), os.environ["OMP_NUM_THREADS"], *os.sys.argv[1:], flush=True)
 """
 
@@ -248,7 +248,7 @@ def test_told_to_stop_the_ranks_write_a_checkpoint(pods: Pods) -> None:
 
 HANGS = """
 import os, signal, threading, time
-from teragpt import evidence
+from teragpt.health import evidence
 evidence.prepare()
 signal.signal(signal.SIGTERM, lambda *_: None)  # noted, and looked at by nobody
 done = threading.Lock()

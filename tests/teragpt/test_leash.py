@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from teragpt import leash
+from teragpt.launcher import leash
 
 
 def leashed(parent: int, *command: str) -> subprocess.CompletedProcess[str]:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from teragpt.config import ConfigError, resolve
-from teragpt.export import LLAMA, export, openable
-from teragpt.generate import Sampling
-from teragpt.importing import import_model
+from teragpt.exchange.export import LLAMA, export, openable
+from teragpt.exchange.importing import import_model
+from teragpt.inference.generate import Sampling
+from teragpt.inference.sample import Sampler
 from teragpt.llama import Llama
-from teragpt.sample import Sampler
 from tests.teragpt import ranks
 from tests.teragpt.foreign import same_weights, with_tokenizer
 from tests.teragpt.parity import Cell, compute, difference

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from teragpt import metrics
 from teragpt.config import resolve
-from teragpt.metrics import Metrics, duration, memory_bytes, peak_flops
+from teragpt.reporting import metrics
+from teragpt.reporting.metrics import Metrics, duration, memory_bytes, peak_flops
 
 
 class Plane(ThreadingHTTPServer):

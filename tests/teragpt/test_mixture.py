@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from teragpt.config import ConfigError
 from teragpt.data import MixedDataset, open_dataset
-from teragpt.mixture import Schedule
-from teragpt.portions import Portion, parse_mixture, whole
+from teragpt.datasets.mixture import Schedule
+from teragpt.datasets.portions import Portion, parse_mixture, whole
 from teragpt.prepare.assembly import write
 from teragpt.prepare.documents import Document, Recipe
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 from tests.teragpt import ranks
 
 TEXTS = {"web": "the cat sat on the mat\n", "code": "def value():\n    return 1\n"}

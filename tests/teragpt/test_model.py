@@ -9,9 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import teragpt
+from teragpt.compute.ops import within
 from teragpt.config import ConfigError
 from teragpt.main import TeraGPT
-from teragpt.ops import within
 from teragpt.sizes import SIZES
 
 
@@ -106,7 +106,7 @@ def test_activations_take_the_dtype_that_is_asked_for_and_masters_keep_theirs() 
 
 def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
     assert teragpt.TeraGPT is TeraGPT
-    assert teragpt.Tokenizer.__module__ == "teragpt.tokenizer"
+    assert teragpt.Tokenizer.__module__ == "teragpt.tokenization.tokenizer"
     assert teragpt.Trainer.__module__ == "teragpt.train"
     with pytest.raises(AttributeError, match="no attribute 'GPT'"):
         _ = teragpt.GPT

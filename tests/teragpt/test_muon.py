@@ -11,10 +11,10 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 
 from teragpt.config import resolve
-from teragpt.mesh import build_mesh
-from teragpt.muon import Muon, orthogonalize
-from teragpt.optim import Optimizer
+from teragpt.optimizers.muon import Muon, orthogonalize
+from teragpt.optimizers.optim import Optimizer
 from teragpt.parallel import materialize
+from teragpt.parallelism.mesh import build_mesh
 from tests.teragpt import fake, ranks
 from tests.teragpt.parity import Cell, compute, difference
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from teragpt.ops import few, linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
+from teragpt.compute.ops import few, linear, linear_cross_entropy, norm_rotary, rms_norm, rotary, swiglu
 
 
 def numbers(*shape: int) -> Tensor:
@@ -98,7 +98,7 @@ def test_swiglu_is_silu_of_the_gate_times_up() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 16, 50])
 def test_chunked_cross_entropy_is_the_dense_one(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teragpt.ops.LOGITS_CHUNK", 1)  # the smallest chunks: 16 tokens
+    monkeypatch.setattr("teragpt.compute.ops.LOGITS_CHUNK", 1)  # the smallest chunks: 16 tokens
     x, weight = numbers(1, tokens, 6), numbers(11, 6)
     targets = torch.arange(tokens).remainder(11).unsqueeze(0)
     dense = F.cross_entropy((x @ weight.T).flatten(0, 1), targets.flatten())
@@ -111,7 +111,7 @@ def test_chunked_cross_entropy_is_the_dense_one(tokens: int, monkeypatch: pytest
 
 
 def test_the_z_loss_is_in_the_gradients_and_not_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teragpt.ops.LOGITS_CHUNK", 1)
+    monkeypatch.setattr("teragpt.compute.ops.LOGITS_CHUNK", 1)
     x, weight = numbers(2, 20, 6), numbers(11, 6)
     targets = torch.arange(40).remainder(11).view(2, 20)
     logits = (x @ weight.T).flatten(0, 1)

@@ -10,8 +10,8 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 
 from teragpt.config import resolve
-from teragpt.mesh import build_mesh
-from teragpt.optim import Optimizer, learning_rate
+from teragpt.optimizers.optim import Optimizer, learning_rate
+from teragpt.parallelism.mesh import build_mesh
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from teragpt.collectives import Group
+from teragpt.compute.collectives import Group
 from teragpt.config import Config, ConfigError
+from teragpt.datasets.packing import confine
 from teragpt.model import TeraGPT
-from teragpt.packing import confine
 
 END = 7
 DOCUMENTS = [[3, 1, 4, 1, 5, END], [END], [2, 6, 5, END], [9, 2, 6]]

@@ -13,7 +13,6 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from teragpt.config import Config, ConfigError, resolve
-from teragpt.mesh import build_mesh
 from teragpt.model import TeraGPT
 from teragpt.parallel import (
     build_model,
@@ -25,6 +24,7 @@ from teragpt.parallel import (
     load_dataset,
     materialize,
 )
+from teragpt.parallelism.mesh import build_mesh
 from tests.teragpt import ranks
 
 

@@ -18,13 +18,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError, resolve
-from teragpt.export import export
+from teragpt.exchange.export import export
+from teragpt.inference.sample import stream
 from teragpt.layout import spread
-from teragpt.mesh import build_mesh
 from teragpt.model import TeraGPT
 from teragpt.parallel import build_model, parallelize
-from teragpt.pipeline import BACKWARD, FORWARD, Task, timetable
-from teragpt.sample import stream
+from teragpt.parallelism.mesh import build_mesh
+from teragpt.parallelism.pipeline import BACKWARD, FORWARD, Task, timetable
 from teragpt.storage import Disk
 from tests.teragpt import ranks
 from tests.teragpt.parity import Cell, compute, difference

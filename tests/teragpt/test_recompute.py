@@ -12,8 +12,8 @@ from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from teragpt import ops
 from teragpt.activations import activation_bytes
+from teragpt.compute import ops
 from teragpt.config import resolve
 from teragpt.fp8 import Tensorwise, fp8
 from teragpt.model import TeraGPT
@@ -116,7 +116,7 @@ def test_compiled_blocks_keep_what_is_planned_or_less(mode: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.11's compiler does
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_blocks_compiled_with_a_gpus_kernels_keep_what_is_planned(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "kernels", import_module("teragpt.kernels"), raising=False)
+    monkeypatch.setattr(ops, "kernels", import_module("teragpt.compute.kernels"), raising=False)
     monkeypatch.setattr(ops, "fused", lambda _: True)
     torch.compiler.reset()
     torch.set_default_dtype(torch.bfloat16)
@@ -165,13 +165,13 @@ KEPT_ON_RANKS = """
 import json, os, sys, torch
 import torch.distributed as dist
 from teragpt.config import resolve
-from teragpt.context_parallel import context_parallel
-from teragpt.environment import read_world
-from teragpt.mesh import build_mesh
+from teragpt.parallelism.context_parallel import context_parallel
+from teragpt.launcher.environment import read_world
+from teragpt.parallelism.mesh import build_mesh
 from teragpt.model import TeraGPT
 from teragpt.parallel import build_model, connect, materialize
 from teragpt.recompute import recompute
-from teragpt.tensor_parallel import tensor_parallel
+from teragpt.parallelism.tensor_parallel import tensor_parallel
 from tests.teragpt import ranks
 from tests.teragpt.kept import bytes_a_token
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teragpt.config import ConfigError
-from teragpt.generate import Drawn, Sampling
-from teragpt.sample import Sampler, Text, cut, stream
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.inference.generate import Drawn, Sampling
+from teragpt.inference.sample import Sampler, Text, cut, stream
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_prompt_and_its_text_go_on_past_the_context(sampler: Sampler) -> None:
 
 def test_the_text_ends_where_the_model_ends_its_document(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     end = sampler.tokenizer.end
-    monkeypatch.setattr("teragpt.generate.draw", lambda *_: [Drawn(end)])
+    monkeypatch.setattr("teragpt.inference.generate.draw", lambda *_: [Drawn(end)])
     assert [(one.text, one.finish) for one in sampler.stream(["def "], Sampling(tokens=20))] == [("", "stop")]
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from teragpt import sensors
-from teragpt.sensors import Sensors
+from teragpt.reporting import sensors
+from teragpt.reporting.sensors import Sensors
 
 THERMAL, CAP = 0x40, 0x4
 

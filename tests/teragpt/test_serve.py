@@ -16,11 +16,11 @@ import openai
 import pytest
 import uvicorn
 
-from teragpt.chat import chat
 from teragpt.config import ConfigError
-from teragpt.generate import Sampling
-from teragpt.sample import Piece, Sampler
-from teragpt.serve import Served, make_app, serve
+from teragpt.inference.chat import chat
+from teragpt.inference.generate import Sampling
+from teragpt.inference.sample import Piece, Sampler
+from teragpt.inference.serve import Served, make_app, serve
 
 TEMPLATE = "{% for one in messages %}{{ one.role }}: {{ one.content }}\n{% endfor %}assistant:"
 TURN = {"role": "user", "content": "x"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from teragpt.checkpoint import published
-from teragpt.signals import NOTHING, SAVE, STOP, Requests
+from teragpt.launcher.signals import NOTHING, SAVE, STOP, Requests
 from teragpt.storage import Disk
 from tests.teragpt import ranks
 

@@ -79,7 +79,7 @@ def test_a_micro_batch_is_a_power_of_two_within_the_batch(name: str) -> None:
 
 def test_the_largest_named_gpt_3_builds_on_the_meta_device_without_its_memory() -> None:
     script = (
-        "import torch; from teragpt.metrics import memory_bytes; from teragpt.model import TeraGPT\n"
+        "import torch; from teragpt.reporting.metrics import memory_bytes; from teragpt.model import TeraGPT\n"
         "from teragpt.sizes import SIZES\n"
         "s = SIZES['175b']\n"
         "with torch.device('meta'): m = TeraGPT(s.dim, s.depth, s.heads, 50304, kv_heads=s.kv_heads, ffn=s.ffn)\n"

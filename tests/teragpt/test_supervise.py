@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from teragpt import supervise
 from teragpt.config import ConfigError, Problem
-from teragpt.supervise import STOP_SIGNALS, Exit, Rank, Supervisor, fate, likely_cause
-from teragpt.termination import Ending
+from teragpt.launcher import supervise
+from teragpt.launcher.supervise import STOP_SIGNALS, Exit, Rank, Supervisor, fate, likely_cause
+from teragpt.launcher.termination import Ending
 
 DEAF = "trap '' TERM"  # a shell that does not end when told
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from teragpt.termination import Ending, oom_kills
+from teragpt.launcher.termination import Ending, oom_kills
 
 RECORDED = Path(__file__).with_name("recorded")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
 from teragpt.config import ConfigError
-from teragpt.tokenizer import END, Found, Tokenizer, TokenizerError, train_bpe
+from teragpt.tokenization.tokenizer import END, Found, Tokenizer, TokenizerError, train_bpe
 
 TEXTS = ["def main(argument):\n    return f'{argument}'\n", "class Grüße:\n\n    pass\n"] * 20
 LOOK_ALIKES = st.sampled_from([END, "<|end|", "|>", "<|endoftext|>", "</s>", "\r\n", "\n    ", "\0", "é", "漢", "🙂"])
@@ -79,7 +79,7 @@ def trained_once(made: list[Tokenizer] = []) -> Tokenizer:  # noqa: B006 (hypoth
 
 def test_training_is_deterministic_across_processes(bpe: Tokenizer) -> None:
     code = (
-        "import sys; from teragpt.tokenizer import train_bpe\n"
+        "import sys; from teragpt.tokenization.tokenizer import train_bpe\n"
         f"print(train_bpe({TEXTS!r}, 400).fingerprint, any(m in sys.modules for m in ('torch', 'transformers')))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -214,7 +214,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def ask(name: str, home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
     """Open a tokenizer in a process of its own, whose hub and cache are given."""
     code = (
-        "import sys; from teragpt.tokenizer import Tokenizer, TokenizerError\n"
+        "import sys; from teragpt.tokenization.tokenizer import Tokenizer, TokenizerError\n"
         "try: print(Tokenizer(sys.argv[1]).fingerprint)\n"
         "except TokenizerError as error: sys.exit(str(error))"
     )

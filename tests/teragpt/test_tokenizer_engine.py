@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Rules
 
-from teragpt.tokenizer import END, Found, Tokenizer, train_bpe
-from teragpt.tokenizer_engine import Engine, cut_of, engine_for
-from teragpt.tokenizer_formats import ENCODINGS, Encoding, from_tiktoken
-from teragpt.tokenizer_pieces import CL100K, CUTS, GPT2, PROSE_PIECES
+from teragpt.tokenization.engine import Engine, cut_of, engine_for
+from teragpt.tokenization.formats import ENCODINGS, Encoding, from_tiktoken
+from teragpt.tokenization.pieces import CL100K, CUTS, GPT2, PROSE_PIECES
+from teragpt.tokenization.tokenizer import END, Found, Tokenizer, train_bpe
 
 LETTERS = st.sampled_from([*"aaabbc 1\n'._", "bc", "'s", "'LL", "\u00e9", "\u4e2d", "\u0300", "\r\n", "  ", END])
 WORDS = st.lists(LETTERS, max_size=30).map("".join)

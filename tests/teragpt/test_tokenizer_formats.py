@@ -13,9 +13,9 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teragpt.tokenizer import Tokenizer, TokenizerError
-from teragpt.tokenizer_formats import ENCODINGS, Encoding, from_sentencepiece, from_tiktoken
-from teragpt.tokenizer_pieces import CL100K, O200K
+from teragpt.tokenization.formats import ENCODINGS, Encoding, from_sentencepiece, from_tiktoken
+from teragpt.tokenization.pieces import CL100K, O200K
+from teragpt.tokenization.tokenizer import Tokenizer, TokenizerError
 
 WORDS = ("cat", "dog", "mat", "house", "tree", "stone")
 TEXT = [f"The {word} isn't 12345 {word.upper()}s,  or \u00dcn\u00efc\u00f6de!\n" for word in WORDS]

@@ -8,8 +8,8 @@ import pytest
 from controlplane.cli import main
 from teragpt.config import ConfigError
 from teragpt.prepare.documents import Recipe
-from teragpt.tokenizer import Tokenizer
-from teragpt.tokenizer_training import inspect, train_tokenizer
+from teragpt.prepare.tokenizer_training import inspect, train_tokenizer
+from teragpt.tokenization.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat, number 12345; don't say naïve\n\n  again "
 

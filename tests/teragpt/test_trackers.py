@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from teragpt import trackers
 from teragpt.config import ConfigError, resolve
-from teragpt.metrics import Metrics
+from teragpt.reporting import trackers
+from teragpt.reporting.metrics import Metrics
 from tests.teragpt.test_events import curve
 
 SERVICES_S = 240  # their imports take seconds of a busy machine

@@ -18,11 +18,11 @@ import teragpt
 from teragpt import train
 from teragpt.checkpoint import published
 from teragpt.config import ConfigError
-from teragpt.corpus import embedded_dataset
-from teragpt.environment import read_attempt
+from teragpt.inference.trained import load
+from teragpt.launcher.environment import read_attempt
+from teragpt.prepare.corpus import embedded_dataset
 from teragpt.storage import Disk, folder_at
 from teragpt.train import Trainer, main
-from teragpt.trained import load
 from tests.teragpt import ranks, stores
 
 FOLDER = Path(teragpt.__file__).parent

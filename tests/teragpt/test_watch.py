@@ -12,8 +12,8 @@ import pytest
 
 from teragpt.config import resolve
 from teragpt.data import open_dataset
-from teragpt.environment import World
-from teragpt.watch import Watch, lines, out_of_memory, where
+from teragpt.health.watch import Watch, lines, out_of_memory, where
+from teragpt.launcher.environment import World
 from tests.teragpt import ranks
 
 

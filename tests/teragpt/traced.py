@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from teragpt import ops
+from teragpt.compute import ops
 from teragpt.config import Config
 from teragpt.model import TeraGPT
-from teragpt.optim import join, summed_in
+from teragpt.optimizers.optim import join, summed_in
 from teragpt.recompute import recompute
 
 MIB = 1 << 20
@@ -164,7 +164,7 @@ def built(config: Config) -> TeraGPT:
 @contextmanager
 def kernels() -> Generator[None]:
     """The operations of a GPU, of which only shapes are asked."""
-    found = import_module("teragpt.kernels")
+    found = import_module("teragpt.compute.kernels")
 
     def losses(logits: Tensor, *_: object) -> Tensor:
         return logits.new_empty(logits.size(0), dtype=torch.float32)

@@ -74,7 +74,7 @@ def test_train_alone_trains_and_samples(installed: Path, tmp_path: Path) -> None
     assert run(python, "-c", missing, cwd=tmp_path).strip() == "[]"
     short = ["--size", "tiny", "--steps", "1", "--eval_sequences", "2"]
     run(python, "-m", "teragpt.train", *short, "--out", "run", cwd=tmp_path)
-    sample = "import sys, teragpt.sample as s; sys.stdout.write('|'.join(s.stream('run', 'def ', tokens=3, seed=1)))"
+    sample = "from teragpt.inference.sample import stream; print('|'.join(stream('run', 'def ', tokens=3, seed=1)))"
     assert run(python, "-c", sample, cwd=tmp_path)
 
 

@@ -15,12 +15,12 @@ from controlplane.domain.diagnoses import DIAGNOSES, UNLISTED, diagnose
 from controlplane.domain.spec import RunSpec
 from controlplane.settings import leaves
 from teragpt.config import FIELDS
-from teragpt.termination import REASONS, SIGNS
+from teragpt.launcher.termination import REASONS, SIGNS
 from tools.blocks import ROOT
 
 WORD = re.compile(r"[A-Z][a-z]+(?:[A-Z]+[a-z]*)*")
 GIVERS = [  # where reasons of runs, attempts and pods are born
-    "teragpt/termination.py",
+    "teragpt/launcher/termination.py",
     "controlplane/domain/sweeps.py",
     "controlplane/domain/chains.py",
     "controlplane/domain/queues.py",

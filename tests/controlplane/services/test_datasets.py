@@ -11,10 +11,10 @@ from controlplane.domain.errors import InvalidSpec, Problem
 from controlplane.domain.spec import parse_spec
 from controlplane.services import datasets
 from controlplane.services.datasets import vocabulary_of
-from teragpt.embedded import key
+from teragpt.datasets.embedded import key
 from teragpt.prepare import prepare
 from teragpt.prepare.documents import Recipe
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenization.tokenizer import train_bpe
 
 TEXTS = [f"the cat number {number} sat on the mat, and so did number {number + 1}.\n" * 20 for number in range(100)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from teragpt.pipeline import BACKWARD, FORWARD, Task, order
+from teragpt.parallelism.pipeline import BACKWARD, FORWARD, Task, order
 from teragpt.plan.step import waits
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from teragpt.config import ConfigError
 from teragpt.prepare import Recipe, prepare
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 from tests.teragpt.prepare.test_preparation import stored
 from tests.teragpt.test_tokenizer import TEMPLATE
 

@@ -21,7 +21,7 @@ from teragpt.data import open_dataset
 from teragpt.prepare import Recipe, prepare
 from teragpt.prepare.hub import chosen, hub_files, is_text, readable
 from teragpt.prepare.sources import is_name
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 TEXT = "def value():\n    return one\n" * 200
 RECIPE = Recipe(validation=0)

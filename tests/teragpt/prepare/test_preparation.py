@@ -20,16 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teragpt.config import ConfigError
-from teragpt.dataset_files import read_manifest
+from teragpt.datasets.files import read_manifest
+from teragpt.datasets.shards import verify
 from teragpt.prepare import documents as module
 from teragpt.prepare import formats, prepare, sources
 from teragpt.prepare.__main__ import main
 from teragpt.prepare.assembly import LOCK, publication, published, write
 from teragpt.prepare.documents import Document, Dropped, Recipe, boundary, decode, pieces, read_segments
 from teragpt.prepare.parts import Part
-from teragpt.shards import verify
 from teragpt.storage import locked
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 WORDS = ["def", "return", "class", "Straße", "value", "漢字", "\n", "    "]
 

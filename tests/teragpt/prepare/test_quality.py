@@ -8,7 +8,7 @@ import pytest
 from teragpt.config import ConfigError
 from teragpt.prepare import Recipe, prepare
 from teragpt.prepare.quality import repeated, worded
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenization.tokenizer import train_bpe
 
 KEPT = ["Ein Satz.\nNoch einer.\n", "भाषा कोई भी हो सकती है", "文字與標點。", "value = 3\nother = 4\n"]
 

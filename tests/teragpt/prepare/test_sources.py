@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from teragpt.config import ConfigError
-from teragpt.dataset_files import read_manifest
+from teragpt.datasets.files import read_manifest
 from teragpt.prepare import formats, prepare, sources
 from teragpt.prepare.__main__ import main
 from teragpt.prepare.documents import Dropped, Recipe, read_segments
@@ -32,7 +32,7 @@ from teragpt.prepare.duplicates import later
 from teragpt.prepare.formats import ZstdFile
 from teragpt.prepare.minhash import bands_for, found
 from teragpt.prepare.sources import Source, blocks, find_sources, units
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 
 RECORDS = [{"title": f"Straße {number}", "text": f"漢字 number {number}\n" * (number + 1)} for number in range(30)]
 TEXTS = [record["text"] for record in RECORDS]

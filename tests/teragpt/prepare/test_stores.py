@@ -10,14 +10,14 @@ import pytest
 
 from teragpt.config import ConfigError
 from teragpt.data import open_dataset
-from teragpt.dataset_files import MANIFEST
+from teragpt.datasets.files import MANIFEST
+from teragpt.launcher.termination import crash
 from teragpt.prepare import assembly, preparation, prepare, report
 from teragpt.prepare.__main__ import main
 from teragpt.prepare.assembly import CLAIM
 from teragpt.prepare.documents import Recipe
 from teragpt.storage import Bucket
-from teragpt.termination import crash
-from teragpt.tokenizer import Tokenizer, train_bpe
+from teragpt.tokenization.tokenizer import Tokenizer, train_bpe
 from tests.teragpt import stores
 
 HOME = f"s3://{stores.BUCKET}"

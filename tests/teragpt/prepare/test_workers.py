@@ -7,7 +7,7 @@ from teragpt.prepare.documents import Recipe
 from teragpt.prepare.parts import Part
 from teragpt.prepare.sources import blocks, find_sources
 from teragpt.prepare.workers import Workers
-from teragpt.tokenizer import train_bpe
+from teragpt.tokenization.tokenizer import train_bpe
 
 
 def test_workers_outlive_the_thread_that_started_them(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The mesh, and what each of its axes does to a model."""
