@@ -166,7 +166,10 @@ def termination_of(message: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ObservedJob:
-    """An object of ours as last seen, with every pod it should have. Times are aware and in UTC."""
+    """An object of ours as last seen, with every pod it should have. Times are aware and in UTC.
+
+    `gone`: the object itself is there no more, and these are the pods that it left; nobody ends them unless `deleting`.
+    """
 
     name: str
     uid: str
@@ -176,6 +179,7 @@ class ObservedJob:
     created_at: datetime
     deleting: bool
     pods: Sequence[ObservedPod]
+    gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,7 @@ class Cluster(Protocol):
         """End an object: SIGTERM to its pods, SIGKILL after their grace period. Returns at once.
 
         The object stays in `observe` with `deleting` set until its last pod has ended. An unknown name, or a name that
-        meanwhile belongs to another `uid`, is success.
+        meanwhile belongs to another `uid`, is success; pods that an object of that name left are ended.
         """
         ...
 

@@ -240,7 +240,7 @@ class Reconciler:
         None where that is not known, and where more follows from how they are than that they wait or run.
         """
         before = self._stored.get(name)
-        if before is None or job is None or job.deleting or len(before) != len(job.pods):
+        if before is None or job is None or job.deleting or job.gone or len(before) != len(job.pods):
             return None
         if any(pod.phase != "Pending" for pod in not_running(job.pods)):
             return None

@@ -61,6 +61,8 @@ def verdict_of(job: ObservedJob, known: Sequence[Mapping[str, Any]]) -> Verdict 
         return Verdict("PodLost", f"pod {lost} is gone or was replaced", Handling.FREE)
     if job.deleting and not succeeded(job):
         return Verdict("ObjectLost", f"{job.name} is being deleted by someone else", Handling.FREE)
+    if job.gone and not succeeded(job):
+        return Verdict("ObjectLost", f"{job.name} was deleted by someone else, who left its pods", Handling.FREE)
     return None
 
 

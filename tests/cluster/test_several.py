@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import Cluster, Namespace, with_claim
-from tests.cluster.plane import Plane
+from tests.cluster.plane import Plane, until
 from tests.helm.rendered import one
 
 STEPS = {"steps": 6, "eval_every": 6, "log_every": 2}
@@ -94,6 +94,31 @@ def auditor(place: Namespace) -> Generator[None]:
         yield
     finally:
         cluster.kubectl("delete", "clusterrolebinding", name)
+
+
+@pytest.mark.parametrize("kind", ["Job", "PyTorchJob"])
+def test_pods_that_a_deleted_object_left_are_ended_before_the_next_attempt_and_by_a_cancel(
+    plane: Plane, places: list[Namespace], kind: str
+) -> None:
+    place = places[0]
+    asked = {"size": "tiny", "train": {"steps": 100_000}, "compute": ALONE, "kubernetes": {"kind": kind}}
+    run = plane.client.create(asked)["id"]
+    plane.wait(run, "running")
+    for attempt in (1, 2):
+        left = place.uids(run)
+        assert len(left) == 1
+        name = plane.client.run(run)["kubernetes"]["name"]
+        place.kubectl("delete", kind, name, "--cascade=orphan")
+        if attempt == 2:
+            plane.client.cancel(run)
+            assert plane.wait(run, "cancelled")["attempt"] == 2
+            assert place.uids(run) == [], "a run that is cancelled has no pod"
+            return
+        until(lambda: plane.client.run(run)["attempt"] == 2 and place.uids(run), 120, plane.log.read_text)
+        assert not {*left} & {*place.uids(run)}, "the next attempt works alone"
+        plane.wait(run, "running")
+        first, _ = plane.client.attempts(run)
+        assert first["reason"] == "ObjectLost"
 
 
 def happened(place: Namespace, name: str) -> list[str]:

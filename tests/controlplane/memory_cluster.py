@@ -130,7 +130,7 @@ class MemoryCluster:
             job = self.jobs.get(name)
             self.deleted.append(name)
             self._gone.add(name)
-            if job is None or (uid is not None and job.uid != uid):
+            if job is None or (uid is not None and job.uid != uid and not job.gone):
                 return
             if all(pod.phase in ("Succeeded", "Failed") for pod in job.pods):
                 del self.jobs[name]
@@ -193,6 +193,13 @@ class MemoryCluster:
                 self.end(name, code, index)
         if self.jobs[name].deleting:
             self.vanish(name)
+
+    def orphan(self, name: str) -> None:
+        """Let an object be gone and its pods work on, as if someone had removed it without them."""
+        with self.lock:
+            self.jobs[name] = dataclasses.replace(self.jobs[name], uid="", gone=True)
+            self._gone.add(name)
+        self._wake()
 
     def vanish(self, name: str) -> None:
         """Let an object be gone, as if someone had removed it by hand."""

@@ -168,7 +168,8 @@ def test_bare_defaults_make_one_replica_on_a_claim_with_a_role_in_one_namespace(
 def test_the_role_holds_objects_of_runs_and_reads_the_rest() -> None:
     held = rules(one("Role"))
     assert held["jobs"] == held["pytorchjobs"] == held["trainjobs"] == {"create", "get", "list", "watch", "delete"}
-    assert held["pods"] == held["events"] == held["workloads"] == {"list", "watch"}
+    assert held["events"] == held["workloads"] == {"list", "watch"}
+    assert held["pods"] == {"list", "watch", "delete"}
     assert held["pods/log"] == held["persistentvolumeclaims"] == {"get"}
     assert not held.keys() & {"secrets", "pods/exec", "configmaps", "roles", "*"}
 

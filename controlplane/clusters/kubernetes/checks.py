@@ -36,6 +36,7 @@ NEEDED: tuple[tuple[str, Resource, str, str], ...] = (
     ("list", PODS, "", "see how runs go"),
     ("watch", PODS, "", "see how runs go"),
     ("get", PODS, "log", "keep what they write"),
+    ("delete", PODS, "", "end those whose object somebody deleted without them"),
     ("list", EVENTS, "", "say why a run waits"),
     ("get", CLAIMS, "", "check a run's storage"),
 )

@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -163,9 +163,12 @@ class KubernetesCluster:
         """See `Cluster.delete`. What its ended pods wrote is read first: until then it is Unavailable, for a while."""
         self._check()
         found = self._observer.object(name) or self._look_up(name, uid)
-        if found is None or found.deleting or (uid is not None and found.uid != uid):
+        if found is None:
+            self._end_left(name)
             return
-        self._settle_logs(name)
+        if found.deleting or (uid is not None and found.uid != uid):
+            return
+        self._settle_logs(name, self._observer.pods_of(name))
         self._submission.delete(found.kind, name, found.uid)
 
     def logs(self, name: str, pod: str, offset: int = 0, limit: int = 1 << 20) -> bytes:
@@ -310,9 +313,19 @@ class KubernetesCluster:
             if pod in (record.name, record.name[:-SUFFIX]):
                 self._collector.wanted(record.uid)
 
-    def _settle_logs(self, name: str) -> None:
+    def _end_left(self, name: str) -> None:
+        """End what an object left that somebody deleted without its pods. Raises Unavailable."""
+        left = self._observer.left_by(name)
+        for pod in left:
+            self._read_log(name, pod)
+        self._settle_logs(name, left)
+        for pod in left:
+            log.warning("object %s is gone and has left pod %s, which is ended", name, pod.name)
+            self._submission.delete_pod(pod.name, pod.uid)
+
+    def _settle_logs(self, name: str, pods: Iterable[PodRecord]) -> None:
         """Raises Unavailable while the log of a pod that has ended is still being read."""
-        ended = {pod.uid for pod in self._observer.pods_of(name) if pod.main and pod.main.what == "terminated"}
+        ended = {pod.uid for pod in pods if pod.main and pod.main.what == "terminated"}
         first = self._ended_since.setdefault(name, time.monotonic())
         if not self._collector.settled(ended, LOGS_S) and time.monotonic() - first < LOGS_AT_MOST_S:
             raise Unavailable(f"{name}: what its pods wrote last is still being read")
@@ -423,10 +436,13 @@ class KubernetesCluster:
     def _keep_log(self, pod: PodRecord) -> None:
         """Have the pod's log read, once its container has started."""
         owner = self._observer.owner_of(pod)
-        if owner is not None and pod.main is not None and pod.main.what in ("running", "terminated"):
-            ended = pod.main.what == "terminated"
-            first = pod.index == 0
-            self._collector.consider(owner.name, pod.name, pod.uid, pod.container, ended=ended, first=first)
+        if owner is not None:
+            self._read_log(owner.name, pod)
+
+    def _read_log(self, name: str, pod: PodRecord) -> None:
+        if pod.main is not None and pod.main.what in ("running", "terminated"):
+            ended, first = pod.main.what == "terminated", pod.index == 0
+            self._collector.consider(name, pod.name, pod.uid, pod.container, ended=ended, first=first)
 
     def _wake(self) -> None:
         for wake in self._wakers:

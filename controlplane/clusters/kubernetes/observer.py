@@ -118,6 +118,12 @@ class Observer:
             record = self._objects.get(name)
             return list(self._of.get(record.key, ())) if record else []
 
+    def left_by(self, name: str) -> list[PodRecord]:
+        """The pods that an object of this name left to nobody when it went."""
+        with self._lock:
+            every = [pod for key in self._ownerless() for pod in self._of[key] if _left(pod)]
+            return [pod for pod in every if pod.owner is not None and pod.owner.name == name]
+
     def owner_of(self, pod: PodRecord) -> ObjectRecord | None:
         """The object of ours that a pod belongs to."""
         with self._lock:
@@ -135,10 +141,10 @@ class Observer:
     def _orphans(self, now: datetime) -> Iterator[ObservedJob]:
         """Whoever deletes an object may leave its pods to the garbage collector, which gives them their grace period.
 
-        Until they have ended, their attempt is not over: the next one would work beside them.
+        Or to nobody (`--cascade=orphan`). Until they have ended, their attempt is not over: the next one would work
+        beside them.
         """
-        known = self._names.keys() | set(self._foreign.values())
-        for key in self._of.keys() - known:
+        for key in self._ownerless():
             first = min(self._of[key], key=lambda pod: (pod.created, pod.uid))
             if first.owner is not None:
                 gone = ObjectRecord(
@@ -157,7 +163,12 @@ class Observer:
                     succeeded=False,
                     failed=None,
                 )
-                yield self._view(gone, now, None, None)[0]
+                seen = self._view(gone, now, None, None)[0]
+                yield replace(seen, gone=True, deleting=not any(_left(pod) for pod in self._of[key]))
+
+    def _ownerless(self) -> set[Key]:
+        """Whose pods are there, and no object."""
+        return self._of.keys() - self._names.keys() - set(self._foreign.values())
 
     def _touch(self, key: Key, pod: str) -> None:
         if (name := self._names.get(key)) is not None and (news := self._dirty.setdefault(name, set())) is not None:
@@ -284,6 +295,11 @@ class Observer:
 def put_out(ending: Ending) -> bool:
     """Whether a pod ended as those do that somebody stopped, which its memory's limit does with the same signal."""
     return ending.phase == "Failed" and ending.exit_code in PUT_OUT and ending.reason != "OOMKilled"
+
+
+def _left(pod: PodRecord) -> bool:
+    """Whether no one will end the pod when its object is gone."""
+    return pod.deleted is None and (pod.owner is None or not pod.owner.uid)
 
 
 def _runs(pod: PodRecord) -> bool:

@@ -19,6 +19,7 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 CONTAINERS = ("pytorch", "node")  # of PyTorchJob and Job, and of TrainJob
 REPLICA_TYPE, REPLICA_INDEX = "training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+JOB_NAMES: dict[str, Kind] = {"training.kubeflow.org/job-name": "PyTorchJob", "batch.kubernetes.io/job-name": "Job"}
 NODE_SUFFIX = "-node-0"  # of the Job that a TrainJob becomes
 ENDED_WELL = frozenset({"Succeeded", "Complete"})
 LONGEST_TEXT = 4096  # a termination message is no longer
@@ -39,7 +40,7 @@ class Key(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """The object of an attempt that a pod belongs to, as the pod tells it."""
+    """The object of an attempt that a pod belongs to, as the pod tells it; without `uid` where it let go of the pod."""
 
     kind: Kind
     name: str
@@ -208,7 +209,7 @@ def read_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         init=shared(tuple((one["name"], _state(one)) for one in status.get("initContainerStatuses") or ())),
         main=states.get(container["name"]),
         deleted=when(metadata.get("deletionTimestamp")),
-        owner=shared(_owner(metadata.get("ownerReferences") or ())),
+        owner=shared(_owner(metadata.get("ownerReferences") or ()) or _former(labels)),
     )
 
 
@@ -222,10 +223,18 @@ def _owner(references: Iterable[Mapping[str, Any]]) -> Owner | None:
     for one in references:
         name, uid = str(one["name"]), str(one["uid"])
         if one.get("controller") and one["kind"] in ("PyTorchJob", "Job"):
-            kind: Kind = "PyTorchJob" if one["kind"] == "PyTorchJob" else "Job"
-            of_train_job = kind == "Job" and name.endswith(NODE_SUFFIX)
-            return Owner("TrainJob", name.removesuffix(NODE_SUFFIX), uid) if of_train_job else Owner(kind, name, uid)
+            return _of_attempt("PyTorchJob" if one["kind"] == "PyTorchJob" else "Job", name, uid)
     return None
+
+
+def _former(labels: Mapping[str, str]) -> Owner | None:
+    """Whom a pod was made for that nobody owns any more, as after a deletion that left it behind."""
+    return next((_of_attempt(kind, labels[label], "") for label, kind in JOB_NAMES.items() if label in labels), None)
+
+
+def _of_attempt(kind: Kind, name: str, uid: str) -> Owner:
+    of_train_job = kind == "Job" and name.endswith(NODE_SUFFIX)
+    return Owner("TrainJob", name.removesuffix(NODE_SUFFIX), uid) if of_train_job else Owner(kind, name, uid)
 
 
 def _required(text: str | None) -> datetime:

@@ -18,7 +18,7 @@ from controlplane.clusters.base import Kind, Manifest, NameConflict, Refusal, Re
 from controlplane.clusters.kubernetes.answers import Patience, meaning
 from controlplane.clusters.kubernetes.connection import Connection, Refused, Trouble
 from controlplane.clusters.kubernetes.records import INSTANCE
-from controlplane.clusters.kubernetes.resources import ATTEMPTS, KNOWN, Resource
+from controlplane.clusters.kubernetes.resources import ATTEMPTS, KNOWN, PODS, Resource
 from controlplane.clusters.shelf import Shelf
 from controlplane.domain.errors import StoreError
 from controlplane.faults import fault
@@ -105,21 +105,23 @@ class Submission:
 
     def delete(self, kind: Kind, name: str, uid: str) -> None:
         """Ask for the object's end; its pods first. Raises Unavailable."""
-        options = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "propagationPolicy": "Foreground",
-            "preconditions": {"uid": uid},
-        }
         fault("deletion sent")
+        self._delete(ATTEMPTS[kind], name, uid, {"propagationPolicy": "Foreground"})
+        fault("deletion answered")
+
+    def delete_pod(self, name: str, uid: str) -> None:
+        """Ask for the end of a pod that no object will end. Raises Unavailable."""
+        self._delete(PODS, name, uid, {})
+
+    def _delete(self, resource: Resource, name: str, uid: str, more: Mapping[str, str]) -> None:
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}, **more}
         try:
-            self._connection.call("DELETE", ATTEMPTS[kind].path(self._connection.namespace, name), options)
+            self._connection.call("DELETE", resource.path(self._connection.namespace, name), options)
         except Refused as error:
             if error.status not in (NOT_FOUND, CONFLICT):
                 raise Unavailable(str(error)) from error
         except Trouble as error:
             raise Unavailable(str(error)) from error
-        fault("deletion answered")
 
     def forget(self, name: str) -> None:
         """The attempt will not be asked for again."""

@@ -86,6 +86,42 @@ def test_an_object_that_someone_deletes_restarts_uncharged(running: Stage) -> No
     assert running.attempts[0].reason == "ObjectLost"
 
 
+def test_pods_that_a_deleted_object_left_have_ended_before_the_next_attempt_begins(running: Stage) -> None:
+    first = running.object
+    running.memory.orphan(first)
+    assert running.look().phase == "running"
+    assert running.attempt.reason == "ObjectLost"
+    assert running.after(300).attempt == 1, "its pod works on"
+    assert running.memory.jobs[first].deleting
+    running.memory.stop(first)
+    assert running.look(2).phase == "restarting"
+    assert running.after(300).phase == "pending"
+    assert [*running.memory.jobs] == [running.object] != [first]
+
+
+def test_a_cancel_ends_pods_that_a_deleted_object_left(running: Stage) -> None:
+    first = running.object
+    running.memory.orphan(first)
+    running.cancel()
+    assert running.look(2).phase == "cancelling"
+    assert running.memory.jobs[first].deleting
+    running.memory.stop(first)
+    assert running.look(2).phase == "cancelled"
+
+
+def test_pods_that_an_object_of_an_ended_attempt_left_are_swept(running: Stage) -> None:
+    first = running.object
+    left = running.memory.jobs[first]
+    running.cancel()
+    running.look(2)
+    running.memory.stop(first)
+    assert running.look(2).phase == "cancelled"
+    running.memory.jobs[first] = left
+    running.memory.orphan(first)
+    running.look()
+    assert running.memory.jobs[first].deleting
+
+
 def test_the_backoff_doubles_up_to_its_bound() -> None:
     waits = [Pace().restart_backoff(restarts) for restarts in (1, 2, 3, 9, 10, 1000)]
     assert waits == [1, 2, 4, 256, 300, 300]

@@ -21,12 +21,12 @@ def pod(index: int = 0, code: int | None = 1, second: int = 0, **more: Any) -> O
     return ObservedPod(f"pod-{index}", f"uid-{index}", role, number, **fields)  # type: ignore[arg-type]
 
 
-def job(*pods: ObservedPod, deleting: bool = False) -> ObservedJob:
-    return ObservedJob("job", "uid", "run", 1, "hash", START, deleting, pods)
+def job(*pods: ObservedPod, deleting: bool = False, gone: bool = False) -> ObservedJob:
+    return ObservedJob("job", "uid", "run", 1, "hash", START, deleting, pods, gone)
 
 
-def verdict(*pods: ObservedPod, known: list[dict[str, Any]] | None = None, deleting: bool = False) -> Verdict:
-    found = verdict_of(job(*pods, deleting=deleting), known or [])
+def verdict(*pods: ObservedPod, known: list[dict[str, Any]] | None = None, **state: bool) -> Verdict:
+    found = verdict_of(job(*pods, **state), known or [])
     assert found is not None
     return found
 
@@ -121,7 +121,9 @@ def test_workers_that_go_after_the_masters_success_are_no_loss() -> None:
 
 def test_someone_elses_deletion_ends_the_attempt_unless_it_has_succeeded() -> None:
     assert verdict(pod(0, None, phase="Running"), deleting=True).reason == "ObjectLost"
+    assert verdict(pod(0, None, phase="Running"), gone=True).reason == "ObjectLost"
     assert verdict_of(job(pod(0, 0), deleting=True), []) is None
+    assert verdict_of(job(pod(0, 0), gone=True), []) is None
 
 
 def test_an_object_whose_pods_are_still_to_come_is_not_quiet() -> None:

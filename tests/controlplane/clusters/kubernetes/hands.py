@@ -207,6 +207,18 @@ class Hands:
             if error.status != 404:
                 raise
 
+    def orphan(self, of: Manifest, pods: Iterable[str]) -> None:
+        """Someone's deletion of an object with --cascade=orphan: these pods of it are nobody's."""
+        for pod in pods:
+            label = {"PyTorchJob": "training.kubeflow.org/job-name"}.get(of["kind"], "batch.kubernetes.io/job-name")
+
+            def let_go(raw: Manifest, label: str = label) -> None:
+                raw["metadata"]["ownerReferences"] = []
+                raw["metadata"]["labels"][label] = of["metadata"]["name"]
+
+            self._edit(PODS, pod, let_go)
+        self.remove(of)
+
     def suspend(self, of: Manifest, queue: str) -> None:
         """What Kueue does to an object of its."""
 

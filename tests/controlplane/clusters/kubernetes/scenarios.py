@@ -12,6 +12,8 @@ import pytest
 
 from controlplane.clusters.base import Manifest, NameConflict, ObservedPod, Rejected
 from controlplane.clusters.kubernetes import KubernetesCluster
+from controlplane.clusters.kubernetes.connection import Connection
+from controlplane.clusters.kubernetes.resources import PODS
 from tests.controlplane.clusters.kubernetes.hands import Hands, eventually, manifest, observed
 
 Make = Callable[..., Manifest]
@@ -122,6 +124,31 @@ class Scenarios:
         hands.remove(one)
         eventually(lambda: name not in [job.name for job in cluster.observe()])
         cluster.delete(name)
+
+    @pytest.mark.parametrize("kind", ["PyTorchJob", "Job"])
+    def test_pods_that_an_object_left_when_it_was_deleted_are_ended_with_it(
+        self, cluster: KubernetesCluster, hands: Hands, make: Make, connection: Connection, kind: str
+    ) -> None:
+        one = make(kind=kind, nodes=2)
+        name, uid = one["metadata"]["name"], observed(cluster, one["metadata"]["name"]).uid
+        other = make(kind=kind)
+        pods = [*hands.make_pods(one, [0, 1]), *hands.make_pods(other, [0])]
+        for pod in pods:
+            hands.run(pod)
+        self.see(cluster, one, "Running", "Running")
+        self.see(cluster, other, "Running")
+        hands.orphan(one, pods[:2])
+        eventually(lambda: observed(cluster, name).gone)
+        assert not observed(cluster, name).deleting
+        self.see(cluster, one, "Running", "Running")
+        cluster.delete(name, uid)
+        eventually(lambda: observed(cluster, name).deleting)
+        found = {pod: connection.call("GET", PODS.path(connection.namespace, pod))["metadata"] for pod in pods}
+        assert ["deletionTimestamp" in found[pod] for pod in pods] == [True, True, False]
+        cluster.delete(name, uid)
+        for pod in pods[:2]:
+            hands.remove_pod(pod)
+        eventually(lambda: name not in [job.name for job in cluster.observe()])
 
     # --- pods -------------------------------------------------------------------------------------------------------
 

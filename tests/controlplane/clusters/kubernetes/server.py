@@ -196,9 +196,11 @@ class ApiServer:
             wanted = (options.get("preconditions") or {}).get("uid")
             if wanted and wanted != raw["metadata"]["uid"]:
                 return status(409, "Conflict", "Precondition failed: UID in precondition")
-            if options.get("propagationPolicy") != "Foreground":
+            foreground = options.get("propagationPolicy") == "Foreground"
+            if not (foreground or raw["metadata"].get("finalizers")):
                 return self._remove(path, name)
-            raw["metadata"] |= {"deletionTimestamp": _now(), "finalizers": ["foregroundDeletion"]}
+            raw["metadata"].setdefault("deletionTimestamp", _now())
+            raw["metadata"].setdefault("finalizers", ["foregroundDeletion"])
             self._record("MODIFIED", path, raw)
             return Answer(200, json.dumps(raw).encode())
 

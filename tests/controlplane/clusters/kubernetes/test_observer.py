@@ -445,6 +445,37 @@ def test_pods_of_another_installations_object_are_left_alone(world: World) -> No
     assert world.observer.observe() == []
 
 
+@pytest.mark.parametrize(
+    ("labels", "owner"),
+    [
+        ({"batch.kubernetes.io/job-name": "run-1"}, Owner("Job", "run-1", "")),
+        ({"training.kubeflow.org/job-name": "run-1"}, Owner("PyTorchJob", "run-1", "")),
+        ({"batch.kubernetes.io/job-name": "run-1-node-0"}, Owner("TrainJob", "run-1", "")),
+    ],
+    ids=["Job", "PyTorchJob", "TrainJob"],
+)
+def test_pods_that_their_object_left_work_on_and_nobody_ends_them(
+    world: World, labels: dict[str, str], owner: Owner
+) -> None:
+    raw = manifest("run-1")["metadata"] | {"name": "pod", "uid": "p", "creationTimestamp": T0.isoformat()}
+    raw["labels"] |= labels | {"batch.kubernetes.io/job-completion-index": "1"}
+    record = read_pod({"metadata": raw, "spec": {"containers": [{"name": "pytorch"}]}})
+    assert record is not None
+    assert record.owner == owner
+    world.observer.take_pod("pod", replace(record, main=State("running")))
+    (seen,) = world.observer.observe()
+    assert (seen.name, seen.run_id, seen.attempt, seen.gone, seen.deleting) == ("run-1", KEY.run_id, 1, True, False)
+    assert [one.phase for one in seen.pods] == ["Failed", "Running"], "the first one went with its object"
+    assert [one.uid for one in world.observer.left_by("run-1")] == ["p"]
+    assert world.observer.left_by("run-2") == []
+    world.observer.take_pod("pod", replace(record, main=State("running"), deleted=T0))
+    (seen,) = world.observer.observe()
+    assert (seen.gone, seen.deleting) == (True, True)
+    assert world.observer.left_by("run-1") == []
+    world.observer.take_object("run-1", job())
+    assert not world.observer.observe()[0].gone
+
+
 def test_a_pod_that_nobody_owns_is_no_attempt(world: World) -> None:
     world.observer.take_pod("run-1-master-0", pod())
     assert world.observer.observe() == []
