@@ -8,12 +8,15 @@ from __future__ import annotations
 from teragpt.sizes import Shape
 
 ACTIVATION_BUDGET = 16 << 30  # bytes of activations a micro-batch may take on a device of 80 GB
+CORES_BUDGET = 1 << 30  # of a rank without a GPU, whose memory is others' too, and which more tokens make no quicker
 LARGEST_MICRO_BATCH = 32
 
 
-def micro_batch(shape: Shape, sequences: int, recompute: str = "none") -> int:
+def micro_batch(
+    shape: Shape, sequences: int, recompute: str = "none", budget: int = ACTIVATION_BUDGET, bytes_each: int = 2
+) -> int:
     """Sequences of one micro-batch: the largest power of two whose activations stay within the budget."""
-    room = int(ACTIVATION_BUDGET / (shape.context * shape.depth * activation_bytes(shape, recompute)))
+    room = int(budget / (shape.context * shape.depth * activation_bytes(shape, recompute, bytes_each)))
     bound = max(1, min(room, sequences, LARGEST_MICRO_BATCH))
     return int(1 << (bound.bit_length() - 1))
 

@@ -16,7 +16,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from teragpt.activations import micro_batch
+from teragpt.activations import CORES_BUDGET, micro_batch
 from teragpt.rope import scaling
 from teragpt.sizes import REFERENCE_VOCABULARY, SIZES, TINY, TINY_RECIPE, Shape, padded, recipe
 
@@ -25,6 +25,7 @@ EVAL_SEQUENCES = 64  # the least for a loss that means something
 TRACKERS = ("wandb", "mlflow")
 FP8_MULTIPLE = 16  # what each side of a product must be a multiple of (torch._scaled_mm on CUDA)
 ROWWISE_ON_CPU = (2, 15)  # the first torch whose scaled product takes a scale for each row without a GPU
+FP32_BYTES = 4
 WARMUP_STEPS = 2_000  # Bi et al. 2024, section 3.1; a twentieth of a run that is shorter than 40,000 steps
 
 
@@ -116,7 +117,9 @@ class Config:
         0, "Tokens of one step over all ranks; a multiple of context.", low=8, high=1 << 32
     )
     steps: int = setting(0, "Optimizer steps; tokens / global_batch_tokens unless given.", low=1, high=10**9)
-    micro_batch: int = setting(0, "Sequences a rank takes through the model at once.", low=1, high=1 << 20)
+    micro_batch: int = setting(
+        0, "Sequences a rank takes through the model at once; fewer without a GPU, unless given.", low=1, high=1 << 20
+    )
     optimizer: str = setting(
         "adamw",
         "What updates the blocks' matrices, as in the checkpoint that a run goes on from; adamw updates all else.",
@@ -254,6 +257,14 @@ def resolve(given: Mapping[str, object], vocabulary: int | None = None) -> Confi
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def for_cores(config: Config, given: Mapping[str, object]) -> Config:
+    """The configuration of ranks without a GPU: they take fewer sequences at once, unless it is `given` how many."""
+    if "micro_batch" in given:
+        return config
+    fewer = micro_batch(config.shape, config.micro_batch, config.recompute, CORES_BUDGET, FP32_BYTES)
+    return replace(config, micro_batch=fewer)
 
 
 def kept(settings: Mapping[str, Any]) -> Config:

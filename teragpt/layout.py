@@ -163,11 +163,12 @@ def needed(config: Config, ranks: int) -> int:
 def kept(config: Config, stages: Layout, pp_rank: int) -> tuple[int, int]:
     """As a rank's first backward begins: bytes of its state, and those that its blocks keep, both at the least.
 
-    Gradients are there from the second micro-batch on. Without recompute blocks keep no less than with `selective`.
+    Gradients are there from the second micro-batch on. Without recompute blocks that may be compiled keep no less than
+    with `selective`.
     """
     state, part = held(config, stages, pp_rank, 0), config.sequences // stages.data_ranks
     count = max(stages.pp, math.ceil(part / config.micro_batch))
-    mode = "full" if config.recompute == "full" else "selective"
+    mode = "selective" if config.recompute == "none" and config.compile != "off" else config.recompute
     each = activation_bytes(config.shape, mode, LEAST_BYTES.get(config.precision, 2), stages.tp, stages.cp)
     layers = sum(map(len, spread(config.depth, stages.pp * stages.chunks)[pp_rank :: stages.pp]))
     tokens = part // count * config.context // stages.cp

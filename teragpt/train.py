@@ -45,7 +45,7 @@ from teragpt.parallel import (
     materialize,
     parallelize,
 )
-from teragpt.parallelism.mesh import build_mesh, memory_of
+from teragpt.parallelism.mesh import build_mesh, memory_of, settled
 from teragpt.reporting.metrics import Metrics
 from teragpt.reporting.trackers import asked_for
 from teragpt.step import Step
@@ -98,6 +98,7 @@ class Trainer:
                 with Watch(self.world, self.config) as self.watch:
                     agree(self.config, self.dataset.fingerprint)
                     self.config = as_begun(self.config, self.given, self.dataset.vocabulary)
+                    self.config = settled(self.config, self.given, self.device)
                     self.set_up()
                     try:
                         return self.loop()

@@ -19,11 +19,13 @@ from teragpt.plan import Plan, TooSmall, cluster_of, plan
 from teragpt.plan.cores import cores
 from teragpt.plan.explain import Line, explain
 from teragpt.plan.hardware import CORE, Cluster, Device, device, known
+from teragpt.sizes import TINY
 
 ELSEWHERE = frozenset({"start_from", "tokenizer", "loader", "model"})  # settings that no step depends on
 WIDE = frozenset({"fp32", "fp64"})  # precisions of which nobody has measured a step on a GPU
 ON_CORES = frozenset({"auto", "fp32"})  # those of which somebody has on a core
 REFUSED = "refused"
+PASSING = "activations", "one block's backward", "gathered weights", "logits and loss"  # what a step holds beside state
 Lay: TypeAlias = Callable[[Compute, Machine, Config], Layout]
 
 
@@ -35,7 +37,8 @@ def on_gpus(spec: RunSpec, config: Config, machine: Machine, lay: Lay) -> tuple[
     compute = spec.compute
     layout = lay(compute, machine, config)
     if not layout.gpus_per_node:
-        return layout, _on_cores(spec, config, layout)
+        whole = _roomy(layout, _on_cores(spec, config, layout), config.size)
+        return whole, _on_cores(spec, config, whole)
     found = _plan(spec, config, layout, machine)
     if isinstance(found, TooSmall) and compute.nodes is None and found.enough and found.enough <= machine.gpus:
         each = layout.gpus_per_node
@@ -82,6 +85,17 @@ def _on_cores(spec: RunSpec, config: Config, layout: Layout) -> Plan | None:
         return plan(_settings(spec, config), _cluster(spec, kind, layout))
     except ConfigError:
         return None
+
+
+def _roomy(layout: Layout, found: Plan | None, size: str) -> Layout:
+    """A layout without a GPU, with memory for what comes and goes in a step, where its user gave none.
+
+    A rank of the tiny size was measured with it.
+    """
+    if found is None or layout.memory_given or size == TINY:
+        return layout
+    passing = sum(found.best.memory.kinds[kind] for kind in PASSING)
+    return replace(layout, memory_per_node=layout.memory_per_node + layout.processes_per_node * passing)
 
 
 def card(spec: RunSpec, machine: Machine) -> Device | None:

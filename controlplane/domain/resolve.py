@@ -20,7 +20,7 @@ from controlplane.domain.planned import on_gpus, told
 from controlplane.domain.priorities import RANKS
 from controlplane.domain.spec import SET_ELSEWHERE, RunSpec, short
 from controlplane.domain.storage import REMOTE, BadStorage, Place, place_of, uri_of
-from teragpt.config import Config, ConfigError
+from teragpt.config import Config, ConfigError, for_cores
 from teragpt.config import resolve as resolve_config
 from teragpt.datasets.portions import parse_mixture, written
 from teragpt.layout import misfits, state
@@ -158,6 +158,8 @@ def lay_out(
     layout, plan = on_gpus(spec, config, machine, layout_on_machine if shared_folders else layout_on_cluster)
     if isinstance(plan, Plan):
         config = dataclasses.replace(config, **plan.settings)
+    if not layout.gpus_per_node:
+        config = for_cores(config, spec.train)
     if problems := list(_mesh_problems(config, layout, spec)):
         raise InvalidSpec(problems)
     bytes_of_state = state(config, layout.world_size)

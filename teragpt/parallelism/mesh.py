@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from teragpt.compute.collectives import Group
-from teragpt.config import Config, ConfigError
+from teragpt.config import Config, ConfigError, for_cores
 from teragpt.layout import layout, misfits
 
 DIMENSIONS = ("pp", "dp_replicate", "fsdp", "tp")
@@ -69,7 +70,7 @@ def build_mesh(config: Config, device: torch.device, memory: int | None = None) 
     Raises ConfigError on every rank where they cannot be laid out so, or `memory` bytes cannot hold a rank's part.
     """
     ranks = dist.get_world_size()
-    problems = list(misfits(config, ranks, memory))
+    problems = list(misfits(config if device.type == "cuda" else eager(config), ranks, memory))
     if problems:
         raise ConfigError(problems)
     sizes, cp, tp = layout(config, ranks), config.cp, config.tp
@@ -81,6 +82,17 @@ def build_mesh(config: Config, device: torch.device, memory: int | None = None) 
         neighbours = init_device_mesh(device.type, (ranks // (cp * tp), cp, tp), mesh_dim_names=names)
         context = Group(neighbours.get_group("cp").group_name, cp, int(neighbours.get_local_rank("cp")))
     return Mesh(devices, cp, context)
+
+
+def settled(config: Config, given: Mapping[str, object], device: torch.device) -> Config:
+    """The configuration on a device, where not all is `given`."""
+    return config if device.type == "cuda" else for_cores(config, given)
+
+
+def eager(config: Config) -> Config:
+    """What `auto` stands for on CPU, as far as bytes follow from it."""
+    precision, compiled = (None if one == "auto" else one for one in (config.precision, config.compile))
+    return replace(config, precision=precision or "fp32", compile=compiled or "off")
 
 
 def memory_of(device: torch.device) -> int:

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from teragpt.config import Config, ConfigError, Problem, precision_misfits, resolve
+from teragpt.config import Config, ConfigError, Problem, for_cores, precision_misfits, resolve
 from teragpt.layout import gib
 from teragpt.plan.calibration import Calibration, Speed, read, shipped
 from teragpt.plan.choice import SHOWN, Option, dimensions
@@ -209,9 +209,10 @@ def planned(
     settings = dict(given)
     vocabulary = None if str(settings.get("size", TINY)).lower() == TINY else REFERENCE_VOCABULARY
     config = resolve(settings, vocabulary)
+    on_core = cluster.device.name == CORE.name
+    config = for_cores(config, settings) if on_core else config
     found = calibration or shipped(cluster.device.name)
     speed = Speed(cluster.device, found, device(found.device))
-    on_core = cluster.device.name == CORE.name
     pinned = CHOSEN if on_core else CHOSEN & settings.keys()
     search = Search(Clock(config, cluster, speed), Ledger(config, cluster.device.memory), pinned)
     if on_core:

@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from teragpt.config import Config, ConfigError, resolve
 from teragpt.layout import State, asked, main, misfits, needed, state
 from teragpt.model import Attention, TeraGPT
+from teragpt.parallelism.mesh import eager, settled
 from tests.teragpt import fake, ranks
 
 # a mesh that each size is trained on, from 7 ranks to 4,096: with Muon, unless its state is in bf16
@@ -188,6 +191,18 @@ def test_what_blocks_keep_for_backward_counts_and_less_at_once_is_named(
     assert "for state and what blocks keep for backward, at the least; " in problem.allowed
     assert problem.allowed.endswith(f"nearest that fits: {advice}")
     assert state(config, 8).total < memory < needed(config, 8)
+
+
+def test_ranks_without_a_gpu_take_few_sequences_at_once_and_refuse_what_they_cannot_hold() -> None:
+    config, cpu = resolve({"size": "124m"}), torch.device("cpu")
+    assert settled(config, {}, torch.device("cuda")) == config
+    assert settled(config, {"micro_batch": 32}, cpu) == config
+    few = settled(config, {}, cpu)
+    assert few == replace(config, micro_batch=1)
+    assert not list(misfits(eager(few), 2, 11 << 30))
+    (problem,) = misfits(eager(config), 2, 11 << 30)
+    assert problem.allowed.endswith("nearest that fits: micro_batch 8")
+    assert eager(replace(config, precision="bf16", compile="on")) == replace(config, precision="bf16", compile="on")
 
 
 class NoAttend(Attention):

@@ -7,6 +7,7 @@ import pytest
 
 from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.layout import Layout
+from controlplane.domain.planned import PASSING
 from controlplane.domain.resolve import ResolvedRun, Start
 from controlplane.domain.spec import parse_spec
 from tests.controlplane.domain.resolving import resolve
@@ -85,7 +86,8 @@ def test_a_rank_has_room_for_its_state_and_for_a_checkpoints_copy() -> None:
     run = on_cluster(size="124m", compute={"nodes": 1, "gpus_per_node": 0})
     kept = run.state_bytes
     copied = kept["parameters"] + kept["optimizer"]
-    assert run.layout.memory_per_node == 2 * ((1536 << 20) + kept["total"] + copied)
+    passing = sum(run.planned["memory"]["kinds"][kind] for kind in PASSING)
+    assert run.layout.memory_per_node == 2 * ((1536 << 20) + kept["total"] + copied + passing)
     run = on_cluster(size="124m")
     assert run.layout.memory_per_node == 8 * (8 * GIB + run.state_bytes["parameters"] + run.state_bytes["optimizer"])
 

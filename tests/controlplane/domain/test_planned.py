@@ -9,7 +9,7 @@ from controlplane.domain.errors import InvalidSpec
 from controlplane.domain.planned import priced, too_large
 from controlplane.domain.resolve import ResolvedRun, lay_out
 from controlplane.domain.spec import RunSpec, parse_spec
-from teragpt.config import Config, resolve
+from teragpt.config import Config, for_cores, resolve
 from teragpt.layout import misfits
 from teragpt.plan import cluster_of, plan
 from teragpt.plan.planner import planned
@@ -123,7 +123,7 @@ def test_a_run_that_nobody_can_plan_is_as_it_was(machine: Cards, spec: dict[str,
     assert (run.config["tp"], run.config["pp"], run.config["dp_replicate"]) == (1, 1, 1)
 
 
-def test_a_run_on_cores_is_told_how_long_it_takes_and_changes_nothing() -> None:
+def test_a_run_on_cores_is_told_how_long_it_takes_and_keeps_its_layout() -> None:
     run = laid(Cards(), size="124m", compute={"gpus_per_node": 0, "cpus_per_node": 4, "processes_per_node": 2})
     given = {
         "size": "124m",
@@ -131,12 +131,29 @@ def test_a_run_on_cores_is_told_how_long_it_takes_and_changes_nothing() -> None:
         "out": run.config["out"],
         "data": run.config["data"],
     }
-    assert dataclasses.asdict(resolve(given)) == run.config
+    assert dataclasses.asdict(for_cores(resolve(given), {})) == run.config
     assert (run.planned["gpu"], run.planned["gpus_used"]) == ("cpu-core", 2)
     alone = laid(Cards(), size="124m", compute={"gpus_per_node": 0, "cpus_per_node": 2, "processes_per_node": 2})
     assert run.planned["step"]["seconds"] < alone.planned["step"]["seconds"] < 2.1 * run.planned["step"]["seconds"]
     assert priced(run.planned, 2.5)["forecast"]["cost"] is None
     assert ResolvedRun.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["here", "cluster"])
+def test_a_run_on_cores_takes_few_sequences_at_once_and_gets_memory_for_its_step(*, shared: bool) -> None:
+    def laid_out(**spec: Any) -> ResolvedRun:
+        out = "/runs/x" if shared else "pvc://runs/x"
+        return lay_out(parse_spec({"compute": {"gpus_per_node": 0}, **spec}), Cards(), out, shared_folders=shared)
+
+    run = laid_out(size="124m")
+    each = run.layout.memory_per_node // run.layout.processes_per_node
+    assert run.config["micro_batch"] == 1
+    assert each == run.planned["memory"]["limit"] > 0.95 * run.planned["memory"]["peak"]
+    more = laid_out(size="124m", train={"micro_batch": 16})
+    assert more.config["micro_batch"] == 16
+    assert more.layout.memory_per_node // 2 > each + 10 * GIB
+    assert laid_out(size="124m", compute={"gpus_per_node": 0, "memory_per_node": GIB}).layout.memory_per_node == GIB
+    assert laid_out(size="tiny").config["micro_batch"] == resolve({"size": "tiny"}).micro_batch
 
 
 def test_state_that_is_more_than_the_gpus_have_is_refused_with_the_fewest_that_do() -> None:
