@@ -11,6 +11,8 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from teragpt.config import ConfigError
 from teragpt.launcher.environment import read_grace, termination_log
@@ -30,8 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     ending = supervisor.run(lambda: start(arguments, supervisor))
     report(ending)
     supervisor.agent.join(AGENT_S if supervisor.over.is_set() else 0)
-    if supervisor.agent.is_alive():  # in a call that waits for other nodes and cannot be ended
-        sys.stdout.flush()
+    if not flushed() or supervisor.agent.is_alive():  # in a call that waits for other nodes and cannot be ended
         os._exit(ending.code)
     sys.exit(ending.code)
 
@@ -49,15 +50,31 @@ def report(ending: Ending) -> None:
     """Say how it ended, when not well: to people on stderr, to Kubernetes in the termination message."""
     if ending.code == FINISHED:
         return
-    if ending.rank is None and ending.code in {CRASHED, BAD_CONFIG}:
-        print("error:", *ending.lines, file=sys.stderr)
-    else:
-        print(f"[launch] {ending}", file=sys.stderr, flush=True)
+    before_ranks = ending.rank is None and ending.code in {CRASHED, BAD_CONFIG}
+    told = [f"error: {' '.join(ending.lines)}" if before_ranks else f"[launch] {ending}"]
     if path := termination_log(os.environ):
         try:
-            path.write_bytes(ending.message())
+            write_over(path, ending.message())
         except OSError as error:
-            print(f"[launch] no termination message: {path}: {error.strerror}", file=sys.stderr)
+            told.append(f"[launch] no termination message: {path}: {error.strerror}")
+    with suppress(OSError):  # as on a disk that is full: the code and the message tell it
+        print(*told, sep="\n", file=sys.stderr, flush=True)
+
+
+def write_over(path: Path, data: bytes) -> None:
+    """Write in place of what is there, from its first byte on: room that was set aside stays ours on a full disk."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(data)
+        file.truncate()
+
+
+def flushed() -> bool:
+    """Whether all that was printed is out; where it is not, Python would try again and end with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _of_pod(pod: ObservedPod) -> Verdict:
     name = pod.signal or (told.get("signal") if isinstance(told.get("signal"), str) else None) or _signal(code)
     reason, handling = _judge(pod, code, name, told)
     rank = _whole(told.get("rank"))
-    lines = tuple(str(line) for line in told.get("last_lines") or ())[-KEPT_LINES:]
+    lines = tuple(str(line) for line in told.get("last_lines") or _log_end(pod))[-KEPT_LINES:]
     return Verdict(
         reason=reason,
         message=_message(pod, rank, code, name, lines),
@@ -138,8 +138,15 @@ def _message(pod: ObservedPod, rank: int | None, code: int | None, name: str | N
     ended += f" with exit code {code}" if code is not None else ""
     ended += f" ({name})" if name else ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), None) or pod.message
-    last = pod.message if pod.message and pod.reason in {"OOMKilled", *INTERRUPTIONS} else last
+    known = pod.reason in INTERRUPTIONS or (pod.reason == "OOMKilled" and not _log_end(pod))
+    last = pod.message if pod.message and known else last
     return f"{ended}: {last}"[:LONGEST_MESSAGE] if last else ended
+
+
+def _log_end(pod: ObservedPod) -> list[str]:
+    """The end of a pod's log, where that stands for a termination message: several lines, where a sentence is one."""
+    lines = (pod.message or "").splitlines() if pod.reason not in INTERRUPTIONS else []
+    return lines if len(lines) > 1 else []
 
 
 def _signal(code: int | None) -> str | None:

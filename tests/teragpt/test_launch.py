@@ -357,6 +357,23 @@ def test_a_termination_message_that_cannot_be_written_is_no_other_failure(pods: 
     assert "[launch] no termination message: no/such/folder: No such file or directory\n" in err
 
 
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("code", [0, 3])
+def test_on_a_full_disk_the_code_and_the_message_are_the_ranks_all_the_same(tmp_path: Path, code: int) -> None:
+    """Not as a fork: what is at stake is how Python itself ends."""
+    (tmp_path / "rank.py").write_text(f"print('step 7/9', flush=True); print('why'); raise SystemExit({code})")
+    log = tmp_path / "termination"
+    log.write_bytes(bytes(4096))  # as the local cluster sets it aside
+    base = {name: value for name, value in os.environ.items() if not OURS.match(name)}
+    environ = {**base, "PYTHONPATH": str(ROOT), "TERAGPT_TERMINATION_LOG": str(log)}
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, *PROGRAM, "rank.py"]
+        done = subprocess.run(command, cwd=tmp_path, env=environ, stdout=full, stderr=full, check=False)
+    assert done.returncode == code
+    message = json.loads(log.read_bytes()) if code else {}
+    assert message.get("last_lines", []) == (["step 7/9", "why"] if code else [])
+
+
 def test_the_launcher_itself_starts_without_torch() -> None:
     heavy = {"torch", "numpy"}
     code = f"import sys; import teragpt.launch; sys.exit(bool({heavy} & set(sys.modules)))"

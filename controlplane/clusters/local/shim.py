@@ -69,6 +69,7 @@ def _guard(shim: int) -> None:
 def _start_and_follow(launch: dict[str, Any]) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # not inherited
     record = _set_record_aside()
+    _set_message_aside(launch["marker"])
     started = time.time()
     write_atomically(POD, {**identity(os.getpid()), "started": started})
     child, problem = _fork_child(launch)
@@ -89,6 +90,13 @@ def _set_record_aside() -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync(record)
     return record
+
+
+def _set_message_aside(path: str) -> None:
+    """Room for the termination message, which the launcher writes over it, so that it tells of a full disk too."""
+    message = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.posix_fallocate(message, 0, MESSAGE_BYTES)
+    os.close(message)
 
 
 def _fork_child(launch: dict[str, Any]) -> tuple[int, str]:

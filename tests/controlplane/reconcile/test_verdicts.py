@@ -95,6 +95,14 @@ def test_who_ate_too_much_is_told_by_what_it_held() -> None:
     assert found.message == "rank 1 ended with exit code 137 (SIGKILL): held 3 GiB"
 
 
+@pytest.mark.parametrize("reason", ["Error", "OOMKilled"])
+def test_the_end_of_a_log_in_place_of_a_message_is_kept_as_lines_and_told_by_its_last(reason: str) -> None:
+    """As the kubelet and the local cluster have it where the launcher was killed or could not write its message."""
+    found = verdict(pod(0, 137, reason=reason, message="step 8\nstep 9 | loss 3.1\n"))
+    assert found.last_lines == ("step 8", "step 9 | loss 3.1")
+    assert found.message == "pod-0 ended with exit code 137 (SIGKILL): step 9 | loss 3.1"
+
+
 @pytest.mark.parametrize("nonsense", [{"rank": "x", "code": None, "reason": 7, "step": True, "last_lines": None}, {}])
 def test_a_termination_message_that_makes_no_sense_is_passed_over(nonsense: dict[str, Any]) -> None:
     found = verdict(pod(0, 1, termination=nonsense))

@@ -82,7 +82,14 @@ def test_it_says_started_and_leaves_how_the_pod_ended(tmp_path: Path) -> None:
     assert said == b"started"
     assert (end(pod)["code"], end(pod)["message"]) == (5, "hello")
     assert json.loads((pod / shim.POD).read_text())["boot"] == shim.identity(os.getpid())["boot"]
-    assert sorted(path.name for path in pod.iterdir()) == ["exit.json", "lock", "log", "pod.json", "work"]
+    assert sorted(path.name for path in pod.iterdir()) == [
+        "exit.json",
+        "lock",
+        "log",
+        "pod.json",
+        "termination",
+        "work",
+    ]
 
 
 def test_it_passes_sigterm_on_and_then_kills(tmp_path: Path) -> None:
@@ -150,6 +157,13 @@ def test_the_record_of_the_end_waits_for_a_full_disk(tmp_path: Path, monkeypatch
     shim._write_record(record, {"code": 0})
     os.close(record)
     assert json.loads(Path(shim.EXIT).read_text()) == {"code": 0}
+
+
+def test_room_for_the_termination_message_is_set_aside_and_is_no_message(tmp_path: Path) -> None:
+    pod = folder(tmp_path)
+    look = "import os; raise SystemExit(str(os.stat(os.environ['TERAGPT_TERMINATION_LOG']).st_blocks * 512))"
+    start(pod, launch(pod, look)).communicate(timeout=20)
+    assert int(end(pod)["message"]) >= shim.MESSAGE_BYTES, "the log's end, where nothing else was said"
 
 
 def test_a_record_without_a_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
