@@ -170,10 +170,15 @@ class Disk:
         return nullcontext(self.path)
 
     def log(self, name: str, part: int) -> Log:
-        """See Folder: parts follow one another in one file."""
+        """See Folder: parts follow one another in one file, each on a line of its own."""
         del part
         self.path.mkdir(parents=True, exist_ok=True)
-        return Log((self.path / name).open("ab"), lambda: None)
+        log = Log((self.path / name).open("ab"), lambda: None)
+        with (self.path / name).open("rb") as there:
+            there.seek(-1 if log.file.tell() else 0, os.SEEK_END)
+            if there.read() not in {b"", b"\n"}:  # the one before was cut off within a line, as by a full disk
+                log.add(b"\n")
+        return log
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,15 @@ def test_lines_are_added_and_each_part_of_a_store_is_a_file_of_its_own(folder: F
         assert folder.read("metrics-2.jsonl") == b"one\ntwo\n"
 
 
+def test_a_line_that_was_cut_off_costs_the_next_part_none(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"one\nhal")
+    for line in (b"two\n", b"three\n"):
+        log = folder_at(tmp_path, "out").log("metrics.jsonl", 2)
+        log.add(line)
+        log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"one\nhal\ntwo\nthree\n"
+
+
 @pytest.mark.parametrize("url", ["nothing://bucket/run", "s3x://a"])
 def test_a_url_that_nothing_opens_is_refused_by_the_settings_name(url: str) -> None:
     with pytest.raises(ConfigError, match=f"out: got '{url}'; allowed: a path, or a URL that fsspec"):
