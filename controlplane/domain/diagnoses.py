@@ -225,6 +225,10 @@ WAITING = {  # why a run does not train yet
         "The namespace's ResourceQuota leaves no room for the pods.",
         "Ask for less, end something, or have the quota raised.",
     ),
+    "LimitRange": Diagnosis(
+        "A LimitRange of the namespace does not allow what the pods ask for.",
+        "Ask for what the message allows (compute.cpus_per_node, compute.memory_per_node), or have the range changed.",
+    ),
     "PodSecurity": Diagnosis(
         "The namespace's Pod Security level refuses the pods.",
         "Take out of pod_overrides what the message names, or use a namespace that allows it.",

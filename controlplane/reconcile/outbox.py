@@ -206,6 +206,8 @@ class Worker:
             manifest = render(attempt)
             fault("object rendered")
             self._store.confirm()
+            if attempt.pod_overrides and attempt.kind != "Job":
+                self._cluster.dry_run(manifest)  # what its schema does not say of pods, its operator would learn alone
             uid = self._cluster.create(manifest, secret_of(attempt))
         except Unavailable as error:
             self._put_off(row, str(error), now)

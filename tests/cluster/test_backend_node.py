@@ -180,6 +180,14 @@ def test_waiting_for_the_quota(backend: KubernetesCluster, namespace: Namespace,
     assert "used: requests.cpu=0, limited: requests.cpu=1" in message
 
 
+@pytest.mark.parametrize("kind", ["PyTorchJob", "Job"])
+def test_waiting_for_a_limit_range(backend: KubernetesCluster, namespace: Namespace, run: Run, kind: str) -> None:
+    spec = {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}
+    namespace.apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": spec})
+    message = waits(backend, run("true", cpus_per_node=2, kind=kind), "LimitRange")
+    assert "maximum cpu usage per Container is 1" in message
+
+
 @pytest.mark.alone
 def test_waiting_for_a_node_without_the_taint(backend: KubernetesCluster, cluster: Cluster, run: Run) -> None:
     taint = "teragpt.test/reserved=others:NoSchedule"

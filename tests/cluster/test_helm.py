@@ -200,7 +200,7 @@ def test_what_keeps_pods_away_is_said_by_name(release: Release) -> None:
         release.namespace.apply(
             {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": bounds}
         )
-        told = waits(client, {"size": "tiny", "compute": {"nodes": 1}}, "FailedCreate", release)
+        told = waits(client, {"size": "tiny", "compute": {"nodes": 1}}, "LimitRange", release)
         assert "maximum memory usage per Container is 64Mi" in told
 
 

@@ -44,6 +44,34 @@ def test_a_trainjob_has_the_ranks_and_the_curve_of_a_job_and_what_its_preview_pr
         assert its_curve == pytest.approx(curve, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "spec", "reason", "told"),
+    [
+        ("ResourceQuota", {"hard": {"requests.cpu": "1m"}}, "QuotaExceeded", "quota small does not allow its pods"),
+        (
+            "LimitRange",
+            {"limits": [{"type": "Container", "max": {"memory": "64Mi"}}]},
+            "LimitRange",
+            "maximum memory usage per Container is 64Mi",
+        ),
+    ],
+    ids=["quota", "range"],
+)
+def test_what_keeps_a_trainjobs_pods_away_is_said_by_name_within_half_a_minute(
+    plane: Plane, furnished: Namespace, kind: str, spec: dict[str, Any], reason: str, told: str
+) -> None:
+    furnished.apply({"apiVersion": "v1", "kind": kind, "metadata": {"name": "small"}, "spec": spec})
+    try:
+        asked = {"size": "tiny", "compute": {"nodes": 1}, "kubernetes": {"kind": "TrainJob"}}
+        run = plane.client.create(asked)["id"]
+        until(lambda: plane.client.run(run)["reason"] == reason, 30, lambda: str(plane.client.run(run)))
+        assert told in str(plane.client.run(run)["message"])
+        plane.client.cancel(run)
+        plane.wait(run, "cancelled")
+    finally:
+        furnished.kubectl("delete", kind, "small")
+
+
 def trained(plane: Plane, namespace: Namespace, kind: dict[str, str]) -> tuple[list[Any], dict[int, float]]:
     """The ranks of each pod of a run, and its curve; its pods had the variables that were promised."""
     spec = {"size": "tiny", "train": QUICK, "compute": TWO, "kubernetes": kind}

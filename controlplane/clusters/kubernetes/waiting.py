@@ -20,6 +20,7 @@ MASTER_WAIT = "init-pytorch"
 CONTROLLERS = {"PyTorchJob": "the training operator", "TrainJob": "Kubeflow Trainer", "Job": "the Job controller"}
 LACK = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 QUOTA = re.compile(r"(?:exceeded|failed) quota: ([^,:]+)[,:] (.*)")
+LIMIT_RANGE = re.compile(r"(?:m(?:ax|in)imum \S+ usage|max limit to request ratio) per (?:Container|Pod) is .*")
 DENIED = re.compile(r"denied (the )?request")  # by a webhook, by a ValidatingAdmissionPolicy
 TAINT = re.compile(r"untolerated taint")
 VOLUME = re.compile(
@@ -88,6 +89,8 @@ def _lack(resource: str, asks: dict[str, str], room: Room | None) -> str:
 def _refused(message: str) -> Wait:
     if quota := QUOTA.search(message):
         return Wait("QuotaExceeded", f"the namespace's quota {quota[1]} does not allow its pods: {quota[2]}")
+    if bound := LIMIT_RANGE.search(message):
+        return Wait("LimitRange", f"a LimitRange of the namespace does not allow its pods: {bound[0]}")
     if "violates PodSecurity" in message:
         return Wait("PodSecurity", f"the namespace's Pod Security refuses its pods: {message}")
     if "failed calling webhook" in message:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from controlplane.clusters.base import Manifest, NameConflict, Refusal, Rejected, Traits, Unavailable
+from controlplane.clusters.base import Kind, Manifest, NameConflict, Refusal, Rejected, Traits, Unavailable
 from controlplane.domain.errors import NotAlive
 from controlplane.domain.names import token_hash
 from controlplane.domain.phases import LIVE, TERMINAL, TRANSITIONS, Phase
@@ -89,6 +91,37 @@ def test_4_a_final_refusal_fails_the_run(stage: Stage, refusal: Rejected | NameC
     assert (run.phase, run.reason, run.message) == ("failed", reason, str(refusal))
     assert stage.attempt.phase == "failed"
     assert stage.transitions == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [
+        ({}, 0),
+        ({"pod_overrides": {"spec": {"priorityClassName": "x"}}}, 1),
+        ({"pod_overrides": {"spec": {"priorityClassName": "x"}}, "kubernetes": {"kind": "Job"}}, 0),
+    ],
+    ids=["as we make it", "patched", "of a kind whose schema is the pod's"],
+)
+def test_4_a_patched_pod_is_looked_at_before_an_object_is_made_whose_operator_alone_would_learn_of_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], asked: int
+) -> None:
+    looked: list[str] = []
+    refusal = Rejected([Refusal("spec.pytorchReplicaSpecs.Master.template.spec.x", 1, "2")])
+
+    def look(manifest: dict[str, Any]) -> None:
+        looked.append(manifest["metadata"]["name"])
+        raise refusal
+
+    kinds: tuple[Kind, ...] = ("PyTorchJob", "Job")
+    stage.memory.shown = replace(stage.memory.shown, kinds=kinds, shared_folders=False, audience="teragpt")
+    monkeypatch.setattr(stage.memory, "dry_run", look)
+    stage.memory.claims["runs"] = frozenset({"ReadWriteMany"})
+    stage.ask(checkpoint={"uri": "pvc://runs"}, **more)
+    run = stage.look()
+    assert len(looked) == asked
+    wanted = ("failed", "ManifestRejected", str(refusal)) if asked else ("pending", "Queued", "needs a place")
+    assert (run.phase, run.reason, run.message) == wanted
+    assert len(stage.memory.created) == 1 - asked
 
 
 def test_9_and_5_a_waiting_pod_says_why_and_placed_pods_are_starting(stage: Stage) -> None:

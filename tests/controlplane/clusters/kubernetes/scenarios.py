@@ -317,6 +317,16 @@ class Scenarios:
                 "QuotaExceeded",
                 "the namespace's quota team does not allow its pods: must specify limits.cpu for: pytorch",
             ),
+            (
+                'pods "x" is forbidden: maximum memory usage per Container is 64Mi, but limit is 8Gi',
+                "LimitRange",
+                "a LimitRange of the namespace does not allow its pods: maximum memory usage per Container is 64Mi",
+            ),
+            (
+                'pods "x" is forbidden: cpu max limit to request ratio per Pod is 2, but provided ratio is 4.000000',
+                "LimitRange",
+                "max limit to request ratio per Pod is 2",
+            ),
             ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "PodSecurity", "Pod Security refuses"),
             ('admission webhook "a.b" denied the request: no', "AdmissionDenied", "admission rules refuse its pods"),
             ('failed calling webhook "a.b": connection refused', "WebhookUnavailable", "does not answer"),
