@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -11,7 +12,8 @@ from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem, invalid
 from controlplane.api.runs import Run, show
 from controlplane.api.views import Services, View
-from controlplane.domain.fields import Namespace
+from controlplane.domain.complaints import shorten
+from controlplane.domain.fields import LABEL_KEY, LABEL_VALUE, Namespace
 from controlplane.domain.phases import Phase
 from controlplane.domain.spec import SizeName
 from controlplane.services import lists
@@ -95,10 +97,12 @@ def show_page(page: Page) -> RunPage:
 
 
 def _labels(given: list[str]) -> dict[str, str]:
-    """Labels of a query. Raises Refusal for one that is no `key=value`."""
-    bad = [label for label in given if "=" not in label]
-    if bad:
-        raise invalid(
-            [FieldProblem(pointer="?label", code="invalid_label", detail=f"got {bad[0]!r}; allowed: key=value")]
-        )
-    return dict(label.split("=", 1) for label in given)
+    """Labels of a query. Raises Refusal for one that is no `key=value`, or that no run could have."""
+    found: dict[str, str] = {}
+    for label in given:
+        key, equals, value = label.partition("=")
+        if not (equals and re.match(LABEL_KEY, key) and re.match(LABEL_VALUE, value)):
+            detail = f"got {shorten(repr(label))}; allowed: key=value, such as team=lm"
+            raise invalid([FieldProblem(pointer="?label", code="invalid_label", detail=detail)])
+        found[key] = value
+    return found

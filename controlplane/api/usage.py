@@ -12,6 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, Field
 from controlplane.api.body import JsonRoute
 from controlplane.api.problems import FieldProblem, invalid
 from controlplane.api.views import CREATED, FINISHED, Services, View
+from controlplane.domain.complaints import shorten
 from controlplane.services import usage
 
 router = APIRouter(tags=["usage"], route_class=JsonRoute)
@@ -21,7 +22,9 @@ BY = re.compile(r"^(user|size|label:[-A-Za-z0-9_./]{1,320})$", re.ASCII)
 
 def _by(value: str) -> str:
     if not BY.fullmatch(value):
-        raise ValueError("allowed: user, size, or label:KEY with the key of a label, such as label:team")
+        raise ValueError(
+            f"got {shorten(repr(value))}; allowed: user, size, or label:KEY with the key of a label, such as label:team"
+        )
     return value
 
 

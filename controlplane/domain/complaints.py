@@ -9,10 +9,17 @@ from typing import Any
 from controlplane.domain.fields import WORDS
 
 LONGEST_ECHO = 80  # characters of a bad value that are shown to whom it came from
+MOMENT = "a time of ISO 8601 with its zone, such as 2026-11-30T12:00:00Z"
 ALLOWED = {  # pydantic's kinds of errors, in our words
     "bool_parsing": "true or false",
     "bool_type": "true or false",
+    "datetime_from_date_parsing": MOMENT,
+    "datetime_object_invalid": MOMENT,
+    "datetime_parsing": MOMENT,
+    "datetime_type": MOMENT,
     "dict_type": "an object",
+    "enum": "{expected}",
+    "finite_number": "a finite number",
     "float_parsing": "a number",
     "float_type": "a number",
     "greater_than": "more than {gt}",
@@ -29,6 +36,7 @@ ALLOWED = {  # pydantic's kinds of errors, in our words
     "string_too_long": "at most {max_length} characters",
     "string_too_short": "{min_length} or more characters",
     "string_type": "text",
+    "timezone_aware": MOMENT,
     "too_long": "at most {max_length} entries",
     "too_short": "{min_length} or more entries",
 }

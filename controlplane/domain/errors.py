@@ -67,13 +67,13 @@ class InvalidSpec(ControlPlaneError):
 
 
 class NotFound(ControlPlaneError):
-    """There is no `kind` called `id`."""
+    """There is no `kind` called `id`; `there` says what there is."""
 
     code = "not_found"
 
-    def __init__(self, kind: str, id: str | int) -> None:
+    def __init__(self, kind: str, id: str | int, there: str = "") -> None:
         self.kind, self.id = kind, id
-        super().__init__(f"there is no {kind} {id!r}")
+        super().__init__(f"there is no {kind} {id!r}{there and f': {there}'}")
 
 
 class Conflict(ControlPlaneError):

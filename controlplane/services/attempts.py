@@ -42,7 +42,7 @@ def _attempt(context: Context, run: RunView, number: int | None) -> AttemptView:
     with context.store.read() as session:
         row = session.get(Attempt, (run.id, number or run.attempt))
         if row is None:
-            raise NotFound("attempt", number or run.attempt)
+            raise NotFound("attempt", number or run.attempt, f"run {run.id} has had 1 to {run.attempt}")
         return view_attempt(row)
 
 

@@ -198,6 +198,8 @@ def test_runs_are_filtered(client: TestClient, plane: Plane) -> None:
         ("limit=99999999999999999999999", ["?limit"]),
         ("phase=asleep", ["?phase"]),
         ("label=team", ["?label"]),
+        ("label==lm", ["?label"]),
+        ("label=team=l%20m", ["?label"]),
         ("cursor=nonsense", ["?cursor"]),
         ("cursor=%F0%9F%98%80", ["?cursor"]),
         ("cursor=" + "x" * 200, ["?cursor"]),
@@ -206,6 +208,29 @@ def test_runs_are_filtered(client: TestClient, plane: Plane) -> None:
 def test_a_bad_query_is_pointed_at(client: TestClient, query: str, where: list[str]) -> None:
     reply = client.get(f"/runs?{query}")
     assert (reply.status_code, pointers(reply)) == (422, where)
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("phase=nope", "got \"nope\"; allowed: 'queued', 'submitting', "),
+        ("since=never", 'got "never"; allowed: a time of ISO 8601 with its zone, such as 2026-11-30T12:00:00Z'),
+        ("until=2026-13-01", 'got "2026-13-01"; allowed: a time of ISO 8601 with its zone'),
+        ("since=2026-01-01T00:00:00", 'got "2026-01-01T00:00:00"; allowed: a time of ISO 8601 with its zone'),
+        ("label==lm", "got '=lm'; allowed: key=value, such as team=lm"),
+    ],
+)
+def test_a_bad_query_says_what_was_given_and_what_is_allowed(client: TestClient, query: str, told: str) -> None:
+    (error,) = client.get(f"/runs?{query}").json()["errors"]
+    assert error["detail"].startswith(told)
+
+
+def test_an_attempt_that_a_run_has_not_had_is_told_those_that_it_has(client: TestClient) -> None:
+    run = client.post("/runs", json={"size": "tiny"}).json()["id"]
+    for path in ("manifest", "logs", "pods"):
+        reply = client.get(f"/runs/{run}/{path}?attempt=9")
+        assert reply.status_code == 404
+        assert reply.json()["detail"] == f"there is no attempt 9: run {run} has had 1 to 1"
 
 
 def test_a_run_that_is_not_there_is_not_found(client: TestClient) -> None:
