@@ -27,6 +27,18 @@ class Code(IntEnum):
     MISSING_EXTRA = 6
 
 
+COMMANDS = {  # by the last noun of the API's address that one knows
+    "clone": "clone",
+    "logs": "logs",
+    "measured": "measured",
+    "notifications": "notifications",
+    "plans": "plan",
+    "preparations": "prepare",
+    "sweeps": "sweep create",
+    "usage": "usage",
+}
+
+
 class CliError(Exception):
     """A sentence for a person, with `code` to exit with and, where there is one, the `next` command to try."""
 
@@ -61,7 +73,7 @@ def refused(error: ApiError) -> CliError:
     fields = "; ".join(f"{each['pointer'] or 'body'}: {each['detail']}" for each in error.errors)
     sentence = fields or str(error.problem.get("detail") or error.problem.get("title"))
     if error.status == 404:
-        inside = any(each["pointer"] in {"?rank", "?attempt"} for each in error.errors)
+        inside = sentence.startswith("there is no attempt") or any(each["pointer"] == "?rank" for each in error.errors)
         place = str(error.problem.get("instance"))
         others = next((f"teragpt {noun} list" for noun in ("sweep", "queue") if f"/{noun}s/" in place), "teragpt runs")
         return CliError(sentence, Code.NOT_FOUND, next="teragpt show RUN" if inside else others)
@@ -70,8 +82,12 @@ def refused(error: ApiError) -> CliError:
     if error.status in {400, 413, 415, 422}:
         pointers = {each["pointer"] for each in error.errors}
         listing = any(pointer.startswith("?") for pointer in pointers)
-        command = "sizes" if "/size" in pointers else "runs --help" if listing else "run --help"
-        return CliError(sentence, Code.BAD_INPUT, next=f"teragpt {command}")
+        usual = "runs" if listing else "run"
+        parts = str(error.problem.get("instance")).removeprefix("/v1").split("/")[1:]
+        command = next((COMMANDS[part] for part in reversed(parts[::2]) if part in COMMANDS), usual)
+        return CliError(
+            sentence, Code.BAD_INPUT, next="teragpt sizes" if "/size" in pointers else f"teragpt {command} --help"
+        )
     return CliError(sentence, next="teragpt runs" if error.status == 409 else "")
 
 

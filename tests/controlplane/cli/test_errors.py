@@ -31,6 +31,24 @@ from teragpt.config import ConfigError, Problem
             Code.BAD_INPUT,
             "?phase: got 'done'; try: teragpt runs --help",
         ),
+        *(
+            (
+                {"status": 422, "instance": instance, "errors": [{"pointer": "/a", "detail": "b"}]},
+                Code.BAD_INPUT,
+                f"/a: b; try: teragpt {command} --help",
+            )
+            for instance, command in (
+                ("/v1/plans", "plan"),
+                ("/sweeps", "sweep create"),
+                ("/runs/plans/clone", "clone"),
+                ("/runs/plans", "run"),
+            )
+        ),
+        (
+            {"status": 404, "detail": "there is no attempt 9: run r has had 1 to 2"},
+            Code.NOT_FOUND,
+            "there is no attempt 9: run r has had 1 to 2; try: teragpt show RUN",
+        ),
         ({"status": 409, "detail": "the name is taken"}, Code.REFUSED, "the name is taken; try: teragpt runs"),
         (
             {"status": 401, "detail": "a token is needed"},
