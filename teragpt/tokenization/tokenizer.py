@@ -326,7 +326,8 @@ def download(name: str) -> Any:
 
 def first_line(error: Exception) -> str:
     """What an exception says, without its advice."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    said = str(error).partition("\n")[0].strip() or type(error).__name__
+    return "transformers finds none there" if said.endswith(":") else said  # it goes on with a list of what it tried
 
 
 def stated(value: Any) -> Any:

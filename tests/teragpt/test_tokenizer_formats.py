@@ -124,3 +124,11 @@ def test_a_folder_that_transformers_configured_is_left_to_it(tmp_path: Path) -> 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}), "utf-8")
     with pytest.raises(TokenizerError, match=f"{tmp_path}'; allowed: a tokenizer.json"):
         Tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("files", [[], ["config.json"]], ids=["empty", "of a model alone"])
+def test_a_folder_without_a_tokenizer_is_said_to_have_none(tmp_path: Path, files: list[str]) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}", "utf-8")
+    with pytest.raises(TokenizerError, match=r"the hub's name of one \(transformers finds none there\)$"):
+        Tokenizer(str(tmp_path))
