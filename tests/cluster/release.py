@@ -29,6 +29,12 @@ class Release:
     namespace: Namespace
     values: dict[str, Any]
     user: str = ""
+    name: str = "teragpt"
+
+    @property
+    def deployment(self) -> str:
+        """As kubectl takes it."""
+        return f"deployment/{self.name if 'teragpt' in self.name else f'{self.name}-teragpt'}"
 
     def helm(self, *arguments: str, values: dict[str, Any] | None = None, program: str = "helm") -> str:
         """What Helm prints. Raises Failed with its error."""
@@ -43,11 +49,11 @@ class Release:
     def apply(self, verb: str, values: dict[str, Any] | None = None, program: str = "helm") -> str:
         """Install or upgrade it, and wait."""
         how = ("--values=-", "--wait", "--timeout=3m")
-        return self.helm(verb, "teragpt", str(CHART), *how, values=values, program=program)
+        return self.helm(verb, self.name, str(CHART), *how, values=values, program=program)
 
     def log(self) -> str:
         """What the control plane last wrote, and what became of its pod."""
-        told = (("logs", "deployment/teragpt", "--tail=20"), ("get", "pods,pvc"), ("get", "events"))
+        told = (("logs", self.deployment, "--tail=20"), ("get", "pods,pvc"), ("get", "events"))
         found = []
         for command in told:
             try:
@@ -57,9 +63,10 @@ class Release:
         return "\n".join(found)
 
     @contextmanager
-    def client(self, target: str = "service/teragpt-api") -> Iterator[Client]:
+    def client(self, target: str = "") -> Iterator[Client]:
         """A client of its API, by the commands that the notes tell."""
-        token = self.namespace.kubectl("exec", "deployment/teragpt", "--", "cat", "/data/token").strip()
+        target = target or f"{self.deployment.replace('deployment', 'service')}-api"
+        token = self.namespace.kubectl("exec", self.deployment, "--", "cat", "/data/token").strip()
         where = [f"--kubeconfig={self.namespace.cluster.kubeconfig}", f"--namespace={self.namespace.name}"]
         command = [str(BIN / "kubectl"), *where, "port-forward", target, ":8000"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:

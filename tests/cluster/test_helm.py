@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ CRDS = (  # what the parts that are off by default are made of, as their makers 
     (PROMETHEUS, "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"),
 )
 ON_REQUEST = ("priorityClassName", "runtimeClassName")  # names of objects that the test's cluster has not
+INDENT = "     "  # of commands in the notes
+ASK = 'curl --silent -H "authorization: Bearer $TOKEN" "$URL/runs/first"'
+RUNS = f"""until {ASK} | grep '"phase":"running"'; do sleep 1; done"""
 FORBIDDEN = (
     ("get", "secrets"),
     ("create", "pods"),
@@ -100,6 +104,53 @@ def test_a_bare_namespace_is_enough(release: Release, cluster: Cluster) -> None:
     assert "the run is removed for good, with its files at pvc://teragpt-runs/run_" in told
     assert left_by_the_test(release) == ("", "")
     left_by_uninstall(release, cluster)
+
+
+def test_the_commands_of_the_notes_do_what_they_say(release: Release, tmp_path: Path) -> None:
+    said = release.apply("install")
+    commands = [line.removeprefix(INDENT) for line in said.splitlines() if line.startswith(INDENT)]
+    played = [f"timeout 60 {line} || test $? = 124" if "--follow" in line else line for line in commands]
+    (logs,) = (place for place, line in enumerate(commands) if " logs " in line)
+    script = "\n".join(["set -e", "trap 'kill $(jobs -p)' EXIT", *played[:logs], RUNS, *played[logs:]])
+    where = {"KUBECONFIG": str(release.namespace.cluster.kubeconfig), "HOME": str(tmp_path)}
+    where["PATH"] = f"{BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | where, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}{release.log()}"
+    assert [line.split()[0] for line in commands].count("teragpt") == 3
+    assert '"name":"first"' in done.stdout
+    with release.client() as client:
+        assert "first" in [run["name"] for run in client.runs()]
+        assert len([*client.runs()]) == 2, "one by curl, one by the CLI"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one namespace", "two namespaces"])
+def test_two_releases_leave_each_others_runs_alone(
+    release: Release, cluster: Cluster, controlplane_image: str, apart: bool
+) -> None:
+    with released(cluster, controlplane_image) as other:
+        second = other if apart else dataclasses.replace(release, name="second")
+        both = (release, second)
+        for each in both:
+            each.apply("install")
+        spec = {"size": "tiny", "train": {"steps": 100_000}, "compute": {"nodes": 1, "processes_per_node": 1}}
+        with release.client() as first, second.client() as other_client:
+            clients = (first, other_client)
+            runs = [client.create(spec)["id"] for client in clients]
+            for client, run, each in zip(clients, runs, both, strict=True):
+                until(lambda client=client, run=run: at_step(client.run(run), 1), SECONDS, each.log)  # type: ignore[misc]
+                assert [one["id"] for one in client.runs()] == [run]
+            pods = release.namespace.uids(runs[0])
+            other_client.cancel(runs[1])
+            until(lambda: ended(other_client.run(runs[1])), SECONDS, second.log)
+        second.helm("uninstall", second.name, "--wait")
+        with release.client() as first:
+            before = first.run(runs[0])["progress"]
+            assert before is not None
+            until(lambda: at_step(first.run(runs[0]), before["step"] + 1), SECONDS, release.log)
+        assert release.namespace.uids(runs[0]) == pods
+        assert "not in this store" not in release.namespace.kubectl("logs", release.deployment)
 
 
 def left_by_the_test(release: Release) -> tuple[str, str]:

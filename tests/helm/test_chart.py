@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,37 @@ def test_releases_whose_long_names_begin_alike_share_nothing() -> None:
 def test_releases_of_one_name_in_two_namespaces_share_nothing() -> None:
     first, second = ({by_name(each) for each in objects(namespace=namespace)} for namespace in ("a", "b"))
     assert not first & second
+
+
+def test_two_releases_in_one_namespace_share_nothing_and_select_their_own_pods() -> None:
+    everything = {
+        "networkPolicy": {"enabled": True, "runs": {"enabled": True}},
+        "rbac": {"nodes": True},
+        "replicas": 2,
+        "database": {"existingSecret": "database"},
+        "auth": {"existingSecret": "access"},
+        "podDisruptionBudget": {"enabled": True},
+        "monitor": {"enabled": True},
+        "dashboard": {"enabled": True},
+    }
+    first, second = (objects(everything, release=release) for release in ("teragpt", "second"))
+    assert not {by_name(each) for each in first} & {by_name(each) for each in second}
+    for mine, other in ((first, second), (second, first)):
+        others = next(each for each in other if each["kind"] == "Deployment")["spec"]["template"]["metadata"]["labels"]
+        selectors = [*_selectors([each for each in mine if each["kind"] != "Pod"])]
+        assert len(selectors) >= 4
+        assert not [selector for selector in selectors if selector.items() <= others.items()]
+
+
+def _selectors(node: Any) -> Iterator[dict[str, str]]:
+    """Every selector of pods by labels that stands anywhere in these objects."""
+    parts = node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ())
+    for key, part in parts:
+        plain = key == "selector" and not {"matchLabels", "matchExpressions"} & part.keys()
+        if plain or (key == "matchLabels" and "kubernetes.io/metadata.name" not in part):
+            yield part
+        else:
+            yield from _selectors(part)
 
 
 def test_bare_defaults_make_one_replica_on_a_claim_with_a_role_in_one_namespace() -> None:
