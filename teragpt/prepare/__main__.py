@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-if __name__ == "__main__":  # whoever waits for a first line can tell now that it has begun
+if __name__ == "__main__" and "TERAGPT_RUN_ID" in os.environ:  # who waits for a pod's first line can tell that it began
     print("prepare: begun", file=sys.stderr, flush=True)
 
 from teragpt.config import ConfigError

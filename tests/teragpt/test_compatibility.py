@@ -23,7 +23,7 @@ def test_rowwise_is_refused_where_torch_cannot_compute_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
     refuse_rowwise(resolve(ROWWISE), "cuda")
     refuse_rowwise(resolve({**ROWWISE, "fp8_recipe": "tensorwise"}), "cpu")
-    refuse_rowwise(resolve({**ROWWISE, "precision": "bf16"}), "cpu")
+    refuse_rowwise(resolve({**ranks.SMALL, "precision": "bf16"}), "cpu")
     told = "fp8_recipe: got 'rowwise'; allowed: tensorwise, or rowwise on a GPU or with torch 2.15 or later"
     with pytest.raises(ConfigError, match=told):
         refuse_rowwise(resolve(ROWWISE), "cpu")

@@ -348,7 +348,9 @@ def test_a_run_that_is_tried_again_finds_what_it_has_published_and_no_other_does
 def test_a_pod_says_that_it_has_begun_before_it_reads_anything(tmp_path: Path) -> None:
     given = ["nowhere.txt", "-o", str(tmp_path / "out"), "--tokenizer=x"]
     command = [sys.executable, "-X", "importtime", "-m", "teragpt.prepare", *given]
-    said = subprocess.run(command, check=False, capture_output=True, text=True)
+    said = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, "TERAGPT_RUN_ID": "run_1"}
+    )
     assert said.returncode == 2
     lines = [line for line in said.stderr.splitlines() if line == "prepare: begun" or line.endswith(" numpy")]
     assert (lines[0], len(lines)) == ("prepare: begun", 2)
