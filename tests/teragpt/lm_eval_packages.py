@@ -6,6 +6,7 @@ As a development dependency it would bring a third of a gigabyte to everybody, f
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -25,7 +26,10 @@ def packages() -> Path:
     with FileLock(CACHE / "lm-eval.lock"):
         if not folder.exists():
             draft = folder.with_suffix(".part")
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
-            subprocess.run([*pip, "--target", str(draft), "--requirement", str(LISTED)], check=True)
+            shutil.rmtree(draft, ignore_errors=True)
+            uv = ["uv", "pip", "install", "--python", sys.executable, "--quiet", "--no-deps"]
+            subprocess.run(
+                [sys.executable, "-m", *uv, "--target", str(draft), "--requirement", str(LISTED)], check=True
+            )
             draft.replace(folder)
     return folder
