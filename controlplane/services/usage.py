@@ -54,7 +54,7 @@ def usage(context: Context, by: str = "user", *, since: datetime | None = None, 
 def _grouped(by: str, since: float, until: float, now: float) -> Select[Any, float, float, int, int]:
     end = func.coalesce(Attempt.finished_at, now)
     first, last = _larger(Attempt.started_at, since), -_larger(-end, -until)
-    hours = (last - first) / HOUR_S
+    hours = _larger(last - first, 0.0) / HOUR_S  # the clock may have been set back meanwhile
     key, label = _key(by)
     wanted = (
         select(

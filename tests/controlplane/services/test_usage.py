@@ -61,3 +61,12 @@ def test_hours_are_summed_by_user_size_and_label_within_a_stretch_of_time(contex
     assert (whole.total.gpu_hours, whole.total.runs, whole.total.attempts) == (16.0, 3, 3)
     assert whole.until == at(4)
     assert usage(context, until=at(9)).until == at(4)
+
+
+def test_an_attempt_during_which_the_clock_was_set_back_takes_nothing_off_the_others(
+    context: Context, clock: Clock
+) -> None:
+    used(context, 0, 1, user="ann", gpus=1)
+    used(context, 3, 2, user="ann", gpus=1)
+    clock.sleep(4 * HOUR)
+    assert (usage(context).total.gpu_hours, usage(context).total.attempts) == (1.0, 2)
