@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.domain.destinations import parse_destinations
+from controlplane.domain.destinations import parse_destinations, signature
 from controlplane.domain.errors import InvalidSpec
 
 GOOD = {"name": "ops", "url": "https://ops.example.com/hook"}
@@ -33,3 +33,10 @@ def test_a_bad_destination_is_refused(given: list[dict[str, Any]], told: str) ->
 
 def test_an_empty_list_is_allowed() -> None:
     assert parse_destinations({"destinations": []}) == []
+
+
+def test_a_message_is_signed_as_the_standard_webhooks_have_it() -> None:
+    """The example of their own libraries' tests."""
+    secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b'{"test": 2432232314}'
+    signed = signature(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
