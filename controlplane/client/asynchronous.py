@@ -11,13 +11,13 @@ from typing import Any, ParamSpec, Self, TypeVar
 import httpx
 
 from controlplane.client import calls
-from controlplane.client.calls import Call, Download, Feed, Pages
 from controlplane.client.errors import ApiError, Unreachable, refusal
 from controlplane.client.frames import Library, frame_of
 from controlplane.client.messages import Messages, ServerEvent
 from controlplane.client.method import Method
 from controlplane.client.patience import Tries
 from controlplane.client.progress import Show, screen
+from controlplane.client.requests import Call, Download, Feed, Pages
 from controlplane.client.wire import (
     LOOK_EVERY_S,
     PATIENCE_S,

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from controlplane.client.calls import Call, Download, Feed
+from controlplane.client.requests import Call, Download, Feed
 
 PATIENCE_S = 10.0  # how long a call that may be sent again is tried
 STREAM_PATIENCE_S = 60.0  # how long a stream is connected anew, and a wait goes on, while nobody answers

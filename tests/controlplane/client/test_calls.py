@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from controlplane import replies
 from controlplane.client import AsyncClient, Client, calls
-from controlplane.client.calls import Call, Pages, Request
 from controlplane.client.method import Method
+from controlplane.client.requests import Call, Pages, Request
 from tests.controlplane.plane import Plane
 
 UNCOVERED = {

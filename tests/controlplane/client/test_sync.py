@@ -148,7 +148,7 @@ def test_runs_are_listed_over_pages_up_to_a_limit(client: Client, plane: Plane) 
 
 def test_more_runs_than_a_page_holds_are_listed_whole(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [client.create({"size": "tiny"})["id"] for _ in range(5)]
-    monkeypatch.setattr("controlplane.client.calls.PAGE", 2)
+    monkeypatch.setattr("controlplane.client.requests.PAGE", 2)
     assert [run["id"] for run in client.runs()] == made[::-1]
     assert [run["id"] for run in client.runs(limit=3)] == made[:-4:-1]
 
