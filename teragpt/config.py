@@ -68,6 +68,17 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
         super().__init__("; ".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled whole, for the other ranks, and as what it is: exceptions are made anew of their message alone."""
+        return remade, (type(self), str(self), self.__dict__)
+
+
+def remade(kind: type[ConfigError], said: str, held: Mapping[str, Any]) -> ConfigError:
+    """A ConfigError that was pickled."""
+    error = kind.__new__(kind, said)
+    error.__dict__.update(held)
+    return error
+
 
 def setting(
     default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -10,14 +11,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teragpt.config import FIELDS, TYPES, Config, ConfigError, check, parse, resolve, shown
+from teragpt.config import FIELDS, TYPES, Config, ConfigError, Problem, check, parse, resolve, shown
+from teragpt.plan import TooSmall
 from teragpt.sizes import SIZES
+from teragpt.tokenization.tokenizer import TokenizerError
 
 
 def refused(settings: dict[str, object]) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
         resolve(settings)
     return {problem.field: str(problem) for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError([Problem("out", "o", "a folder"), Problem("seed", -1, "0")]),
+        TokenizerError("t", "a file"),
+        TooSmall(Problem("gpus", 1, "more"), 8),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_is_the_same_for_ranks_that_are_sent_it(error: ConfigError) -> None:
+    sent = copy.copy(error)  # as pickle does it
+    assert (type(sent), str(sent), vars(sent)) == (type(error), str(error), vars(error))
 
 
 def test_a_size_alone_derives_everything() -> None:
