@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+META = "meta.json"  # a checkpoint's marker, written last
 LATEST = 253_402_300_800.0  # the end of year 9999: beyond it, there is no date
 
 MOST_STACKS = 64  # files that are shown
@@ -53,7 +54,36 @@ def last_checkpoint(folder: Path) -> int | None:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether the folder is that of one complete checkpoint."""
-    return (folder / "meta.json").is_file()
+    return (folder / META).is_file()
+
+
+def beginning(folder: Path) -> Path | None:
+    """The checkpoint that a run starts from: this folder's own, or the newest that counts; None where there is none."""
+    if is_checkpoint(folder):
+        return folder
+    counting = ((_number(one.parent.name, 1) or 0, _number(one.parent.name, 3) or 0, one) for one in _counting(folder))
+    newest = max(counting, default=None)
+    return newest[2].parent if newest else None
+
+
+def begun_with(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that wrote a checkpoint; none where its marker does not say."""
+    settings = _told(checkpoint / META).get("config")
+    return settings if isinstance(settings, dict) else {}
+
+
+def lost(checkpoint: Path) -> str | None:
+    """The file of a complete checkpoint that is missing or cut, by what is wrong; None where all are whole."""
+    sizes = _told(checkpoint / META).get("files")
+    for name, size in sizes.items() if isinstance(sizes, dict) else ():
+        try:
+            there = (checkpoint / name).stat().st_size
+        except OSError as error:
+            why = error.strerror or str(error)
+            return f"{checkpoint / name}: {why}" if is_checkpoint(checkpoint) else None  # else it was pruned meanwhile
+        if there != size:
+            return f"{checkpoint / name} has {there} of {size} bytes"
+    return None
 
 
 def last_claim(folder: Path) -> int:
@@ -113,7 +143,7 @@ def _sound(point: dict[str, Any]) -> bool:
 def _counting(folder: Path) -> Iterator[Path]:
     """Markers of complete checkpoints that no later attempt has overruled."""
     resumed = dict(_owners(folder))
-    for marker in (folder / "checkpoints").glob("step-*-attempt-*/meta.json"):
+    for marker in (folder / "checkpoints").glob(f"step-*-attempt-*/{META}"):
         step, attempt = _number(marker.parent.name, 1), _number(marker.parent.name, 3)
         if step is None or attempt is None:
             continue
@@ -123,12 +153,7 @@ def _counting(folder: Path) -> Iterator[Path]:
 
 def _described(marker: Path) -> Checkpoint:
     """What a marker that counts says; one that was pruned meanwhile says nothing."""
-    words = marker.parent.name.split("-")
-    try:
-        meta = json.loads(marker.read_text("utf-8"))
-    except (OSError, ValueError):
-        meta = {}
-    told = meta if isinstance(meta, dict) else {}
+    words, told = marker.parent.name.split("-"), _told(marker)
     sizes = told.get("files")
     size = sum(sizes.values()) if isinstance(sizes, dict) and all(_whole(one) for one in sizes.values()) else None
     time, ranks = told.get("time"), told.get("ranks")
@@ -140,6 +165,14 @@ def _described(marker: Path) -> Checkpoint:
         size=size,
         ranks=ranks if _whole(ranks) else None,
     )
+
+
+def _told(marker: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(marker.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
 
 
 def _whole(value: object) -> bool:

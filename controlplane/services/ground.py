@@ -21,6 +21,7 @@ from controlplane.domain.spec import RunSpec
 from controlplane.domain.storage import within
 from controlplane.services.context import Context
 from controlplane.services.datasets import vocabulary_of
+from controlplane.services.inputs import unfit
 from controlplane.submission import ensure_renderable
 from teragpt.config import ROWWISE_ON_CPU
 
@@ -109,6 +110,7 @@ def _laid_out(context: Context, spec: RunSpec, run_id: str, start: Start) -> tup
         *_bad_claims(context, spec, run),
         *_beyond_quota(traits, run),
         *_beyond_torch(traits, run),
+        *(unfit(spec, run) if traits.shared_folders else ()),
     ]
 
 

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from controlplane.domain.errors import Problem
 from controlplane.domain.preparations import HUB_NAME
+from controlplane.domain.resolve import ResolvedRun
 from controlplane.domain.spec import RunSpec
-from controlplane.runfolder import is_checkpoint, last_checkpoint
+from controlplane.runfolder import beginning, begun_with, is_checkpoint, last_checkpoint, lost
+from teragpt.config import TENSORS, kept
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 UNSEEN = frozenset({"__getattr__", "globals", "vars", "setattr", "exec"})  # by these a module makes names as it runs
@@ -42,6 +44,25 @@ def missing(spec: RunSpec) -> Iterator[Problem]:
         name = spec.train.get(setting)
         if isinstance(name, str) and (why := _no_attribute(name, path.split(os.pathsep) if path else [])):
             yield _refused(f"/train/{setting}", name, f"module:attribute of a module that can be imported ({why})")
+
+
+def unfit(spec: RunSpec, run: ResolvedRun) -> Iterator[Problem]:
+    """Why the run cannot go on from the checkpoint here that its spec names, as the trainer would find, too."""
+    own, start = spec.checkpoint.uri, spec.train.get("start_from")
+    given = [("/checkpoint/uri", own), ("/train/start_from", start)]  # what lies in its own folder goes first
+    places = ((pointer, uri, beginning(Path(uri))) for pointer, uri in given if isinstance(uri, str) and uri[:1] == "/")
+    pointer, uri, found = next((one for one in places if one[2] is not None), ("", "", None))
+    if found is None:
+        return
+    open_here = {*run.left_open, *({"num_tokens"} - spec.train.keys() if "loader" in spec.train else ())}
+    other = vars(kept(settings)) if (settings := begun_with(found)) else run.config
+    differing = [name for name in TENSORS if name not in open_here and run.config[name] != other[name]]
+    if differing:
+        told = ", ".join(f"{name} {other[name]!r} and not {run.config[name]!r}" for name in differing)
+        detail = f"got {uri!r}, whose checkpoint has {told}; allowed: one of the run's own shape and optimizer"
+        yield Problem(pointer, "other_tensors", detail)
+    elif why := lost(found):
+        yield _refused(pointer, uri, f"a checkpoint with all of its files as they were published ({why})")
 
 
 def _unwritable(uri: str) -> str | None:

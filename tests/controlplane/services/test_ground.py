@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +129,63 @@ def test_a_run_comes_after_another_where_that_ones_claim_is(volumes: Context, me
         runs.create_run(volumes, parse_spec(later))
     there, _ = runs.create_run(volumes, parse_spec({**later, "kubernetes": {"namespace": "team-a"}}))
     assert there.after == first.id
+
+
+def publish(run: Path, step: int, config: dict[str, Any]) -> Path:
+    """A checkpoint as the trainer leaves it, as far as the control plane reads one."""
+    folder = run / "checkpoints" / f"step-{step:08d}-attempt-1"
+    folder.mkdir(parents=True)
+    (folder / "__0_0.distcp").write_bytes(b"weights")
+    (folder / "meta.json").write_text(json.dumps({"config": config, "files": {"__0_0.distcp": 7}}))
+    return folder
+
+
+def refusals(context: Context, **spec: Any) -> list[tuple[str, str]]:
+    _, problems = ground.laid_out(context, parse_spec({"size": "tiny", **spec}), "run_1")
+    return [(one.pointer, one.detail) for one in problems]
+
+
+@pytest.mark.parametrize("named", ["/checkpoint/uri", "/train/start_from"])
+def test_a_run_that_a_checkpoint_here_does_not_fit_is_refused_before_it_is_there(
+    context: Context, tmp_path: Path, named: str
+) -> None:
+    run = tmp_path / "earlier"
+    publish(run, 9, {"dim": 8})
+    last = publish(run, 10, ground.fitting(context, parse_spec({"size": "tiny"}), "run_1").config)
+
+    def told(folder: Path, **train: Any) -> list[tuple[str, str]]:
+        section, _, name = named[1:].partition("/")
+        spec = {"train": train, section: {name: str(folder)}} if section != "train" else {"train": train}
+        spec["train"] |= {"start_from": str(folder)} if section == "train" else {}
+        context.laid_out.clear()
+        return refusals(context, **spec)
+
+    assert told(run, steps=20) == []
+    ((pointer, detail),) = told(run, dim=64, optimizer="muon")
+    assert pointer == named
+    assert detail == (
+        f"got '{run}', whose checkpoint has dim 128 and not 64, head_dim 64 and not 32, optimizer 'adamw' and not "
+        "'muon'; allowed: one of the run's own shape and optimizer"
+    )
+    (last / "__0_0.distcp").write_bytes(b"weight")
+    ((_, detail),) = told(run)
+    assert f"({last}/__0_0.distcp has 6 of 7 bytes)" in detail
+    (last / "__0_0.distcp").unlink()
+    ((_, detail),) = told(run)
+    assert f"({last}/__0_0.distcp: No such file or directory)" in detail
+    (last / "meta.json").write_text("half")
+    assert told(run) == []  # what it does not say is the trainer's to refuse
+
+
+def test_a_checkpoint_folder_itself_may_be_named_and_is_looked_at(context: Context, tmp_path: Path) -> None:
+    folder = publish(tmp_path, 4, {**ground.fitting(context, parse_spec({"size": "tiny"}), "run_1").config, "depth": 2})
+    ((pointer, detail),) = refusals(context, train={"start_from": str(folder)})
+    assert (pointer, "depth 2 and not 3;" in detail) == ("/train/start_from", True)
+
+
+def test_a_vocabulary_that_only_a_loader_knows_is_not_compared(context: Context, tmp_path: Path) -> None:
+    config = ground.fitting(context, parse_spec({"size": "tiny"}), "run_1").config
+    publish(tmp_path, 4, {**config, "num_tokens": 999})
+    train = {"start_from": str(tmp_path)}
+    assert [pointer for pointer, _ in refusals(context, train=train)] == ["/train/start_from"]
+    assert refusals(context, train={**train, "loader": "teragpt.data:open_dataset"}) == []
