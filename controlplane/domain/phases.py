@@ -93,6 +93,7 @@ TURN = _row(18, {Phase.QUEUED}, Phase.QUEUED, "another run's pods are still to f
 RESUMED = _row(17, {Phase.SUSPENDED}, Phase.QUEUED, "a resume was asked for")
 UPSTREAM_ENDED = _row(19, {Phase.QUEUED}, Phase.FAILED, "the run that it waits for did not succeed")
 HELD = _row(20, {Phase.RESTARTING}, Phase.RESTARTING, "its queue is paused")
+TAKEN_BACK = _row(21, ON_CLUSTER, Phase.QUEUED, "its queue was closed before its pods had their places")
 
 TRANSITIONS = (
     CREATED,
@@ -116,4 +117,5 @@ TRANSITIONS = (
     TURN,
     UPSTREAM_ENDED,
     HELD,
+    TAKEN_BACK,
 )

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Text, bindparam, func, update
 
 from controlplane.domain.names import compact
-from controlplane.domain.phases import FAILURE, RESTART, Phase
+from controlplane.domain.phases import FAILURE, RESTART, TAKEN_BACK, Phase
+from controlplane.domain.queues import REASONS
 from controlplane.faults import fault
 from controlplane.reconcile.decide import Decision, Look, stored
 from controlplane.reconcile.pace import Pace
@@ -282,6 +283,11 @@ def _restart_or_fail(
     reason, message = attempt.reason, attempt.message
     if attempt.charged is None:
         return move(transaction, run.id, FAILURE, now, reason=reason, message=message, **columns)
+    if reason in REASONS.values():
+        taken = move(transaction, run.id, TAKEN_BACK, now, reason=reason, message=message, **columns)
+        if taken:
+            add_attempt(transaction, run, attempt.number + 1, now, now, resumed_from=columns["checkpoint_step"])
+        return taken
     if attempt.charged and run.charged_restarts >= run.max_restarts:
         spent = f" (after {run.charged_restarts} of {run.max_restarts} restarts)" if run.max_restarts else ""
         return move(transaction, run.id, FAILURE, now, reason=reason, message=f"{message}{spent}", **columns)

@@ -44,6 +44,13 @@ SILENCE_S, SILENT_STEPS = 600.0, 100
 PREPARATION_SILENCE_S = 3600.0
 
 
+class Closed(NamedTuple):
+    """Why a run's queue begins it not: the `reason`, and its `words`."""
+
+    reason: str
+    words: str
+
+
 class Upstream(NamedTuple):
     """A run that another one comes after."""
 
@@ -58,8 +65,9 @@ class Look:
 
     `absent`: the object was missing in that many looks in a row. `patience_s`: how long its pods may take to find their
     places while others wait for that; None where nobody does. `heard_at`: when its first pod last wrote something, as
-    far as that was looked at. `upstream`: the run that must succeed first, if there is one. `news`: the pods, by place,
-    that are not as they are stored, where that is known though `attempt.pods` was not read; none was replaced.
+    far as that was looked at. `upstream`: the run that must succeed first, if there is one. `closed`: why its queue
+    would not begin it now. `news`: the pods, by place, that are not as they are stored, where that is known though
+    `attempt.pods` was not read; none was replaced.
     """
 
     run: Run
@@ -70,6 +78,7 @@ class Look:
     patience_s: float | None = None
     heard_at: float = 0.0
     upstream: Upstream | None = None
+    closed: Closed | None = None
     news: Mapping[int, ObservedPod] | None = None
 
     @property
@@ -234,6 +243,8 @@ def _late(look: Look, job: ObservedJob) -> Verdict | None:
     if look.silent_s > look.longest_silence_s and not (look.run.task == PREPARE and look.heard_at == 0):
         told = f"no step and no line of output for {look.silent_s:.0f} s"
         return Verdict(HUNG, told, Handling.CHARGED)
+    if look.closed is not None and look.run.phase == Phase.PENDING and _waiting(job):
+        return Verdict(*look.closed, Handling.FREE)
     return _requeued(look, job)
 
 

@@ -22,18 +22,18 @@ from controlplane.clusters.base import Cluster, ClusterError, ObservedJob, Obser
 from controlplane.clusters.pods import changed, not_running
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
-from controlplane.domain.queues import DEFAULT_QUEUE
+from controlplane.domain.queues import DEFAULT_QUEUE, REASONS, QueueState, closed_words
 from controlplane.faults import fault
 from controlplane.logfmt import about
 from controlplane.reconcile.apply import apply, apply_simple
-from controlplane.reconcile.decide import Decision, Look, Upstream, decide
+from controlplane.reconcile.decide import Closed, Decision, Look, Upstream, decide
 from controlplane.reconcile.hang_stacks import with_stacks
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, on_cluster, void_leases
 from controlplane.reconcile.pace import Pace
 from controlplane.reconcile.retries import Retries
 from controlplane.store.store import Ledger
-from controlplane.store.tables import Attempt, Outbox, Run
+from controlplane.store.tables import Attempt, Outbox, Queue, Run
 from controlplane.tracing import of_run
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class Reconciler:
 
     def _look_at(self, live: list[tuple[Run, Attempt]], jobs: dict[str, ObservedJob], news: dict[str, News]) -> None:
         """Decide about these runs."""
-        upstreams = self._upstreams(live)
+        upstreams, closed = self._upstreams(live), self._closed(live)
         simple: list[tuple[Look, Decision]] = []
         for run, attempt in live:
             job = jobs.get(attempt.object_name)
@@ -170,7 +170,8 @@ class Reconciler:
             if known is None and job is not None:
                 job = replace(job, pods=tuple(job.pods))  # they are read again and again
             absent, upstream = self._absent.get(attempt.object_name, 0), upstreams.get(run.after_id)
-            self._reconcile_one(Look(run, attempt, job, absent, 0.0, upstream=upstream, news=known), simple)
+            look = Look(run, attempt, job, absent, 0.0, upstream=upstream, closed=closed.get(run.id), news=known)
+            self._reconcile_one(look, simple)
         for first in range(0, len(simple), TOGETHER):
             some = simple[first : first + TOGETHER]
             with ExitStack() as traces:
@@ -265,6 +266,21 @@ class Reconciler:
         with self._store.read() as session:
             rows = session.execute(select(Run.name, Run.id, Run.phase).where(Run.id.in_(wanted)))
             return {row.id: Upstream(*row) for row in rows}
+
+    def _closed(self, live: list[tuple[Run, Attempt]]) -> dict[str, Closed]:
+        """Why their queues would not begin them now, of runs whose pods have no places yet, by id."""
+        pending = [run for run, _ in live if run.phase == Phase.PENDING]
+        if not pending:
+            return {}
+        with self._store.read() as session:
+            rows = {row.name: row for row in session.scalars(select(Queue).where(Queue.state != QueueState.OPEN))}
+        held = {run.id: rows[run.queue] for run in pending if run.queue in rows}
+        begun = {run.id for run in pending if run.started_at is not None}
+        return {
+            run_id: Closed(REASONS[QueueState(row.state)], closed_words(row.name, row.state, row.note))
+            for run_id, row in held.items()
+            if row.state == QueueState.PAUSED or run_id not in begun
+        }
 
     def _outbox_waits(self) -> bool:
         with self._store.read() as session:

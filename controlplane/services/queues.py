@@ -65,6 +65,8 @@ def set_state(
         row.state, row.note, row.changed_at, row.changed_by = state, note, context.clock(), actor
         session.add(row)
         session.flush()
+        pending = select(Run.id).where(Run.queue == name, Run.phase == Phase.PENDING)
+        transaction.touched.update(session.scalars(pending))  # they may be taken back
         transaction.work = True
         fault("queue changed")
 

@@ -63,6 +63,18 @@ def test_a_draining_queue_lets_those_that_have_begun_come_to_their_end(running: 
     assert (shown.waiting, shown.under_way, shown.drained, shown.changed_by) == (1, 0, True, "ann")
 
 
+def test_a_restart_that_is_pending_is_taken_back_by_a_pause_and_left_alone_by_a_drain(running: Stage) -> None:
+    running.memory.end(running.object, 1)
+    running.look(2)
+    assert running.after(5).phase == "pending"
+    shut(running, QueueState.DRAINING)
+    assert running.look(2).phase == "pending"
+    shut(running)
+    running.look()
+    running.memory.stop(running.object)
+    assert (running.look(2).phase, running.run.reason, running.run.attempt) == ("queued", "QueuePaused", 3)
+
+
 def test_a_run_of_a_paused_queue_can_be_cancelled_and_suspended(stage: Stage) -> None:
     shut(stage)
     stage.ask()

@@ -574,6 +574,29 @@ def test_an_ended_run_is_found_by_its_name_until_another_takes_it(running: Stage
     assert runs.get(running.context, run.name).id == run.id
 
 
+@pytest.mark.parametrize("state", [QueueState.PAUSED, QueueState.DRAINING])
+def test_21_a_closed_queue_takes_back_what_is_pending_and_begins_it_when_it_is_opened(
+    stage: Stage, state: QueueState
+) -> None:
+    stage.ask()
+    assert stage.look().phase == "pending"
+    before, reason = stage.object, {"paused": "QueuePaused", "draining": "QueueDraining"}[state]
+    queues.set_state(stage.context, "default", state, note="new disks")
+    stage.reconciler.step(whole=False)
+    stage.look()
+    assert stage.memory.jobs[before].deleting
+    stage.memory.stop(before)
+    run = stage.look(2)
+    assert (run.phase, run.reason, run.message) == ("queued", reason, f"queue 'default' is {state}: new disks")
+    assert (run.attempt, run.restarts, stage.attempts[0].charged, stage.transitions[-1]) == (2, 0, False, 21)
+    (shown,) = queues.queues(stage.context)
+    assert (shown.waiting, shown.under_way, shown.drained) == (1, 0, True)
+    queues.set_state(stage.context, "default", QueueState.OPEN)
+    stage.look()
+    stage.memory.run(stage.object)
+    assert stage.look().phase == "running"
+
+
 def test_every_transition_of_the_table_has_a_test() -> None:
     written = Path(__file__).read_text("utf-8")
     numbers = {
