@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 
 from controlplane.domain.errors import NotFound
@@ -120,5 +122,6 @@ def test_killed_at_any_instant_a_chain_begins_in_order_and_never_in_a_closed_que
         looks += 1
         assert looks < 200
         clock.sleep(61)
-    assert [run_id for run_id, _ in memory.made] == chain
+    assert len({*memory.made}) == len(memory.made)
+    assert [run_id for run_id, _ in groupby(run_id for run_id, _ in memory.made)] == chain  # some were taken back
     assert looks > 10
