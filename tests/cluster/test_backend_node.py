@@ -185,7 +185,7 @@ def test_waiting_for_a_limit_range(backend: KubernetesCluster, namespace: Namesp
     spec = {"limits": [{"type": "Container", "max": {"cpu": "1"}}]}
     namespace.apply({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": spec})
     message = waits(backend, run("true", cpus_per_node=2, kind=kind), "LimitRange")
-    assert "maximum cpu usage per Container is 1" in message
+    assert 'Invalid value: "2": must be less than or equal to cpu limit of 1' in message
 
 
 @pytest.mark.alone

@@ -20,7 +20,10 @@ MASTER_WAIT = "init-pytorch"
 CONTROLLERS = {"PyTorchJob": "the training operator", "TrainJob": "Kubeflow Trainer", "Job": "the Job controller"}
 LACK = re.compile(r"Insufficient ([A-Za-z0-9./-]*[A-Za-z0-9])")
 QUOTA = re.compile(r"(?:exceeded|failed) quota: ([^,:]+)[,:] (.*)")
-LIMIT_RANGE = re.compile(r"(?:m(?:ax|in)imum \S+ usage|max limit to request ratio) per (?:Container|Pod) is .*")
+LIMIT_RANGE = re.compile(
+    r"(?:m(?:ax|in)imum \S+ usage|max limit to request ratio) per (?:Container|Pod) is .*"
+    r'|\S+ Invalid value: "[^"]*": must be less than or equal to \S+ limit of \S+'  # one that it gave to the pod
+)
 DENIED = re.compile(r"denied (the )?request")  # by a webhook, by a ValidatingAdmissionPolicy
 TAINT = re.compile(r"untolerated taint")
 VOLUME = re.compile(

@@ -327,6 +327,11 @@ class Scenarios:
                 "LimitRange",
                 "max limit to request ratio per Pod is 2",
             ),
+            (
+                'Pod "x" is invalid: spec.a: Invalid value: "2": must be less than or equal to cpu limit of 1',
+                "LimitRange",
+                'does not allow its pods: spec.a: Invalid value: "2": must be less than or equal to cpu limit of 1',
+            ),
             ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "PodSecurity", "Pod Security refuses"),
             ('admission webhook "a.b" denied the request: no', "AdmissionDenied", "admission rules refuse its pods"),
             ('failed calling webhook "a.b": connection refused', "WebhookUnavailable", "does not answer"),
