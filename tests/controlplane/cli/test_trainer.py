@@ -107,7 +107,7 @@ def test_prepare_on_the_local_cluster_is_a_process_of_it_whose_dataset_a_run_use
     given = ["--tokenizer", tokenizer, "--workers", "1", "--on-cluster"]
     printed = teragpt("prepare", str(tmp_path / "*.txt"), *given, "--out", "cats", "--name", "cats").splitlines()
     out = plane.home / "datasets" / "cats"
-    assert printed[0].startswith("train: ")
+    assert (printed[0], printed[1][:7]) == ("prepare: begun", "train: ")
     assert printed[-1] == f"next: teragpt run SIZE --data {out}"
     assert (out / "dataset.json").is_file()
     refused = teragpt("prepare", str(tmp_path), *given, "--out", "cats", code=2)
