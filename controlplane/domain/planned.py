@@ -37,8 +37,9 @@ def on_gpus(spec: RunSpec, config: Config, machine: Machine, lay: Lay) -> tuple[
     compute = spec.compute
     layout = lay(compute, machine, config)
     if not layout.gpus_per_node:
-        whole = _roomy(layout, _on_cores(spec, config, layout), config.size)
-        return whole, _on_cores(spec, config, whole)
+        first = _on_cores(spec, config, layout)
+        whole = _roomy(layout, first, config.size)
+        return whole, first if whole is layout else _on_cores(spec, config, whole)
     found = _plan(spec, config, layout, machine)
     if isinstance(found, TooSmall) and compute.nodes is None and found.enough and found.enough <= machine.gpus:
         each = layout.gpus_per_node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -31,7 +32,14 @@ class QueueChange(Section):
     )
 
 
-def closed_words(name: str, state: str, note: str | None) -> str:
-    """What a run is told whose queue lets it wait."""
+class Closed(NamedTuple):
+    """Why a run's queue begins it not: the `reason`, and its `words`."""
+
+    reason: str
+    words: str
+
+
+def closed(name: str, state: str, note: str | None) -> Closed:
+    """What a run is told whose queue, which is paused or drains, lets it wait."""
     told = f"queue {name!r} is {state}"
-    return f"{told}: {note}" if note else told
+    return Closed(REASONS[QueueState(state)], f"{told}: {note}" if note else told)

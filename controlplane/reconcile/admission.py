@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, aliased
 from controlplane.clusters.base import Cluster
 from controlplane.domain.chains import WAITS_FOR_RUN, waits_for_run
 from controlplane.domain.phases import HELD, TURN, Phase
-from controlplane.domain.queues import REASONS, QueueState, closed_words
+from controlplane.domain.queues import QueueState, closed
 from controlplane.domain.sweeps import WAITS_FOR_SWEEP, waits_for_sweep
 from controlplane.reconcile.line import UNDER_WAY, Held, beyond_quotas, in_line
 from controlplane.store.moves import CREATE, move
@@ -69,8 +69,8 @@ def queue_is_closed(session: Session, due: ColumnElement[bool]) -> Iterator[Held
         )
     )
     for one in session.execute(waiting):
-        told = closed_words(one.name, one.state, one.note)
-        yield Held(one.id, one.phase, REASONS[one.state], told, news=one.message != told)
+        told = closed(one.name, one.state, one.note)
+        yield Held(one.id, one.phase, told.reason, told.words, news=one.message != told.words)
 
 
 def upstream_goes_on(session: Session, ours: ColumnElement[bool], elsewhere: Collection[str]) -> Iterator[Held]:

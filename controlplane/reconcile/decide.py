@@ -33,6 +33,7 @@ from controlplane.domain.phases import (
     Transition,
 )
 from controlplane.domain.preparations import PREPARE
+from controlplane.domain.queues import Closed
 from controlplane.reconcile.verdicts import REQUEUED, Handling, Verdict, object_lost, quiet, succeeded, verdict_of
 from controlplane.store.tables import Attempt, Run
 
@@ -42,13 +43,6 @@ PLACED_REASONS = frozenset(  # these pods have their node
 
 SILENCE_S, SILENT_STEPS = 600.0, 100
 PREPARATION_SILENCE_S = 3600.0
-
-
-class Closed(NamedTuple):
-    """Why a run's queue begins it not: the `reason`, and its `words`."""
-
-    reason: str
-    words: str
 
 
 class Upstream(NamedTuple):

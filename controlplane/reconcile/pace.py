@@ -26,8 +26,12 @@ class Pace:
 
     def submit_backoff(self, tries: int) -> float:
         """How long to wait before the cluster is asked again, after so many tries; jittered."""
-        return float(min(self.longest_submit_backoff_s, 2.0 ** min(tries, 32)) * random.uniform(0.5, 1.0))
+        return _jittered(tries, self.longest_submit_backoff_s)
 
     def retry_backoff(self, tries: int) -> float:
         """How long to wait before a run is looked at again that could not be reconciled so often; jittered."""
-        return float(min(self.longest_retry_backoff_s, 2.0 ** min(tries, 32)) * random.uniform(0.5, 1.0))
+        return _jittered(tries, self.longest_retry_backoff_s)
+
+
+def _jittered(tries: int, longest_s: float) -> float:
+    return float(min(longest_s, 2.0 ** min(tries, 32)) * random.uniform(0.5, 1.0))

@@ -22,11 +22,11 @@ from controlplane.clusters.base import Cluster, ClusterError, ObservedJob, Obser
 from controlplane.clusters.pods import changed, not_running
 from controlplane.domain.errors import StoreError
 from controlplane.domain.phases import LIVE, ON_CLUSTER, Phase
-from controlplane.domain.queues import DEFAULT_QUEUE, REASONS, QueueState, closed_words
+from controlplane.domain.queues import DEFAULT_QUEUE, Closed, QueueState, closed
 from controlplane.faults import fault
 from controlplane.logfmt import about
 from controlplane.reconcile.apply import apply, apply_simple
-from controlplane.reconcile.decide import Closed, Decision, Look, Upstream, decide
+from controlplane.reconcile.decide import Decision, Look, Upstream, decide
 from controlplane.reconcile.hang_stacks import with_stacks
 from controlplane.reconcile.listener import Listener
 from controlplane.reconcile.outbox import Site, Worker, on_cluster, void_leases
@@ -162,7 +162,7 @@ class Reconciler:
 
     def _look_at(self, live: list[tuple[Run, Attempt]], jobs: dict[str, ObservedJob], news: dict[str, News]) -> None:
         """Decide about these runs."""
-        upstreams, closed = self._upstreams(live), self._closed(live)
+        upstreams, shut = self._upstreams(live), self._shut(live)
         simple: list[tuple[Look, Decision]] = []
         for run, attempt in live:
             job = jobs.get(attempt.object_name)
@@ -170,7 +170,7 @@ class Reconciler:
             if known is None and job is not None:
                 job = replace(job, pods=tuple(job.pods))  # they are read again and again
             absent, upstream = self._absent.get(attempt.object_name, 0), upstreams.get(run.after_id)
-            look = Look(run, attempt, job, absent, 0.0, upstream=upstream, closed=closed.get(run.id), news=known)
+            look = Look(run, attempt, job, absent, 0.0, upstream=upstream, closed=shut.get(run.id), news=known)
             self._reconcile_one(look, simple)
         for first in range(0, len(simple), TOGETHER):
             some = simple[first : first + TOGETHER]
@@ -267,7 +267,7 @@ class Reconciler:
             rows = session.execute(select(Run.name, Run.id, Run.phase).where(Run.id.in_(wanted)))
             return {row.id: Upstream(*row) for row in rows}
 
-    def _closed(self, live: list[tuple[Run, Attempt]]) -> dict[str, Closed]:
+    def _shut(self, live: list[tuple[Run, Attempt]]) -> dict[str, Closed]:
         """Why their queues would not begin them now, of runs whose pods have no places yet, by id."""
         pending = [run for run, _ in live if run.phase == Phase.PENDING]
         if not pending:
@@ -277,7 +277,7 @@ class Reconciler:
         held = {run.id: rows[run.queue] for run in pending if run.queue in rows}
         begun = {run.id for run in pending if run.started_at is not None}
         return {
-            run_id: Closed(REASONS[QueueState(row.state)], closed_words(row.name, row.state, row.note))
+            run_id: closed(row.name, row.state, row.note)
             for run_id, row in held.items()
             if row.state == QueueState.PAUSED or run_id not in begun
         }

@@ -131,7 +131,7 @@ def where(frame: FrameType | None) -> str:
     called = ""
     while frame is not None:
         code = frame.f_code
-        if PACKAGE in Path(code.co_filename).parents:
+        if Path(code.co_filename).is_relative_to(PACKAGE):
             return f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name}{called}"
         called = f" in {code.co_name}"
         frame = frame.f_back
